@@ -1,0 +1,141 @@
+"""The door of another process: every call goes over loopback to the host of the home, with the owner's key."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Collection, Mapping
+from typing import Any
+
+import httpx
+
+from aima_lib.door import OWNER, Caller
+from aima_lib.errors import AimaError, Internal, Unavailable
+from aima_lib.infra.home import Home, Host
+from aima_lib.infra.progress import Send
+from aima_lib.registry import Registry
+
+CONNECT_SECONDS = 5.0
+
+
+class Attached:
+    """A Door that leads to a host. Who the caller is, the key says; the `caller` arguments stay unused."""
+
+    def __init__(self, home: Home, host: Host) -> None:
+        assert host.url is not None
+        self.registry = Registry.described()
+        self.host = host
+        self._http = httpx.AsyncClient(
+            base_url=host.url,
+            headers={"Authorization": f"Bearer {home.key()}"},
+            timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),
+            trust_env=False,  # loopback: a proxy of the environment has no business here
+            limits=httpx.Limits(max_connections=None),
+        )
+
+    async def close(self) -> None:
+        """Let the connections go."""
+        await self._http.aclose()
+
+    async def call(
+        self,
+        name: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        caller: Caller = OWNER,  # noqa: ARG002
+        send: Send | None = None,
+        key: str | None = None,
+    ) -> Mapping[str, Any]:
+        """See Door.call."""
+        headers = {"Idempotency-Key": key} if key else {}
+        if send is None:
+            return await self._post(name, arguments, headers)
+        body = self._http.stream("POST", _path(name), json=_object(arguments), headers=headers | {"Accept": "text/event-stream"})
+        async for kind, data in self._events(body):
+            if kind == "item":
+                await send(data)
+            elif kind == "result":
+                result: Mapping[str, Any] = data
+                return result
+            elif kind == "error":
+                raise AimaError.from_dict(data)
+        raise Unavailable(f"the host ended during {name}", hint="call it again; a durable call goes on, see run.list")
+
+    async def start(
+        self,
+        name: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        caller: Caller = OWNER,  # noqa: ARG002
+        key: str | None = None,
+    ) -> Mapping[str, Any]:
+        """See Door.start."""
+        run: Mapping[str, Any] = await self._post(name, arguments, {"Prefer": "respond-async"} | ({"Idempotency-Key": key} if key else {}))
+        return run["run"]  # type: ignore[no-any-return]
+
+    async def read(self, uri: str, *, caller: Caller = OWNER) -> Mapping[str, Any]:  # noqa: ARG002
+        """See Door.read."""
+        response = await self._ask(self._http.get("/resources", params={"uri": uri}))
+        return {"uri": uri, "mimeType": response.headers["content-type"].partition(";")[0], "content": response.json()}
+
+    async def follow(
+        self,
+        after: int | None = None,
+        types: Collection[str] = (),
+        *,
+        caller: Caller = OWNER,  # noqa: ARG002
+    ) -> AsyncIterator[Mapping[str, Any]]:
+        """See Door.follow."""
+        parameters = {"types": ",".join(types)} | ({} if after is None else {"after": str(after)})
+        async for _, data in self._events(self._http.stream("GET", "/events", params=parameters)):
+            yield data
+
+    async def _post(self, name: str, arguments: Mapping[str, Any] | None, headers: Mapping[str, str]) -> Mapping[str, Any]:
+        response = await self._ask(self._http.post(_path(name), json=_object(arguments), headers=dict(headers)))
+        body: Mapping[str, Any] = response.json()
+        return body
+
+    async def _ask(self, request: Any) -> httpx.Response:
+        try:
+            response: httpx.Response = await request
+        except httpx.HTTPError as error:
+            raise self._away(error) from error
+        if response.is_error:
+            raise _error_in(response)
+        return response
+
+    async def _events(self, request: Any) -> AsyncIterator[tuple[str, Any]]:
+        try:
+            async with request as response:
+                if response.is_error:
+                    await response.aread()
+                    raise _error_in(response)
+                kind, data = "message", []
+                async for line in response.aiter_lines():
+                    field, _, value = line.partition(": ")
+                    if field == "event":
+                        kind = value
+                    elif field == "data":
+                        data.append(value)
+                    elif not line and data:
+                        yield kind, json.loads("\n".join(data))
+                        kind, data = "message", []
+        except httpx.HTTPError as error:
+            raise self._away(error) from error
+
+    def _away(self, error: httpx.HTTPError) -> Unavailable:
+        return Unavailable(f"the host (process {self.host.pid}, {self.host.url}) does not answer: {error}", hint="aima start")
+
+
+def _path(name: str) -> str:
+    return "/units/" + name.replace(".", "/", 1)
+
+
+def _object(arguments: Mapping[str, Any] | None) -> Any:
+    return {} if arguments is None else arguments
+
+
+def _error_in(response: httpx.Response) -> AimaError:
+    try:
+        return AimaError.from_dict(response.json())
+    except (ValueError, AttributeError):
+        return Internal(f"the host answered {response.status_code} without an error of ours: {response.text[:200]}")

@@ -1,0 +1,250 @@
+"""The library's face: every unit as a method, `aima.model.pull(repo=...)`, awaited or not.
+
+Both clients attach to the home's host when there is one and host the home themselves when there is none.
+"""
+
+from __future__ import annotations
+
+import inspect
+import keyword
+import queue
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import anyio
+from anyio.abc import TaskGroup
+from anyio.from_thread import start_blocking_portal
+
+from aima_lib.attached import Attached
+from aima_lib.door import Door
+from aima_lib.errors import AimaError, FailedPrecondition
+from aima_lib.infra.home import Home
+from aima_lib.registry import Registry, Unit
+
+_END = object()
+
+
+class AsyncAima:
+    """Every unit as a coroutine method: `async with AsyncAima() as aima: await aima.model.list()`.
+
+    `home` is the folder to use: AIMA_HOME or ~/.aima when not given.
+    """
+
+    def __init__(self, home: str | Path | None = None) -> None:
+        self._home = Home(home)
+        self._stack = AsyncExitStack()
+        self._door: Door | None = None
+        self._tasks: TaskGroup | None = None
+
+    async def __aenter__(self) -> Self:
+        await self._stack.__aenter__()
+        self._door = await self._stack.enter_async_context(_opened(self._home))
+        self._tasks = await self._stack.enter_async_context(anyio.create_task_group())
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._tasks is not None:
+            self._tasks.cancel_scope.cancel()
+        await self._stack.__aexit__(kind, error, trace)
+        self._door = None
+
+    @property
+    def door(self) -> Door:
+        """What the methods call. Raises FailedPrecondition outside `async with`."""
+        if self._door is None:
+            raise FailedPrecondition("this client is not open", hint="use it in a with block")
+        return self._door
+
+    async def call(self, name: str, arguments: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None) -> Mapping[str, Any]:
+        """Call a unit by name and return its output. Raises AimaError."""
+        return await self.door.call(name, arguments, key=idempotency_key)
+
+    async def start(
+        self, name: str, arguments: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None
+    ) -> Mapping[str, Any]:
+        """Start a durable unit and return its run at once; `run.wait` waits for it."""
+        return await self.door.start(name, arguments, key=idempotency_key)
+
+    def stream(self, name: str, /, **arguments: Any) -> AsyncStream:
+        """Iterate over a call's progress or tokens; `.result` holds its output afterwards."""
+        assert self._tasks is not None
+        return AsyncStream(self.door, self._tasks, name, arguments)
+
+    async def read(self, uri: str) -> Mapping[str, Any]:
+        """What is at a resource's URI now."""
+        return (await self.door.read(uri))["content"]  # type: ignore[no-any-return]
+
+    def events(self, after: int | None = None, types: tuple[str, ...] = ()) -> AsyncIterator[Mapping[str, Any]]:
+        """Events after number `after`, then live ones."""
+        return self.door.follow(after, types)
+
+    def __getattr__(self, domain: str) -> _Domain:
+        return _domain(self.call, domain)
+
+
+class AsyncStream:
+    """The items of one call, as they come."""
+
+    def __init__(self, door: Door, tasks: TaskGroup, name: str, arguments: Mapping[str, Any]) -> None:
+        self.result: Mapping[str, Any] | None = None
+        self._error: AimaError | None = None
+        self._send, self._items = anyio.create_memory_object_stream[Mapping[str, Any]](64)
+        tasks.start_soon(self._run, door, name, arguments)
+
+    async def _run(self, door: Door, name: str, arguments: Mapping[str, Any]) -> None:
+        async with self._send:
+            try:
+                self.result = await door.call(name, arguments, send=self._send.send)
+            except AimaError as error:
+                self._error = error
+            except anyio.BrokenResourceError:
+                return  # the reader left before the end
+
+    async def __aiter__(self) -> AsyncIterator[Mapping[str, Any]]:
+        async with self._items:
+            async for item in self._items:
+                yield item
+        if self._error is not None:
+            raise self._error
+
+
+class Aima:
+    """The same methods, blocking. Safe in a notebook, whose event loop is already running: this one has its own thread.
+
+    `home` is the folder to use: AIMA_HOME or ~/.aima when not given.
+    """
+
+    def __init__(self, home: str | Path | None = None) -> None:
+        self._stack = ExitStack()
+        self._portal = self._stack.enter_context(start_blocking_portal())
+        try:
+            self._aima = self._stack.enter_context(self._portal.wrap_async_context_manager(AsyncAima(home)))
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the host, or stop hosting."""
+        self._stack.close()
+
+    def call(self, name: str, arguments: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None) -> Mapping[str, Any]:
+        """Call a unit by name and return its output. Raises AimaError."""
+        return self._portal.call(lambda: self._aima.call(name, arguments, idempotency_key=idempotency_key))
+
+    def start(self, name: str, arguments: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None) -> Mapping[str, Any]:
+        """Start a durable unit and return its run at once; `run.wait` waits for it."""
+        return self._portal.call(lambda: self._aima.start(name, arguments, idempotency_key=idempotency_key))
+
+    def stream(self, name: str, /, **arguments: Any) -> Stream:
+        """Iterate over a call's progress or tokens; `.result` holds its output afterwards."""
+        return Stream(self, name, arguments)
+
+    def read(self, uri: str) -> Mapping[str, Any]:
+        """What is at a resource's URI now."""
+        return self._portal.call(self._aima.read, uri)
+
+    def __getattr__(self, domain: str) -> _Domain:
+        return _domain(self.call, domain)
+
+
+class Stream:
+    """The items of one blocking call, as they come."""
+
+    def __init__(self, aima: Aima, name: str, arguments: Mapping[str, Any]) -> None:
+        self.result: Mapping[str, Any] | None = None
+        self._aima, self._name, self._arguments = aima, name, arguments
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        items: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+        async def send(item: Mapping[str, Any]) -> None:
+            items.put(item)
+
+        async def run() -> Mapping[str, Any]:
+            try:
+                return await self._aima._aima.door.call(self._name, self._arguments, send=send)
+            finally:
+                items.put(_END)
+
+        future = self._aima._portal.start_task_soon(run)
+        try:
+            while (item := items.get()) is not _END:
+                yield item
+            self.result = future.result()
+        finally:
+            future.cancel()
+
+
+class _Domain:
+    """The units of one domain, as methods."""
+
+    def __init__(self, call: Callable[..., Any], units: list[Unit]) -> None:
+        for unit in units:
+            name = f"{unit.action}_" if keyword.iskeyword(unit.action) else unit.action  # aima.model.import_
+            setattr(self, name, _method(call, unit))
+
+
+_DESCRIBED: list[Registry] = []
+
+
+def _domain(call: Callable[..., Any], domain: str) -> _Domain:
+    if not _DESCRIBED:
+        _DESCRIBED.append(Registry.described())
+    units = [unit for unit in _DESCRIBED[0].of("command", "query") if unit.domain == domain]
+    if domain.startswith("_") or not units:
+        raise AttributeError(f"AIMA has no domain called {domain!r}")
+    return _Domain(call, units)
+
+
+def _method(call: Callable[..., Any], unit: Unit) -> Any:
+    def method(**arguments: Any) -> Any:
+        key = arguments.pop("idempotency_key", None)
+        return call(unit.name, arguments, idempotency_key=key)
+
+    schema = unit.definition["inputSchema"]
+    required = schema.get("required", [])
+    method.__name__ = unit.action
+    method.__qualname__ = unit.name
+    method.__doc__ = f"{unit.definition['description']}\n\n" + "\n".join(
+        f"{key}: {spec['description']}" for key, spec in schema["properties"].items()
+    )
+    method.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(
+                key, inspect.Parameter.KEYWORD_ONLY, default=inspect.Parameter.empty if key in required else spec.get("default")
+            )
+            for key, spec in sorted(schema["properties"].items(), key=lambda item: item[0] not in required)
+        ]
+    )
+    return method
+
+
+@asynccontextmanager
+async def _opened(home: Home) -> AsyncIterator[Door]:
+    found = home.host()
+    if found is None:
+        from aima_lib.runtime import host  # an attached client needs none of what hosting imports
+
+        async with host(home) as gateway:
+            yield gateway
+        return
+    if found.url is None:
+        raise FailedPrecondition(
+            f"{home.path} is hosted by process {found.pid}, which does not listen",
+            hint="close the program that embeds it, or run `aima start` before it next time",
+            details={"pid": found.pid},
+        )
+    attached = Attached(home, found)
+    try:
+        yield attached
+    finally:
+        await attached.close()

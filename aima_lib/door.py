@@ -1,0 +1,71 @@
+"""The one door: what every face calls, whether the host is this process or another."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from aima_lib.infra.progress import Send
+from aima_lib.registry import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks, and what they may do. `admin` implies every scope but `exec`."""
+
+    name: str
+    scopes: frozenset[str]
+
+    def may(self, scope: str) -> bool:
+        """Whether this caller holds the scope."""
+        return scope in self.scopes or ("admin" in self.scopes and scope != "exec")
+
+
+OWNER = Caller("owner", frozenset({"admin"}))
+
+
+class Door(Protocol):
+    """How units are reached. Gateway is the door of the process that hosts; Attached leads to another process's."""
+
+    registry: Registry
+
+    async def call(
+        self,
+        name: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        caller: Caller = OWNER,
+        send: Send | None = None,
+        key: str | None = None,
+    ) -> Mapping[str, Any]:
+        """Call one unit and return its output; of a durable unit, the output of its run, however long that takes.
+
+        `send` gets each stream item before the result. `key` makes a durable call idempotent: same key and input, same run.
+
+        Raises:
+            AimaError: the unit does not exist, refused the caller or the arguments, or failed.
+        """
+        ...
+
+    async def start(
+        self, name: str, arguments: Mapping[str, Any] | None = None, *, caller: Caller = OWNER, key: str | None = None
+    ) -> Mapping[str, Any]:
+        """Start a durable unit and return its run at once.
+
+        Raises:
+            AimaError: as `call`, for what can be known before the run starts.
+        """
+        ...
+
+    async def read(self, uri: str, *, caller: Caller = OWNER) -> Mapping[str, Any]:
+        """What is at a resource's URI now: {uri, mimeType, content}.
+
+        Raises:
+            NotFound: no resource has that URI.
+        """
+        ...
+
+    def follow(self, after: int | None = None, types: Collection[str] = (), *, caller: Caller = OWNER) -> AsyncIterator[Mapping[str, Any]]:
+        """Events {seq, type, time, subject, payload} after number `after`, then live ones."""
+        ...

@@ -1,0 +1,93 @@
+"""What an engine adapter is: a description of how one engine is started. Data only, nothing is run here but version questions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from aima_lib.errors import InvalidArgument
+from aima_lib.names import did_you_mean
+
+FOLDER, PORT = "{folder}", "{port}"
+DEFAULT_CONTEXT = 8192
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Everything needed to start an engine and know that it is up.
+
+    In `argv`, `{folder}` is the instance's private folder and `{port}` the port the launcher chose. `files` are written into that
+    folder, readable by the owner alone, before the start. With `announces` the engine chooses its port and says so in ready.json.
+    """
+
+    argv: tuple[str, ...]
+    alias: str
+    tasks: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    announces: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Whether an engine can be started here: its version, or the reason why not."""
+
+    version: str | None
+    reason: str | None = None
+
+    @property
+    def installed(self) -> bool:
+        return self.reason is None
+
+
+class Engine(Protocol):
+    """One adapter. `options` names the options it understands; their bounds stand in schemas/types/engine_options.json."""
+
+    name: str
+    title: str
+    formats: tuple[str, ...]
+    tasks: tuple[str, ...]
+    options: frozenset[str]
+
+    def find(self) -> Found:
+        """Look whether the engine is here. May take a second: call it in a thread."""
+        ...
+
+    def gpus(self) -> list[str] | None:
+        """Names of the GPUs this build can use; None when it cannot be asked without starting it. Call it in a thread."""
+        ...
+
+    def plan(self, model: Mapping[str, Any], path: Path, device: Mapping[str, Any], options: Mapping[str, Any]) -> Launch:
+        """How to start it. Pure."""
+        ...
+
+
+def refuse_unknown(engine: Engine, options: Mapping[str, Any]) -> None:
+    """Raise InvalidArgument for the first option the engine does not understand."""
+    for name in options:
+        if name not in engine.options:
+            hint = did_you_mean(name, engine.options) or f"it takes {', '.join(sorted(engine.options))}"
+            raise InvalidArgument(f"{engine.name} has no option {name!r}", hint=hint, next=[{"unit": "engine.features", "arguments": {"name": engine.name}}])
+
+
+def context_of(model: Mapping[str, Any], options: Mapping[str, Any]) -> int:
+    """Tokens one request may hold: what was asked, else 8192 or what the model was trained for, whichever is less."""
+    if "context_length" in options:
+        return int(options["context_length"])
+    return min(DEFAULT_CONTEXT, int(model.get("context_length") or DEFAULT_CONTEXT))
+
+
+def tasks_of(model: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a llama.cpp engine started so will answer."""
+    if model.get("type") == "embedding":
+        return ("embed",)
+    return ("chat", "complete", "embed") if options.get("embedding") else ("chat", "complete")
+
+
+def batch_of(context: int, tasks: tuple[str, ...], options: Mapping[str, Any]) -> int:
+    """Tokens computed at once. An embedding needs its whole text in one batch."""
+    smallest = min(context, 2048) if "embed" in tasks else 512
+    return int(options.get("batch_size", max(smallest, 32)))

@@ -1,0 +1,88 @@
+"""llama.cpp's own `llama-server`: any binary on PATH, or the one the configuration names."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from aima_lib.engines.base import FOLDER, PORT, TEMPLATES, Found, Launch, batch_of, context_of, tasks_of
+from aima_lib.engines.cause import illegal_instruction
+
+ASK_SECONDS = 10
+
+
+class LlamaServer:
+    """A binary of the user's, which may know GPUs that the embedded build does not."""
+
+    name = "llama-server"
+    title = "llama.cpp (llama-server)"
+    formats = ("gguf",)
+    tasks = ("chat", "complete", "embed")
+    options = frozenset(
+        {"context_length", "parallel", "threads", "gpu_layers", "batch_size", "flash_attention", "embedding", "pooling", "chat_template", "seed"}
+    )
+
+    def __init__(self, configured: str | None) -> None:
+        self._configured = configured
+
+    @property
+    def binary(self) -> str | None:
+        """The binary that would be started."""
+        return shutil.which(self._configured or "llama-server")
+
+    def find(self) -> Found:
+        if self.binary is None:
+            where = f"engines.llama_server is {self._configured}, which cannot be run" if self._configured else "there is no llama-server on PATH"
+            return Found(None, f"{where}; put one there or set engines.llama_server in config.toml")
+        try:
+            answer = self._ask("--version")
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return Found(None, f"{self.binary} --version did not answer: {error}")
+        if answer.returncode == -signal.SIGILL:
+            return Found(None, f"{self.binary} dies: {illegal_instruction()}")
+        words = [line for line in (answer.stderr + answer.stdout).splitlines() if line.startswith("version")]
+        return Found(words[0].partition(":")[2].strip() if words else None)
+
+    def gpus(self) -> list[str] | None:
+        try:
+            answer = self._ask("--list-devices")
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        rows = answer.stdout.partition("Available devices:")[2].splitlines()
+        return [row.strip() for row in rows if ":" in row] if answer.returncode == 0 else None
+
+    def plan(self, model: Mapping[str, Any], path: Path, device: Mapping[str, Any], options: Mapping[str, Any]) -> Launch:
+        context, tasks = context_of(model, options), tasks_of(model, options)
+        parallel, batch = int(options.get("parallel", 1)), str(batch_of(context, tasks, options))
+        argv = [self.binary or "llama-server", "--model", str(path), "--alias", str(model["id"]), "--host", "127.0.0.1", "--port", PORT]
+        argv += ["--api-key-file", f"{FOLDER}/key", "--ctx-size", str(context * parallel), "--parallel", str(parallel)]
+        argv += ["--threads", str(options["threads"]), "--batch-size", batch, "--ubatch-size", batch, "--jinja", "--cache-ram", "0"]
+        argv += ["--flash-attn", str(options.get("flash_attention", "auto")), "--no-slots"]
+        if device.get("type") != "gpu":
+            argv += ["--n-gpu-layers", "0"]
+        elif "gpu_layers" in options:
+            argv += ["--n-gpu-layers", str(options["gpu_layers"])]
+        if "embed" in tasks:
+            argv += ["--embeddings", "--pooling", str(options.get("pooling", "mean"))]
+        if template := options.get("chat_template"):
+            argv += ["--chat-template-file", str(TEMPLATES / f"{template}.jinja")]
+        if "seed" in options:
+            argv += ["--seed", str(options["seed"])]
+        return Launch(tuple(argv), str(model["id"]), tasks, env={"OMP_WAIT_POLICY": "passive"} | self._libraries())
+
+    def _ask(self, flag: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | self._libraries()
+        return subprocess.run(
+            [str(self.binary), flag], capture_output=True, text=True, errors="replace", timeout=ASK_SECONDS, env=environment, check=False
+        )
+
+    def _libraries(self) -> dict[str, str]:
+        """Release archives put the libraries beside the binary, where the loader does not look."""
+        beside = str(Path(self.binary or ".").resolve().parent)
+        known = os.environ.get("LD_LIBRARY_PATH")
+        return {"LD_LIBRARY_PATH": f"{beside}:{known}" if known else beside}

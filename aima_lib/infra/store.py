@@ -1,0 +1,255 @@
+"""Where state lives: one SQLite file of JSON documents, written by one thread that commits in groups.
+
+Reads are short and stay on the caller's thread (microseconds; a thread hop costs fifty times more). A write returns when it is on
+disk: WAL with `synchronous=FULL`, so that a power cut loses nothing that was acknowledged. Writes that wait at the same moment
+share one commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import apsw
+
+from aima_lib.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted
+from aima_lib.names import did_you_mean, nearest
+
+T = TypeVar("T")
+Document = dict[str, Any]
+Job = Callable[[apsw.Connection], Any]
+MIGRATIONS = Path(__file__).parent / "migrations"
+GROUP = 512
+
+
+class Store:
+    """JSON documents by kind and id, and the writer behind them. Open it with `await Store.open(path)`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._writer = _connect(path)
+        self._refuse_damage()
+        self._migrate()
+        self._reader = _connect(path)
+        self._jobs: queue.SimpleQueue[tuple[Job, asyncio.Future[Any]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._write, name="aima-store", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Commit what waits, fold the log into the file, close."""
+        self._jobs.put(None)
+        self._thread.join()
+        self._reader.close()
+        self._writer.close()
+
+    # Reading
+
+    def get(self, kind: str, id: str) -> Document:
+        """The document.
+
+        Raises:
+            NotFound: there is none; the nearest ids are named.
+        """
+        found = self.peek(kind, id)
+        if found is None:
+            raise self.missing(kind, id)
+        return found
+
+    def peek(self, kind: str, id: str) -> Document | None:
+        """The document, or None."""
+        for (body,) in self._reader.execute("SELECT body FROM documents WHERE kind = ? AND id = ?", (kind, id)):
+            return _loads(body)
+        return None
+
+    def find(self, kind: str, *, limit: int = -1, offset: int = 0, newest_first: bool = False, **equal: Any) -> list[Document]:
+        """The documents whose top-level fields equal these (a None is no condition), oldest first."""
+        where, values = _conditions(kind, equal)
+        order = "DESC" if newest_first else "ASC"
+        rows = self.read(f"SELECT body FROM documents WHERE {where} ORDER BY rowid {order} LIMIT ? OFFSET ?", (*values, limit, offset))
+        return [_loads(body) for (body,) in rows]
+
+    def count(self, kind: str, **equal: Any) -> int:
+        """How many documents `find` would see without a limit."""
+        where, values = _conditions(kind, equal)
+        return int(self.read(f"SELECT count(*) FROM documents WHERE {where}", values)[0][0])
+
+    def read(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        """Rows of a SELECT. For tables that are not documents."""
+        return list(self._reader.execute(sql, values))
+
+    def missing(self, kind: str, id: str) -> NotFound:
+        """The error that says so and names what is near."""
+        ids = [row[0] for row in self.read("SELECT id FROM documents WHERE kind = ?", (kind,))]
+        unit = {"model": "model.list", "instance": "engine.list", "service": "service.list", "run": "run.list"}.get(kind)
+        hint = did_you_mean(id, ids) or (f"there are: {', '.join(ids[-5:])}" if ids else f"there is no {kind} yet")
+        calls = [{"unit": unit, "arguments": {}}] if unit else []
+        return NotFound(f"no {kind} called {id!r}", hint=hint, next=calls, details={"nearest": nearest(id, ids)})
+
+    # Writing
+
+    async def insert(self, kind: str, document: Mapping[str, Any]) -> None:
+        """Add a document.
+
+        Raises:
+            AlreadyExists: its id is taken.
+        """
+        try:
+            await self.submit(lambda db: db.execute("INSERT INTO documents VALUES (?, ?, ?)", (kind, document["id"], _dumps(document))))
+        except apsw.ConstraintError as error:
+            raise AlreadyExists(f"there is a {kind} called {document['id']!r} already") from error
+
+    async def put(self, kind: str, document: Mapping[str, Any]) -> None:
+        """Add or replace a document."""
+        sql = "INSERT INTO documents VALUES (?, ?, ?) ON CONFLICT (kind, id) DO UPDATE SET body = excluded.body"
+        await self.submit(lambda db: db.execute(sql, (kind, document["id"], _dumps(document))))
+
+    async def update(self, kind: str, id: str, **changes: Any) -> Document:
+        """Merge `changes` into a document, atomically; returns the whole.
+
+        Raises:
+            NotFound: it is gone.
+        """
+
+        def merge(db: apsw.Connection) -> Document | None:
+            for (body,) in db.execute("SELECT body FROM documents WHERE kind = ? AND id = ?", (kind, id)).fetchall():
+                merged = _loads(body) | changes
+                db.execute("UPDATE documents SET body = ? WHERE kind = ? AND id = ?", (_dumps(merged), kind, id))
+                return merged
+            return None
+
+        merged = await self.submit(merge)
+        if merged is None:
+            raise self.missing(kind, id)
+        return merged
+
+    async def delete(self, kind: str, id: str) -> bool:
+        """Remove a document; says whether it was there."""
+
+        def remove(db: apsw.Connection) -> bool:
+            db.execute("DELETE FROM documents WHERE kind = ? AND id = ?", (kind, id))
+            return bool(db.changes())
+
+        return await self.submit(remove)
+
+    def submit(self, job: Callable[[apsw.Connection], T]) -> asyncio.Future[T]:
+        """Queue a write; the future is done once it is on disk. Jobs run in the order they were queued."""
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._jobs.put((job, future))
+        return future
+
+    # The writer's thread
+
+    def _write(self) -> None:
+        while (first := self._jobs.get()) is not None:
+            group, last = [first], False
+            while len(group) < GROUP and not self._jobs.empty():
+                if (following := self._jobs.get()) is None:
+                    last = True
+                    break
+                group.append(following)
+            self._commit(group)
+            if last:
+                return
+
+    def _commit(self, group: list[tuple[Job, asyncio.Future[Any]]]) -> None:
+        outcomes: list[tuple[asyncio.Future[Any], Any, BaseException | None]] = []
+        try:
+            with self._writer:
+                for job, future in group:
+                    outcomes.append((future, *self._attempt(job)))
+        except apsw.Error as error:  # the commit itself failed: nothing of the group is on disk
+            lost = _translated(error)
+            outcomes = [(future, None, lost) for _, future in group]
+        try:
+            group[0][1].get_loop().call_soon_threadsafe(_settle, outcomes)
+        except RuntimeError:  # the loop is closed: nobody waits any more, and what was committed stays
+            return
+
+    def _attempt(self, job: Job) -> tuple[Any, BaseException | None]:
+        try:
+            with self._writer:  # a savepoint: one job's failure leaves the others
+                outcome = job(self._writer)
+                return (list(outcome) if isinstance(outcome, apsw.Cursor) else outcome), None
+        except (apsw.Error, ValueError, TypeError, LookupError, AttributeError) as error:
+            return None, _translated(error)
+
+    # Opening
+
+    def _refuse_damage(self) -> None:
+        try:
+            verdict = [row[0] for row in self._writer.execute("PRAGMA integrity_check(3)")]
+        except (apsw.CorruptError, apsw.NotADBError) as error:
+            verdict = [str(error)]
+        if verdict != ["ok"]:
+            raise FailedPrecondition(
+                f"{self.path} is damaged: {'; '.join(verdict)}",
+                hint=f"move {self.path.name} aside and start again: models on disk can be imported anew with model.import",
+            )
+
+    def _migrate(self) -> None:
+        db = self._writer
+        db.execute("CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL)")
+        versions = list(db.execute("SELECT max(version) FROM schema_version"))
+        current = versions[0][0] or 0
+        files = {int(path.name[:4]): path for path in sorted(MIGRATIONS.glob("[0-9]*.sql"))}
+        if current > max(files):
+            raise FailedPrecondition(
+                f"{self.path} was written by a newer AIMA (schema {current})", hint="upgrade AIMA, or use another home"
+            )
+        for number, path in files.items():
+            if number > current:
+                with db:
+                    for _ in db.execute(path.read_text(encoding="utf-8")):
+                        pass
+                    db.execute("INSERT INTO schema_version VALUES (?)", (number,))
+
+
+def _connect(path: Path) -> apsw.Connection:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)  # nobody else may read what is in it
+    os.close(descriptor)
+    db = apsw.Connection(str(path))
+    db.set_busy_timeout(5_000)
+    try:
+        for _ in db.execute("PRAGMA journal_mode=WAL"):
+            pass
+        db.execute("PRAGMA synchronous=FULL")
+    except apsw.NotADBError:
+        pass  # the integrity check that follows says it in our words
+    return db
+
+
+def _settle(outcomes: list[tuple[asyncio.Future[Any], Any, BaseException | None]]) -> None:
+    for future, value, error in outcomes:
+        if future.cancelled():
+            continue
+        if error is None:
+            future.set_result(value)
+        else:
+            future.set_exception(error)
+
+
+def _translated(error: Exception) -> Exception:
+    if isinstance(error, apsw.FullError | apsw.IOError):
+        return ResourceExhausted(f"the disk refused a write to the store: {error}", hint="free some space in the home, then call again")
+    return error
+
+
+def _conditions(kind: str, equal: Mapping[str, Any]) -> tuple[str, tuple[Any, ...]]:
+    given = {key: value for key, value in equal.items() if value is not None}
+    clauses = ["kind = ?", *(f"json_extract(body, '$.{key}') = ?" for key in given)]
+    return " AND ".join(clauses), (kind, *given.values())
+
+
+def _dumps(document: Mapping[str, Any]) -> str:
+    return json.dumps(document, separators=(",", ":"), ensure_ascii=False)
+
+
+def _loads(body: str) -> Document:
+    document: Document = json.loads(body)
+    return document

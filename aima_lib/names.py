@@ -1,0 +1,41 @@
+"""Names people and models can read: slugs, and the nearest of those that exist."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import secrets
+from collections.abc import Collection, Iterable
+
+LONGEST = 64
+
+
+def slug(text: str) -> str:
+    """`text` as an id: lower case letters, digits, dots, underscores and dashes, at most 64 characters."""
+    return re.sub(r"[^a-z0-9._]+", "-", text.lower()).strip("-._")[:LONGEST].strip("-._") or "unnamed"
+
+
+def fresh(stem: str, taken: Collection[str]) -> str:
+    """`stem`, or the first of `stem-2`, `stem-3` … that is not taken."""
+    if stem not in taken:
+        return stem
+    return next(name for number in range(2, len(taken) + 3) if (name := f"{stem}-{number}") not in taken)
+
+
+def token(length: int = 6) -> str:
+    """A short random word for ids: no vowels, so that it spells nothing."""
+    return "".join(secrets.choice("bcdfghjkmnpqrstvwxz23456789") for _ in range(length))
+
+
+def nearest(word: str, choices: Iterable[str], n: int = 3) -> list[str]:
+    """The up to `n` choices that look most like `word`, best first."""
+    choices = list(choices)
+    found = difflib.get_close_matches(word, choices, n, 0.5)
+    inside = [choice for choice in choices if word and (word in choice or choice in word) and choice not in found]
+    return (found + inside)[:n]
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str | None:
+    """A hint that names the nearest choices, or nothing when none is near."""
+    found = nearest(word, choices)
+    return f"did you mean {' or '.join(found)}?" if found else None

@@ -1,0 +1,196 @@
+"""Long work is a run: recorded before it starts, told apart from whoever asked for it, and taken up again after a crash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup
+
+from aima_lib.door import Caller
+from aima_lib.errors import AimaError, AlreadyExists, Cancelled, FailedPrecondition, Unavailable
+from aima_lib.infra.clock import now
+from aima_lib.infra.progress import Send
+from aima_lib.infra.store import Document, Store
+from aima_lib.names import slug, token
+from aima_lib.registry import Registry, Unit
+
+Execute = Callable[[Unit, Mapping[str, Any], Caller, str, Send], Awaitable[Mapping[str, Any]]]
+PERSIST_EVERY_SECONDS = 1.0
+
+
+class _Live:
+    """A run that is under way in this process."""
+
+    def __init__(self) -> None:
+        self.scope = anyio.CancelScope()
+        self.done = anyio.Event()
+        self.news = anyio.Event()
+        self.progress: dict[str, Any] | None = None
+        self.cancelled = False
+
+    def tell(self, progress: Mapping[str, Any]) -> None:
+        self.progress = dict(progress)
+        news, self.news = self.news, anyio.Event()
+        news.set()
+
+
+class Runs:
+    """Every run of this home. `open` gives it the task group in which runs live, and what executes a unit."""
+
+    def __init__(self, store: Store, registry: Registry) -> None:
+        self._store, self._registry = store, registry
+        self._live: dict[str, _Live] = {}
+        self._tasks: TaskGroup | None = None
+        self._execute: Execute | None = None
+
+    def open(self, tasks: TaskGroup, execute: Execute) -> None:
+        """Start accepting runs: they live in `tasks`, not in their callers."""
+        self._tasks, self._execute = tasks, execute
+
+    async def start(self, unit: Unit, arguments: Mapping[str, Any], caller: Caller, key: str | None) -> Document:
+        """Record a run and set it going. With a key that was used before for the same input, that earlier run.
+
+        Raises:
+            AlreadyExists: the key was used with another input.
+        """
+        digest = hashlib.sha256(json.dumps(arguments, sort_keys=True).encode()).hexdigest()
+        run = {
+            "id": _id(unit.name, key),
+            "unit": unit.name,
+            "status": "running",
+            "input": dict(arguments),
+            "caller": caller.name,
+            "scopes": sorted(caller.scopes),
+            "idempotency_key": key,
+            "input_digest": digest,
+            "attempts": 1,
+            "progress": None,
+            "result": None,
+            "error": None,
+            "created_at": now(),
+            "finished_at": None,
+        }
+        try:
+            await self._store.insert("run", run)
+        except AlreadyExists:
+            return self._same(run)
+        self._begin(unit, run, caller)
+        return run
+
+    async def follow(self, run_id: str, send: Send, seconds: float | None = None) -> Document:
+        """Pass the run's progress on until it ends, or for so many seconds; returns the run."""
+        live = self._live.get(run_id)
+        if live is None:
+            return self._store.get("run", run_id)
+        with anyio.move_on_after(seconds):
+            told = None
+            while not live.done.is_set():
+                news = live.news
+                if live.progress is not None and live.progress is not told:
+                    told = live.progress
+                    await send(told)
+                    continue
+                await news.wait()
+        return self.get(run_id)
+
+    def get(self, run_id: str) -> Document:
+        """The run, with its newest progress. Raises NotFound."""
+        run = self._store.get("run", run_id)
+        live = self._live.get(run_id)
+        return run | {"progress": live.progress} if live and live.progress else run
+
+    async def cancel(self, run_id: str) -> Document:
+        """Ask a run to stop and wait until it has. A run that has ended is left as it is."""
+        run = self._store.get("run", run_id)
+        live = self._live.get(run_id)
+        if live is None:
+            if run["status"] == "running":
+                raise FailedPrecondition(f"run {run_id} is not under way in this process", hint="start the host: it takes the run up again")
+            return run
+        live.cancelled = True
+        live.scope.cancel()
+        await live.done.wait()
+        return self._store.get("run", run_id)
+
+    async def recover(self) -> list[str]:
+        """After a crash: go on with what can go on, close the rest as interrupted. Returns the ids of those taken up."""
+        taken = []
+        for run in self._store.find("run", status="running"):
+            unit = self._registry.get(run["unit"])
+            if unit is None or not unit.durable or not unit.definition["annotations"]["idempotentHint"]:
+                why = f"the host ended during {run['unit']}, which may not be done twice"
+                error = Unavailable(
+                    why, hint="look at what it left, then call it again", next=[{"unit": run["unit"], "arguments": run["input"]}]
+                )
+                await self._store.update("run", run["id"], status="interrupted", finished_at=now(), error=error.as_dict())
+                continue
+            run = await self._store.update("run", run["id"], attempts=run["attempts"] + 1)
+            self._begin(unit, run, Caller(run["caller"], frozenset(run["scopes"])))
+            taken.append(run["id"])
+        return taken
+
+    def _begin(self, unit: Unit, run: Document, caller: Caller) -> None:
+        if self._tasks is None:
+            raise Unavailable("this process does not host its home yet")
+        live = self._live[run["id"]] = _Live()
+        self._tasks.start_soon(self._work, unit, run, caller, live, name=run["id"])
+
+    async def _work(self, unit: Unit, run: Document, caller: Caller, live: _Live) -> None:
+        assert self._execute is not None
+        written = 0.0
+
+        async def send(item: Mapping[str, Any]) -> None:
+            nonlocal written
+            live.tell({"completed": None, "total": None, **item})
+            if time.monotonic() - written > PERSIST_EVERY_SECONDS:
+                written = time.monotonic()
+                await self._store.update("run", run["id"], progress=live.progress)
+
+        outcome: dict[str, Any] = {}
+        with live.scope:
+            try:
+                outcome = {"status": "succeeded", "result": dict(await self._execute(unit, run["input"], caller, run["id"], send))}
+            except AimaError as error:
+                outcome = {"status": "failed", "error": error.as_dict()}
+        if live.cancelled and not outcome:
+            outcome = {"status": "cancelled", "error": Cancelled(f"run {run['id']} was cancelled").as_dict()}
+        # Without an outcome the host itself is going down: the record stays `running`, and the next host takes it up.
+        with anyio.CancelScope(shield=True):
+            if outcome:
+                await self._store.update("run", run["id"], finished_at=now(), progress=live.progress, **outcome)
+            live.done.set()
+            live.news.set()
+            self._live.pop(run["id"], None)
+
+    def _same(self, run: Document) -> Document:
+        earlier = self._store.get("run", run["id"])
+        if earlier["input_digest"] != run["input_digest"]:
+            raise AlreadyExists(
+                f"idempotency key {run['idempotency_key']!r} was used for another {run['unit']}",
+                hint="use a new key for a new call",
+                next=[{"unit": "run.get", "arguments": {"run_id": run["id"]}}],
+            )
+        return earlier
+
+
+def outcome_of(run: Document) -> Mapping[str, Any]:
+    """The result of a run that has ended; raises its error."""
+    if run["status"] == "succeeded":
+        result: Mapping[str, Any] = run["result"]
+        return result
+    if run["error"]:
+        raise AimaError.from_dict(run["error"])
+    raise Unavailable(f"run {run['id']} is {run['status']}", next=[{"unit": "run.wait", "arguments": {"run_id": run["id"]}}])
+
+
+def _id(unit: str, key: str | None) -> str:
+    stem = slug(unit.replace(".", "-"))
+    if key is None:
+        return f"{stem}-{token()}"
+    readable = key if slug(key) == key else hashlib.sha256(key.encode()).hexdigest()[:12]
+    return f"{stem}-{readable}"

@@ -1,0 +1,81 @@
+"""The one composition root: a home, opened, with everything built and every loop running."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+
+from aima_lib import __version__, config, units
+from aima_lib.gateway import Gateway
+from aima_lib.infra.events import Events
+from aima_lib.infra.home import Home
+from aima_lib.infra.store import Store
+from aima_lib.registry import Registry
+from aima_lib.runs import Runs
+from aima_lib.services import Services
+from aima_lib.services.device import DeviceService
+from aima_lib.services.engine import EngineService
+from aima_lib.services.inference import InferenceService
+from aima_lib.services.model import ModelService
+from aima_lib.services.serving import ServingService
+
+log = logging.getLogger(__name__)
+
+
+@asynccontextmanager
+async def host(home: Home) -> AsyncIterator[Gateway]:
+    """Host a home until the block ends: lock it, recover what a crash left, run the loops.
+
+    Raises:
+        FailedPrecondition: another process hosts it, or its store is damaged.
+        InvalidArgument: its config.toml is wrong.
+        SchemaError: the unit files and the code disagree.
+    """
+    home.make()
+    settings = config.load(home.path)
+    registry = Registry.load(units)
+    home.acquire(__version__)
+    try:
+        store = Store(home.path / "aima.db")
+        try:
+            gateway = _build(home, settings, registry, store)
+            async with _running(gateway):
+                yield gateway
+        finally:
+            store.close()
+    finally:
+        home.release()
+
+
+def _build(home: Home, settings: config.Config, registry: Registry, store: Store) -> Gateway:
+    events = Events(store, {unit.name: unit for unit in registry.of("event")}, settings["events"])
+    devices = DeviceService(settings, store, events)
+    models = ModelService(settings, home.path, store, events, devices)
+    engines = EngineService(settings, home.path, store, events, models, devices)
+    serving = ServingService(settings, store, events, models, engines)
+    inference = InferenceService(settings, store, events, engines, serving)
+    services = Services(settings, home, store, events, devices, models, engines, serving, inference)
+    return Gateway(registry, services, Runs(store, registry))
+
+
+@asynccontextmanager
+async def _running(gateway: Gateway) -> AsyncIterator[None]:
+    services = gateway.services
+    async with anyio.create_task_group() as loops, anyio.create_task_group() as work:
+        await loops.start(services.events.run)
+        await services.devices.detect()
+        await services.engines.adopt()
+        for service in (services.devices, services.models, services.engines, services.serving):
+            await loops.start(service.run)
+        gateway.runs.open(work, gateway.execute)
+        if taken := await gateway.runs.recover():
+            log.info("took up again: %s", ", ".join(taken))
+        try:
+            yield
+        finally:
+            work.cancel_scope.cancel()
+            loops.cancel_scope.cancel()
+            await services.inference.close()

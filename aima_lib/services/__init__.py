@@ -1,0 +1,31 @@
+"""The long-lived objects behind the units. Built once, in `runtime`; handlers reach them through their context."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from aima_lib.infra.events import Events
+from aima_lib.infra.home import Home
+from aima_lib.infra.store import Store
+from aima_lib.services.device import DeviceService
+from aima_lib.services.engine import EngineService
+from aima_lib.services.inference import InferenceService
+from aima_lib.services.model import ModelService
+from aima_lib.services.serving import ServingService
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What a home runs on."""
+
+    config: Mapping[str, Any]
+    home: Home
+    store: Store
+    events: Events
+    devices: DeviceService
+    models: ModelService
+    engines: EngineService
+    serving: ServingService
+    inference: InferenceService

@@ -1,0 +1,51 @@
+"""What a service did in the last minute, counted as it happens."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any, NamedTuple
+
+WINDOW_SECONDS = 60.0
+
+
+class Sample(NamedTuple):
+    """One request that has ended."""
+
+    moment: float
+    ttft_ms: float | None
+    tokens_per_second: float | None
+    failed: bool
+
+
+class Meter:
+    """Requests of one service. What was not measured in the window is None."""
+
+    def __init__(self) -> None:
+        self._samples: deque[Sample] = deque(maxlen=10_000)
+        self._since = time.monotonic()
+        self.open = 0
+
+    def record(self, ttft_ms: float | None, tokens_per_second: float | None, failed: bool) -> None:
+        """Count a request that has ended."""
+        self._samples.append(Sample(time.monotonic(), ttft_ms, tokens_per_second, failed))
+
+    def read(self) -> dict[str, Any]:
+        """The metrics of a service."""
+        moment = time.monotonic()
+        recent = [sample for sample in self._samples if moment - sample.moment <= WINDOW_SECONDS]
+        first = sorted(sample.ttft_ms for sample in recent if sample.ttft_ms is not None)
+        speeds = [sample.tokens_per_second for sample in recent if sample.tokens_per_second is not None]
+        return {
+            "requests_per_second": round(len(recent) / min(WINDOW_SECONDS, max(moment - self._since, 1.0)), 3),
+            "ttft_p50_ms": _quantile(first, 0.50),
+            "ttft_p99_ms": _quantile(first, 0.99),
+            "tokens_per_second": round(sum(speeds) / len(speeds), 2) if speeds else None,
+            "error_rate": round(sum(sample.failed for sample in recent) / len(recent), 4) if recent else None,
+            "queue_depth": self.open,
+            "window_seconds": WINDOW_SECONDS,
+        }
+
+
+def _quantile(ordered: list[float], part: float) -> float | None:
+    return ordered[min(len(ordered) - 1, int(part * len(ordered)))] if ordered else None

@@ -1,0 +1,31 @@
+"""The event domain: the log, by page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from aima_lib.errors import InvalidArgument
+from aima_lib.gateway import Context
+from aima_lib.names import did_you_mean
+from aima_lib.registry import handles
+
+
+@handles("event.list")
+async def list_events(
+    ctx: Context, after: int | None = None, types: Sequence[str] | None = None, subject: str | None = None, limit: int = 100
+) -> Mapping[str, Any]:
+    known = {unit.name for unit in ctx.registry.of("event")}
+    known |= {f"{name.partition('.')[0]}.*" for name in known}
+    for name in types or ():
+        if name not in known:
+            raise InvalidArgument(f"no event called {name!r}", hint=did_you_mean(name, known) or f"there are: {', '.join(sorted(known))}")
+    log = ctx.services.events
+    start = max(0, log.last - limit) if after is None else after
+    return {"events": log.page(start, limit, types or (), subject), "last": log.last}
+
+
+@handles("event.log")
+async def newest_events(ctx: Context) -> Mapping[str, Any]:
+    log = ctx.services.events
+    return {"events": log.page(max(0, log.last - 100), 100), "last": log.last}

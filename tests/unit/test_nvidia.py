@@ -1,0 +1,240 @@
+"""NVIDIA GPUs, against a driver on file: NVML's own errors and constants, its functions answered from a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import anyio
+import pynvml
+import pytest
+
+from aima_lib import config
+from aima_lib.infra.events import Events
+from aima_lib.infra.hal import Hardware, system_memory
+from aima_lib.infra.hal.nvidia import Nvidia
+from aima_lib.infra.store import Store
+from aima_lib.registry import Registry
+from aima_lib.services.device import DeviceService
+
+NOT_SUPPORTED, NO_PERMISSION = pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_NO_PERMISSION
+GIB = 1024**3
+DRIVER = {"nvmlInit": None, "nvmlShutdown": None, "nvmlSystemGetDriverVersion": "580.173.02", "nvmlSystemGetCudaDriverVersion": 13000}
+H200 = {
+    "nvmlDeviceGetName": "NVIDIA H200", "nvmlDeviceGetUUID": "GPU-6c1d9a52-0000-0000-0000-000000000001",
+    "nvmlDeviceGetCudaComputeCapability": (9, 0), "nvmlDeviceGetArchitecture": pynvml.NVML_DEVICE_ARCH_HOPPER, "nvmlDeviceGetMigMode": [0, 0],
+    "nvmlDeviceGetMemoryInfo": SimpleNamespace(total=140 * GIB, free=100 * GIB, used=39 * GIB),
+    "nvmlDeviceGetUtilizationRates": SimpleNamespace(gpu=37, memory=12), "nvmlDeviceGetTemperature": 41, "nvmlDeviceGetPowerUsage": 121_500,
+    "nvmlDeviceGetTemperatureThreshold": 87, "nvmlDeviceGetCurrentClocksThrottleReasons": 0, "nvmlDeviceGetTotalEccErrors": 0,
+}  # fmt: skip
+# As seen on a DGX Spark: no framebuffer figures, no power limit, no MIG, no ECC.
+GB10 = H200 | {
+    "nvmlDeviceGetName": "NVIDIA GB10", "nvmlDeviceGetCudaComputeCapability": (12, 1), "nvmlDeviceGetMemoryInfo": NOT_SUPPORTED,
+    "nvmlDeviceGetArchitecture": pynvml.NVML_DEVICE_ARCH_BLACKWELL, "nvmlDeviceGetMigMode": NOT_SUPPORTED,
+    "nvmlDeviceGetUtilizationRates": SimpleNamespace(gpu=0, memory=0), "nvmlDeviceGetTemperature": 35, "nvmlDeviceGetPowerUsage": 11_170,
+    "nvmlDeviceGetTemperatureThreshold": NOT_SUPPORTED, "nvmlDeviceGetTotalEccErrors": NOT_SUPPORTED,
+}  # fmt: skip
+
+
+class Library:
+    """libnvidia-ml as a module object. Its table is what the driver would answer; a number in place of a handle is that error."""
+
+    def __init__(self, *gpus: dict[str, Any] | int, **driver: Any) -> None:
+        self.gpus, self.driver = list(gpus), DRIVER | driver
+        self.started = 0
+        for name, value in vars(pynvml).items():
+            if name.startswith(("NVML_", "NVMLError", "nvmlClocks")):
+                setattr(self, name, value)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name in self.driver:
+            return lambda: self._answer(self.driver[name], errors=name == "nvmlInit")
+        if any(name in gpu for gpu in self.gpus if isinstance(gpu, dict)):
+            return lambda gpu, *arguments: self._answer(gpu[name], errors=gpu[name] in (NOT_SUPPORTED, NO_PERMISSION, pynvml.NVML_ERROR_GPU_IS_LOST))
+        raise AttributeError(name)
+
+    def nvmlDeviceGetCount(self) -> int:
+        return len(self.gpus)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> Any:
+        return self._answer(self.gpus[index], errors=isinstance(self.gpus[index], int))
+
+    def _answer(self, value: Any, errors: bool) -> Any:
+        if errors and isinstance(value, int):
+            raise pynvml.NVMLError(value)
+        return value
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def found(library: Library, root: Path, machine: str = "x86_64") -> Any:
+    hardware = Hardware(root, library, machine)
+    return hardware, hardware.detect()["nvml"]
+
+
+def test_a_discrete_gpu(tmp_path: Path) -> None:
+    hardware, nvml = found(Library(H200), tmp_path)
+    gpu = nvml.devices[0]
+    assert (gpu["id"], gpu["name"], gpu["vendor"], gpu["architecture"], gpu["driver"]) == ("gpu-0", "NVIDIA H200", "nvidia", "hopper", "580.173.02")
+    assert gpu["memory"] == {"total_bytes": 140 * GIB, "kind": "dedicated", "physical_bytes": 140 * GIB, "limited_by": None}
+    assert gpu["capabilities"] == ["cuda", "cuda-13.0", "sm_90", "fp16", "int8", "bf16", "fp8"]
+    reading = hardware.read(gpu)
+    assert (reading.utilization, reading.temperature_celsius, reading.power_watts) == (0.37, 41, 121.5)
+    assert (reading.memory_used_bytes, reading.memory_total_bytes) == (40 * GIB, 140 * GIB)  # what the driver reserves cannot be had
+    assert reading.temperature_limit_celsius == 87 and reading.unknown == {} and reading.faults == []
+
+
+@pytest.mark.parametrize("memory", [NOT_SUPPORTED, SimpleNamespace(total=0, free=0, used=0)], ids=["not supported", "zeros"])
+def test_gb10_shares_the_machines_memory(tmp_path: Path, memory: Any) -> None:
+    hardware, nvml = found(Library(GB10 | {"nvmlDeviceGetMemoryInfo": memory}), tmp_path, "aarch64")
+    gpu, machine = nvml.devices[0], system_memory()
+    assert gpu["memory"]["kind"] == "unified" and gpu["memory"]["total_bytes"] == machine.physical_bytes
+    assert "memory.total_bytes" not in gpu["unknown"]
+    assert gpu["architecture"] == "blackwell" and {"sm_121", "fp4"} <= set(gpu["capabilities"])
+    reading = hardware.read(gpu)
+    assert (reading.utilization, reading.power_watts, reading.unknown) == (0.0, 11.17, {})
+    assert reading.memory_total_bytes == machine.physical_bytes and reading.memory_used_bytes
+
+
+def test_an_integrated_gpu_of_another_name_is_known_by_its_machine(tmp_path: Path) -> None:
+    chip = GB10 | {"nvmlDeviceGetName": "NVIDIA Next"}
+    assert found(Library(chip), tmp_path, "aarch64")[1].devices[0]["memory"]["kind"] == "unified"
+    memory = found(Library(chip), tmp_path, "x86_64")[1].devices[0]["memory"]
+    assert (memory["kind"], memory["total_bytes"]) == ("dedicated", None)
+
+
+def pci(root: Path) -> Path:
+    for slot, vendor, kind in (("0000:01:00.0", "0x10de", "0x030200"), ("0000:01:00.1", "0x10de", "0x040300"), ("0000:00:02.0", "0x8086", "0x030000")):
+        folder = root / "sys/bus/pci/devices" / slot
+        folder.mkdir(parents=True)
+        (folder / "vendor").write_text(f"{vendor}\n")
+        (folder / "class").write_text(f"{kind}\n")
+    return root
+
+
+@pytest.mark.parametrize("error", [pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_DRIVER_NOT_LOADED])
+def test_a_gpu_without_a_driver_is_told(tmp_path: Path, error: int) -> None:
+    _, nvml = found(Library(H200, nvmlInit=error), pci(tmp_path))
+    assert nvml.devices == [] and str(nvml.absent).startswith("NVML: ")
+    assert [(fault.code, fault.value) for fault in nvml.faults] == [("driver_missing", "0000:01:00.0")]  # neither its sound nor Intel's
+
+
+def test_no_gpu_and_no_driver_is_no_fault(tmp_path: Path) -> None:
+    _, nvml = found(Library(nvmlInit=pynvml.NVML_ERROR_LIBRARY_NOT_FOUND), tmp_path)
+    assert nvml.faults == [] and nvml.absent == "NVML: NVML Shared Library Not Found"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH, "driver_mismatch"), (NO_PERMISSION, "permission_denied")]
+)
+def test_a_driver_that_refuses_says_what_to_do(tmp_path: Path, error: int, code: str) -> None:
+    _, nvml = found(Library(H200, nvmlInit=error), pci(tmp_path))
+    assert [(fault.code, fault.severity) for fault in nvml.faults] == [(code, "critical")]
+
+
+def test_a_driver_loaded_later_is_seen(tmp_path: Path) -> None:
+    library = Library(H200, nvmlInit=pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
+    source = Nvidia(library, tmp_path)
+    assert source.detect().devices == []
+    library.driver["nvmlInit"] = None
+    assert [gpu["id"] for gpu in source.detect().devices] == ["gpu-0"]
+    assert [gpu["id"] for gpu in source.detect().devices] == ["gpu-0"]
+
+
+def test_mig_and_missing_rights_leave_reasons(tmp_path: Path) -> None:
+    sliced = H200 | {
+        "nvmlDeviceGetMigMode": [1, 1], "nvmlDeviceGetUtilizationRates": NOT_SUPPORTED, "nvmlDeviceGetMemoryInfo": NO_PERMISSION,
+    }  # fmt: skip
+    hardware, nvml = found(Library(sliced), tmp_path)
+    gpu = nvml.devices[0]
+    assert "mig" in gpu["capabilities"] and gpu["memory"]["kind"] == "dedicated" and gpu["memory"]["total_bytes"] is None
+    assert gpu["unknown"]["memory.total_bytes"] == "NVML: Insufficient Permissions"
+    reading = hardware.read(gpu)
+    assert reading.utilization is None and reading.unknown["utilization"] == "NVML: Not Supported"
+    assert reading.unknown["memory_used_bytes"] == reading.unknown["memory_total_bytes"] == "NVML: Insufficient Permissions"
+    assert reading.temperature_celsius == 41
+
+
+def test_one_gpu_that_cannot_be_opened_hides_no_other(tmp_path: Path) -> None:
+    _, nvml = found(Library(pynvml.NVML_ERROR_GPU_IS_LOST, H200), tmp_path)
+    assert [gpu["id"] for gpu in nvml.devices] == ["gpu-1"]
+    assert [fault.code for fault in nvml.faults] == ["gpu_unreadable"]
+
+
+def test_slowdowns_and_memory_errors_are_faults(tmp_path: Path) -> None:
+    ill = H200 | {
+        "nvmlDeviceGetCurrentClocksThrottleReasons": pynvml.nvmlClocksThrottleReasonHwThermalSlowdown | pynvml.nvmlClocksThrottleReasonSwPowerCap,
+        "nvmlDeviceGetTotalEccErrors": 2,
+    }
+    hardware, nvml = found(Library(ill), tmp_path)
+    faults = hardware.read(nvml.devices[0]).faults
+    assert [(fault.code, fault.severity, fault.device_id) for fault in faults] == [
+        ("throttled", "warning", "gpu-0"), ("memory_errors", "critical", "gpu-0")
+    ]  # fmt: skip
+    assert faults[0].value == "too hot (hardware)"  # a power cap is no fault
+
+
+def test_on_a_jetson_the_better_witness_is_heard(tmp_path: Path) -> None:
+    tree = tmp_path / "proc/device-tree"
+    tree.mkdir(parents=True)
+    (tree / "model").write_text("NVIDIA Jetson Orin Nano\0")
+    (tree / "compatible").write_text("nvidia,p3768-0000+p3767-0005\0nvidia,tegra234\0")
+    hardware = Hardware(tmp_path, Library(GB10 | {"nvmlDeviceGetName": "Orin (nvgpu)"}), "aarch64")
+    assert [len(hardware.detect()[source].devices) for source in ("nvml", "tegra")] == [1, 0]
+    load = tmp_path / "sys/devices/platform/gpu.0/load"
+    load.parent.mkdir(parents=True)
+    load.write_text("12\n")
+    assert [len(hardware.detect()[source].devices) for source in ("nvml", "tegra")] == [0, 1]
+
+
+@pytest.mark.anyio
+async def test_a_hot_gpu_is_told_once_and_its_recovery_too(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("[devices]\nsample_seconds = 0.1\n")
+    settings, store, gpu = config.load(tmp_path), Store(tmp_path / "aima.db"), dict(H200)
+    events = Events(store, {unit.name: unit for unit in Registry.described().of("event")}, settings["events"])
+    service = DeviceService(settings, store, events, Hardware(tmp_path, Library(gpu), "x86_64"))
+    told: list[tuple[Any, ...]] = []
+
+    async def until(change: tuple[str, str]) -> None:
+        with anyio.fail_after(10):
+            async for event in events.follow(after=0):
+                payload = event["payload"]
+                if event["subject"] == "gpu-0" and (payload.get("old_status"), payload.get("new_status")) == change:
+                    return
+
+    try:
+        async with anyio.create_task_group() as loops:
+            await loops.start(service.run)
+            assert (await service.metrics())["device_id"] == "gpu-0"
+            for degrees, change in ((91, ("healthy", "critical")), (85, None), (91, None), (70, ("critical", "healthy"))):
+                gpu["nvmlDeviceGetTemperature"] = degrees
+                if degrees == 91 and change:
+                    assert (await service.health("cpu"))["status"] == "healthy"
+                await (until(change) if change else _sampled(service, degrees))
+            gpu["nvmlDeviceGetTemperature"] = pynvml.NVML_ERROR_GPU_IS_LOST
+            await until(("healthy", "critical"))
+            assert "gpu_lost" in [issue["code"] for issue in (await service.health())["issues"]] or await _lost(service)
+            told = [(e["payload"]["metric"], e["payload"]["threshold"]) for e in events.list(0, 99, ["device.metrics_alert"]) if e["subject"] == "gpu-0"]
+            loops.cancel_scope.cancel()
+    finally:
+        store.close()
+    assert told == [("temperature_celsius", 87.0)]
+
+
+async def _sampled(service: DeviceService, degrees: float) -> None:
+    """Until the loop itself has seen that temperature."""
+    with anyio.fail_after(10):
+        while (await service.metrics("gpu-0"))["history"][-1]["temperature_celsius"] != degrees:
+            await anyio.sleep(0.02)
+
+
+async def _lost(service: DeviceService) -> bool:
+    with anyio.fail_after(10):
+        while "gpu_lost" not in [issue["code"] for issue in (await service.health("gpu-0"))["issues"]]:
+            await anyio.sleep(0.02)
+    return True
