@@ -118,13 +118,10 @@ class Aima:
     """
 
     def __init__(self, home: str | Path | None = None) -> None:
-        self._stack = ExitStack()
-        self._portal = self._stack.enter_context(start_blocking_portal())
-        try:
-            self._aima = self._stack.enter_context(self._portal.wrap_async_context_manager(AsyncAima(home)))
-        except BaseException:
-            self._stack.close()
-            raise
+        with ExitStack() as opening:  # what was opened is closed again when a later step fails
+            self._portal = opening.enter_context(start_blocking_portal())
+            self._aima = opening.enter_context(self._portal.wrap_async_context_manager(AsyncAima(home)))
+            self._stack = opening.pop_all()
 
     def __enter__(self) -> Self:
         return self

@@ -1,4 +1,4 @@
-"""Write `aima_lib/types.py` and `aima_lib/client.pyi` from `schemas/`. `--check` fails on drift instead.
+"""Write `aima_lib/types.py`, `aima_lib/client.pyi` and the README's table of units from `schemas/`. `--check` fails on drift instead.
 
 The stub gives editors and type checkers what `aima_lib/client.py` builds from the same files when it runs.
 """
@@ -15,6 +15,7 @@ from typing import Any
 from aima_lib.registry import SCHEMAS, Unit, definitions, inline
 
 HERE = Path(__file__).parent
+BEGIN, END = "<!-- units: written by python -m aima_lib.generate -->", "<!-- end of units -->"
 HEADER = '"""Generated from schemas/ by python -m aima_lib.generate. Do not edit."""\n\n'
 SCALARS = {"string": "str", "integer": "int", "number": "float", "boolean": "bool", "null": "None", "object": "dict[str, Any]"}
 
@@ -55,7 +56,26 @@ def build() -> dict[Path, str]:
     """Each generated file and what it should hold."""
     units = [unit for unit in map(Unit, definitions()) if unit.kind in ("command", "query")]
     nouns = {json.dumps(_shape(noun), sort_keys=True): noun["title"] for noun in _nouns()}
-    return {HERE / "types.py": types_module(units, nouns), HERE / "client.pyi": client_stub(units, nouns)}
+    built = {HERE / "types.py": types_module(units, nouns), HERE / "client.pyi": client_stub(units, nouns)}
+    readme = HERE.parent / "README.md"
+    if readme.exists():  # in a checkout; an installed package has none
+        before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
+        built[readme] = f"{before}{BEGIN}\n{units_table()}{END}{rest.partition(END)[2]}"
+    return built
+
+
+def units_table() -> str:
+    """The README's table: every unit, resource and event by domain, from the files."""
+    rows: dict[str, dict[str, list[str]]] = {}
+    for unit in map(Unit, definitions()):
+        shown = f"`{unit.definition['uriTemplate']}`" if unit.kind == "resource" else f"`{unit.action}`"
+        shown += " (run)" if unit.durable else ""
+        rows.setdefault(unit.domain, {}).setdefault(unit.kind, []).append(shown)
+    lines = ["| domain | commands | queries | resources | events |", "|---|---|---|---|---|"]
+    for domain, kinds in rows.items():
+        cells = [" ".join(kinds.get(kind, [])) for kind in ("command", "query", "resource", "event")]
+        lines.append(f"| {domain} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def _nouns() -> Iterator[dict[str, Any]]:

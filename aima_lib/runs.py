@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -21,6 +22,7 @@ from aima_lib.registry import Registry, Unit
 
 Execute = Callable[[Unit, Mapping[str, Any], Caller, str, Send], Awaitable[Mapping[str, Any]]]
 PERSIST_EVERY_SECONDS = 1.0
+log = logging.getLogger(__name__)
 
 
 class _Live:
@@ -162,10 +164,16 @@ class Runs:
         # Without an outcome the host itself is going down: the record stays `running`, and the next host takes it up.
         with anyio.CancelScope(shield=True):
             if outcome:
-                await self._store.update("run", run["id"], finished_at=now(), progress=live.progress, **outcome)
+                await self._close(run["id"], live, outcome)
             live.done.set()
             live.news.set()
             self._live.pop(run["id"], None)
+
+    async def _close(self, run_id: str, live: _Live, outcome: Mapping[str, Any]) -> None:
+        try:
+            await self._store.update("run", run_id, finished_at=now(), progress=live.progress, **outcome)
+        except AimaError as error:  # the disk is full, say: the run stays `running` on record, and the next host takes it up
+            log.error("run %s ended as %s, which could not be recorded: %s", run_id, outcome["status"], error)
 
     def _same(self, run: Document) -> Document:
         earlier = self._store.get("run", run["id"])

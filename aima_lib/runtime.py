@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import anyio
+from anyio.abc import TaskStatus
 
 from aima_lib import __version__, config, units
+from aima_lib.errors import AimaError
 from aima_lib.gateway import Gateway
 from aima_lib.infra.events import Events
 from aima_lib.infra.home import Home
@@ -22,6 +24,7 @@ from aima_lib.services.inference import InferenceService
 from aima_lib.services.model import ModelService
 from aima_lib.services.serving import ServingService
 
+RETRY_SECONDS = 5
 log = logging.getLogger(__name__)
 
 
@@ -65,11 +68,11 @@ def _build(home: Home, settings: config.Config, registry: Registry, store: Store
 async def _running(gateway: Gateway) -> AsyncIterator[None]:
     services = gateway.services
     async with anyio.create_task_group() as loops, anyio.create_task_group() as work:
-        await loops.start(services.events.run)
+        await loops.start(_kept_up, services.events.run)
         await services.devices.detect()
         await services.engines.adopt()
         for service in (services.devices, services.models, services.engines, services.serving):
-            await loops.start(service.run)
+            await loops.start(_kept_up, service.run)
         gateway.runs.open(work, gateway.execute)
         if taken := await gateway.runs.recover():
             log.info("took up again: %s", ", ".join(taken))
@@ -78,4 +81,16 @@ async def _running(gateway: Gateway) -> AsyncIterator[None]:
         finally:
             work.cancel_scope.cancel()
             loops.cancel_scope.cancel()
-            await services.inference.close()
+            with anyio.CancelScope(shield=True):
+                await services.inference.close()
+
+
+async def _kept_up(loop: Callable[..., Awaitable[None]], *, task_status: TaskStatus[None]) -> None:
+    """Run a service's loop, and again when the world outside failed it: a full disk must not end the host."""
+    while True:
+        try:
+            await loop(task_status=task_status)
+        except* (AimaError, OSError) as group:
+            log.error("%s stopped: %s; it goes on in %s s", getattr(loop, "__qualname__", loop), group.exceptions, RETRY_SECONDS)
+        task_status = anyio.TASK_STATUS_IGNORED
+        await anyio.sleep(RETRY_SECONDS)

@@ -40,6 +40,7 @@ class LlamaCpp:
         spec = {
             "model": str(path),
             "alias": model["id"],
+            "port": options.get("port") or 0,
             "context_length": context,
             "parallel": options.get("parallel", 1),
             "threads": options["threads"],

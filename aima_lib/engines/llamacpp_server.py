@@ -32,7 +32,7 @@ def parameters(spec: dict[str, Any], key: str) -> Any:
     wanted = llama.CommonParams()
     wanted.model.path = spec["model"]
     wanted.model_alias = {spec["alias"]}
-    wanted.hostnames, wanted.port, wanted.api_keys = ["127.0.0.1"], 0, [key]
+    wanted.hostnames, wanted.port, wanted.api_keys = ["127.0.0.1"], spec["port"], [key]
     wanted.n_parallel = spec["parallel"]
     wanted.n_ctx = spec["context_length"] * spec["parallel"]  # llama.cpp divides it among the slots
     wanted.n_batch = wanted.n_ubatch = spec["batch_size"]

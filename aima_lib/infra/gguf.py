@@ -89,7 +89,9 @@ class _Cursor:
         self.stream, self.size, self.name, self.have, self.at = stream, size, name, have, 0
 
     def broken(self, what: str) -> InvalidArgument:
-        return InvalidArgument(f"{self.name} is not a usable GGUF: at byte {self.at}: {what}", hint="download it again, or convert it again")
+        return InvalidArgument(
+            f"{self.name} is not a usable GGUF: at byte {self.at}: {what}", hint="download it again, or convert it again"
+        )
 
     def _claim(self, length: int, what: str) -> None:
         if length > self.size - self.at:

@@ -160,11 +160,20 @@ class Store:
     def _commit(self, group: list[tuple[Job, asyncio.Future[Any]]]) -> None:
         outcomes: list[tuple[asyncio.Future[Any], Any, BaseException | None]] = []
         try:
-            with self._writer:
-                for job, future in group:
-                    outcomes.append((future, *self._attempt(job)))
-        except apsw.Error as error:  # the commit itself failed: nothing of the group is on disk
-            lost = _translated(error)
+            self._writer.execute("BEGIN")
+            for job, future in group:
+                outcomes.append((future, *self._attempt(job)))
+                if not self._writer.in_transaction:
+                    raise apsw.FullError("the transaction was given up")  # a full disk makes SQLite drop the whole group
+            self._writer.execute("COMMIT")
+        except apsw.Error as error:  # nothing of the group is on disk
+            if self._writer.in_transaction:
+                self._writer.execute("ROLLBACK")
+            if len(group) > 1:  # one write that does not fit must not cost the others
+                for single in group:
+                    self._commit([single])
+                return
+            lost = (outcomes[0][2] if outcomes else None) or _translated(error)
             outcomes = [(future, None, lost) for _, future in group]
         try:
             group[0][1].get_loop().call_soon_threadsafe(_settle, outcomes)
@@ -172,12 +181,19 @@ class Store:
             return
 
     def _attempt(self, job: Job) -> tuple[Any, BaseException | None]:
+        """One job inside the group's transaction, in a savepoint: its failure leaves the others."""
+        db = self._writer
+        db.execute("SAVEPOINT job")
         try:
-            with self._writer:  # a savepoint: one job's failure leaves the others
-                outcome = job(self._writer)
-                return (list(outcome) if isinstance(outcome, apsw.Cursor) else outcome), None
+            outcome = job(db)
+            outcome = list(outcome) if isinstance(outcome, apsw.Cursor) else outcome
         except (apsw.Error, ValueError, TypeError, LookupError, AttributeError) as error:
+            if db.in_transaction:
+                db.execute("ROLLBACK TO job")
+                db.execute("RELEASE job")
             return None, _translated(error)
+        db.execute("RELEASE job")
+        return outcome, None
 
     # Opening
 

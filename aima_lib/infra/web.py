@@ -94,7 +94,9 @@ def refusal(status: int, url: str, headers: Mapping[str, str]) -> AimaError:
     """What an HTTP error status means."""
     where = shown(url)
     if status == 401:
-        return PermissionDenied(f"{where} wants a token (HTTP 401), or does not exist", hint="set the source's token in the environment of the host")
+        return PermissionDenied(
+            f"{where} wants a token (HTTP 401), or does not exist", hint="set the source's token in the environment of the host"
+        )
     if status == 403:
         return PermissionDenied(f"{where} refuses this token (HTTP 403)", hint="ask for access, or accept the model's licence on its page")
     if status in (404, 410):

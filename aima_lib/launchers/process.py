@@ -45,10 +45,14 @@ class Kept:
         """Whether the engine process lives. Cheap."""
         return _process(self.pid, self.create_time) is not None
 
+    def has_keeper(self) -> bool:
+        """Whether its keeper lives. Cheap."""
+        return _process(self.keeper_pid, self.keeper_create_time) is not None
+
     def is_ours(self) -> bool:
         """Whether both live and the engine carries this home's mark: then it may be adopted."""
         process = _process(self.pid, self.create_time)
-        return process is not None and _process(self.keeper_pid, self.keeper_create_time) is not None and _mark(process) == (self.home_id, self.instance)
+        return process is not None and self.has_keeper() and _mark(process) == (self.home_id, self.instance)
 
 
 def folder_of(home: Path, instance: str) -> Path:

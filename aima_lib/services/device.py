@@ -34,7 +34,7 @@ class DeviceService:
         self._devices: dict[str, Device] | None = None
         self._readings: dict[str, tuple[float, float, Reading]] = {}
         self._history: dict[str, deque[Sample]] = {}
-        self._raised: dict[str, frozenset[str]] = {}
+        self._raised: dict[str, dict[str, str]] = {}
         self._status: dict[str, str] = {}
         self._detecting = anyio.Lock()
 
@@ -110,7 +110,7 @@ class DeviceService:
         issues, devices = [], []
         for device in [self.device(device_id)] if device_id else self.devices():
             reading = await self._read(device)
-            high = judged.levels(reading, self._limits, self._raised.get(device["id"], ()))
+            high = judged.levels(reading, self._limits, self._raised.get(device["id"], {}))
             found = judged.issues(device["id"], reading, high, device["source"])
             issues += found
             devices.append({"device_id": device["id"], "status": judged.status(found, reading)})
@@ -130,9 +130,10 @@ class DeviceService:
 
     async def _watch(self, device: Device) -> None:
         id, reading = device["id"], await self._read(device, fresh=0.0)
-        high = judged.levels(reading, self._limits, self._raised.get(id, ()))
-        new = [level for level in high if level.metric not in self._raised.get(id, ())]
-        self._raised[id] = frozenset(level.metric for level in high)
+        raised = self._raised.get(id, {})
+        high = judged.levels(reading, self._limits, raised)
+        new = [level for level in high if level.metric not in raised]
+        self._raised[id] = {level.metric: level.severity for level in high}
         self._remember(id, reading)
         for level in new:
             payload = {"device_id": id, "metric": level.metric, "value": level.value, "threshold": level.threshold}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ Issue = dict[str, Any]
 RANK = ("healthy", "unknown", "warning", "critical")
 # How far a value must fall below its threshold before it counts as fine again: fractions by 0.03, temperatures by 3 °C.
 SLACK = {"memory_fraction": 0.03, "temperature_celsius": 3.0}
+NOTHING: Mapping[str, str] = {}
 MEMORY_CRITICAL = 0.99  # beyond it the kernel starts to end processes
 
 
@@ -22,14 +24,17 @@ class Level:
     metric: str
     value: float
     threshold: float
+    severity: str
 
 
-def levels(reading: Reading, limits: Mapping[str, Any], raised: Collection[str] = ()) -> list[Level]:
-    """The metrics that are too high. `raised` are those that were so before; `limits` is the configuration's `devices`."""
+def levels(reading: Reading, limits: Mapping[str, Any], raised: Mapping[str, str] = NOTHING) -> list[Level]:
+    """The metrics that are too high. `raised` has the severities of those that were so before; `limits` is the config's `devices`."""
     found = []
-    for metric, value, threshold in _watched(reading, limits):
-        if value is not None and value >= threshold - (SLACK[metric] if metric in raised else 0.0):
-            found.append(Level(metric, round(value, 4), threshold))
+    for metric, value, threshold, critical in _watched(reading, limits):
+        if value is None or value < threshold - (SLACK[metric] if metric in raised else 0.0):
+            continue
+        edge = critical - (SLACK[metric] if raised.get(metric) == "critical" else 0.0)
+        found.append(Level(metric, round(value, 4), threshold, "critical" if value >= edge else "warning"))
     return found
 
 
@@ -58,24 +63,25 @@ def worst(statuses: Iterable[str]) -> str:
     return max(statuses, key=RANK.index, default="healthy")
 
 
-def _watched(reading: Reading, limits: Mapping[str, Any]) -> list[tuple[str, float | None, float]]:
+def _watched(reading: Reading, limits: Mapping[str, Any]) -> list[tuple[str, float | None, float, float]]:
+    """(metric, value, where it is too high, where it is critical)."""
     used, total = reading.memory_used_bytes, reading.memory_total_bytes
     share = used / total if used is not None and total else None
-    hottest = float(limits["temperature_alert_celsius"])
-    if reading.temperature_limit_celsius:  # a device that slows itself down earlier is hot earlier
-        hottest = min(hottest, reading.temperature_limit_celsius)
+    own = reading.temperature_limit_celsius or math.inf  # a device that slows itself down earlier is hot earlier
+    hottest = min(float(limits["temperature_alert_celsius"]), own)
     fullest = float(limits["memory_alert_fraction"])
-    return [("memory_fraction", share, fullest), ("temperature_celsius", reading.temperature_celsius, hottest)]
+    return [
+        ("memory_fraction", share, fullest, MEMORY_CRITICAL),
+        ("temperature_celsius", reading.temperature_celsius, hottest, own),
+    ]
 
 
 def _level_issue(device_id: str, reading: Reading, level: Level, source: str) -> Issue:
     if level.metric == "memory_fraction":
-        code, critical = "memory_pressure", level.value >= MEMORY_CRITICAL
+        code = "memory_pressure"
         message = f"{device_id} has {reading.memory_used_bytes} of {reading.memory_total_bytes} bytes of memory in use ({level.value:.1%})"
     else:
-        limit = reading.temperature_limit_celsius
-        code, critical = "temperature_high", limit is not None and level.value >= limit
+        code, limit = "temperature_high", reading.temperature_limit_celsius
         message = f"{device_id} is at {level.value:g} °C" + (f"; it slows down from {limit:g} °C" if limit else "")
     evidence = {"metric": level.metric, "value": level.value, "threshold": level.threshold, "source": source}
-    severity = "critical" if critical else "warning"
-    return {"device_id": device_id, "code": code, "severity": severity, "message": message, "evidence": evidence}
+    return {"device_id": device_id, "code": code, "severity": level.severity, "message": message, "evidence": evidence}

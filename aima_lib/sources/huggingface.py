@@ -17,7 +17,9 @@ from aima_lib.names import nearest, slug
 from aima_lib.sources.base import Artefact, Part, Plan, Request, matches, safe_name
 
 REPO = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-QUANTIZATION = re.compile(r"(?<![a-z0-9])(iq\d_(?:xxs|xs|s|m|nl)|q\d_k(?:_(?:xl|xs|s|m|l))?|q\d_[01]|tq\d_0|mxfp4|bf16|f16|f32)(?![a-z0-9])", re.I)
+QUANTIZATION = re.compile(
+    r"(?<![a-z0-9])(iq\d_(?:xxs|xs|s|m|nl)|q\d_k(?:_(?:xl|xs|s|m|l))?|q\d_[01]|tq\d_0|mxfp4|bf16|f16|f32)(?![a-z0-9])", re.I
+)
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})(?=\.gguf$)", re.I)
 PREFERRED = ("Q4_K_M", "Q4_0", "Q8_0", "Q5_K_M", "Q4_K_S", "Q6_K", "BF16", "F16", "F32")
 WITH_SAFETENSORS = (".safetensors", ".json", ".jinja", "tokenizer.model", "merges.txt", "vocab.txt")
@@ -45,12 +47,17 @@ async def resolve(request: Request, config: Mapping[str, str | None], web: Web) 
     # A token belongs to the configured hub; a mirror that a caller names must not see it.
     headers = {} if request.mirror else _credentials(config)
     revision = request.revision or "main"
-    answer = await _ask(f"{endpoint}/api/models/{request.repo}/revision/{quote(revision, safe='')}?blobs=true", headers, web, request, config)
+    answer = await _ask(
+        f"{endpoint}/api/models/{request.repo}/revision/{quote(revision, safe='')}?blobs=true", headers, web, request, config
+    )
     files = [_file(item) for item in answer.get("siblings") or [] if isinstance(item, dict)]
     commit = str(answer.get("sha") or revision)
     name, kind, chosen, quantization = choose(request, files)
     if request.sha256 and len(chosen) > 1:
-        raise InvalidArgument(f"{request.repo} has {len(chosen)} files: one sha256 cannot describe them", hint="leave sha256 out; the hub's digests are checked")
+        raise InvalidArgument(
+            f"{request.repo} has {len(chosen)} files: one sha256 cannot describe them",
+            hint="leave sha256 out; the hub's digests are checked",
+        )
     base = f"{endpoint}/{request.repo}/resolve/{quote(commit, safe='')}"
     artefacts = tuple(
         Artefact(
@@ -76,7 +83,9 @@ def choose(request: Request, files: list[File]) -> tuple[str, str, list[File], s
     if weights:
         return _choose_gguf(request, weights)
     if request.quantization:
-        raise NotFound(f"{request.repo} has no GGUF, so no quantization {request.quantization}", hint="leave quantization out to take the safetensors")
+        raise NotFound(
+            f"{request.repo} has no GGUF, so no quantization {request.quantization}", hint="leave quantization out to take the safetensors"
+        )
     flat = [file for file in files if "/" not in file.name and file.name.endswith(WITH_SAFETENSORS)]
     if any(file.name.endswith(".safetensors") for file in flat):
         return slug(request.repo.rpartition("/")[2]), "safetensors", flat, None
@@ -93,10 +102,14 @@ def _choose_gguf(request: Request, weights: list[File]) -> tuple[str, str, list[
     wanted = request.quantization.upper() if request.quantization else None
     if wanted and wanted not in by_quantization:
         raise NotFound(
-            f"{request.repo} has no quantization {wanted}", hint=f"there are {', '.join(sorted(by_quantization))}", details={"quantizations": sorted(by_quantization)}
+            f"{request.repo} has no quantization {wanted}",
+            hint=f"there are {', '.join(sorted(by_quantization))}",
+            details={"quantizations": sorted(by_quantization)},
         )
     if request.file and not wanted and len(sets) > 1:
-        raise InvalidArgument(f"{request.file} fits {len(sets)} models: {', '.join(sorted(sets)[:5])}", hint="name one file, or a quantization")
+        raise InvalidArgument(
+            f"{request.file} fits {len(sets)} models: {', '.join(sorted(sets)[:5])}", hint="name one file, or a quantization"
+        )
     found = wanted or next((name for name in PREFERRED if name in by_quantization), min(by_quantization))
     stem = by_quantization[found]
     shards = sorted(sets[stem], key=lambda file: file.name)
@@ -107,7 +120,9 @@ def _choose_gguf(request: Request, weights: list[File]) -> tuple[str, str, list[
 def _refuse_gaps(stem: str, shards: list[File]) -> None:
     numbered = [found for file in shards if (found := SHARD.search(file.name))]
     if numbered and len(shards) != int(numbered[0][2]):
-        raise Unavailable(f"{stem} comes in {int(numbered[0][2])} shards, the hub lists {len(shards)}", hint="the upload may be under way: try later")
+        raise Unavailable(
+            f"{stem} comes in {int(numbered[0][2])} shards, the hub lists {len(shards)}", hint="the upload may be under way: try later"
+        )
 
 
 def quantization_of(name: str) -> str | None:
@@ -125,7 +140,9 @@ async def _ask(url: str, headers: Mapping[str, str], web: Web, request: Request,
         hint = f"set {variable} in the host's environment, and accept the licence on the model's page; a misspelt name answers the same"
         raise PermissionDenied(f"the hub does not show {request.repo}: {error}", hint=hint) from error
     except NotFound as error:
-        raise NotFound(f"no {request.repo} at revision {request.revision or 'main'} on {shown(url)}", hint="check repo and revision") from error
+        raise NotFound(
+            f"no {request.repo} at revision {request.revision or 'main'} on {shown(url)}", hint="check repo and revision"
+        ) from error
     except ValueError as error:
         raise Unavailable(f"{shown(url)} does not answer JSON: {error}", hint="check sources.huggingface_endpoint or the mirror") from error
     if not isinstance(answer, dict):

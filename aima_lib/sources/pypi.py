@@ -99,7 +99,9 @@ async def _wheels(name: str, index: str, login: str | None, web: Web) -> list[Di
         else:
             project = ProjectPage.from_html(name, page.body, base_url=page.url)
     except (ValueError, KeyError, TypeError, UnsupportedRepoVersionError, InvalidVersion) as error:
-        raise Unavailable(f"{shown(url)} is not a page of a package index: {error}", hint="check the mirror or sources.pypi_index") from error
+        raise Unavailable(
+            f"{shown(url)} is not a page of a package index: {error}", hint="check the mirror or sources.pypi_index"
+        ) from error
     return [package for package in project.packages if package.package_type == "wheel"]
 
 

@@ -44,7 +44,7 @@ async def describe_system(ctx: Context) -> Mapping[str, Any]:
 async def check_system(ctx: Context) -> Mapping[str, Any]:
     units = [await _probe(ctx, unit) for unit in ctx.registry.of("command", "query") if unit.name != "system.doctor"]
     units.append({"name": "system.doctor", "status": "exercised", "reason": "this call", "code": "ok"})
-    checks = [await _check_devices(ctx), _check_engines(ctx), _check_disk(ctx)]
+    checks = [await _check_devices(ctx), await _check_engines(ctx), _check_disk(ctx)]
     broken = [unit["name"] for unit in units if unit["status"] == "broken"]
     return {"healthy": not broken and all(check["status"] != "failed" for check in checks), "checks": checks, "units": units}
 
@@ -73,15 +73,16 @@ def _filler(spec: Mapping[str, Any]) -> Any:
 
 
 async def _check_devices(ctx: Context) -> dict[str, Any]:
-    devices = await ctx.services.devices.detect()
-    gpus = [device["name"] for device in devices if device["type"] == "gpu"]
+    devices = ctx.services.devices
+    gpus = [str(device["name"]) for device in await devices.known() if device["type"] == "gpu"]
     if gpus:
-        return {"name": "devices", "status": "ok", "message": f"GPU: {', '.join(map(str, gpus))}"}
-    return {"name": "devices", "status": "warning", "message": "no GPU that NVML or the system shows: models run on the CPU"}
+        return {"name": "devices", "status": "ok", "message": f"GPU: {', '.join(gpus)}"}
+    reasons = "; ".join(str(source["reason"]) for source in devices.sources() if source["reason"])
+    return {"name": "devices", "status": "warning", "message": f"no GPU: models run on the CPU ({reasons})"}
 
 
-def _check_engines(ctx: Context) -> dict[str, Any]:
-    ready = [engine["name"] for engine in ctx.services.engines.list_engines() if engine["installed"]]
+async def _check_engines(ctx: Context) -> dict[str, Any]:
+    ready = [engine["name"] for engine in await ctx.services.engines.list_engines() if engine["installed"]]
     if ready:
         return {"name": "engines", "status": "ok", "message": f"installed: {', '.join(ready)}"}
     return {

@@ -102,7 +102,7 @@ async def test_a_fresh_sample_needs_no_loop(tmp_path: Path) -> None:
         now = (await service.metrics("cpu"))["now"]
         assert 0 <= now["utilization"] <= 1
         assert 0 < now["memory_used_bytes"] < now["memory_total_bytes"]
-        assert store.find("device") == [] and events.list(0, 10) == []  # a query leaves no trace
+        assert store.find("device") == [] and events.page(0, 10) == []  # a query leaves no trace
 
 
 @linux
@@ -133,7 +133,7 @@ async def test_detection_tells_what_came_and_went(tmp_path: Path) -> None:
         await service.detect()
         await service.detect()
         heard = await first(events, "device.detected", lambda payload: not payload["added"])
-        before = (await first(events, "device.detected", lambda payload: bool(payload["added"])))
+        before = await first(events, "device.detected", lambda payload: bool(payload["added"]))
     assert before["removed"] == ["gpu-7"] and "cpu" in before["added"]
     assert heard["removed"] == [] and "cpu" in heard["device_ids"]
 
@@ -148,7 +148,7 @@ async def test_memory_above_the_threshold_is_told_once(tmp_path: Path) -> None:
         with anyio.fail_after(10):
             while len((await service.metrics("cpu"))["history"]) < 3:
                 await anyio.sleep(0.02)
-        alerts = [event for event in events.list(0, 100, ["device.metrics_alert"]) if event["subject"] == "cpu"]
+        alerts = [event for event in events.page(0, 100, ["device.metrics_alert"]) if event["subject"] == "cpu"]
         health = await service.health("cpu")
         whole = (await service.metrics("cpu", 3600, 3600))["history"]
         loops.cancel_scope.cancel()
@@ -161,13 +161,14 @@ async def test_memory_above_the_threshold_is_told_once(tmp_path: Path) -> None:
 
 
 def test_a_value_at_the_edge_does_not_flicker() -> None:
-    def high(degrees: float, raised: tuple[str, ...] = ()) -> list[str]:
+    def severity(degrees: float, before: str | None = None) -> str | None:
         reading = Reading(temperature_celsius=degrees, temperature_limit_celsius=100)
-        return [level.metric for level in judged.levels(reading, LIMITS, raised)]
+        high = judged.levels(reading, LIMITS, {"temperature_celsius": before} if before else {})
+        return high[0].severity if high else None
 
-    assert high(89) == [] and high(90) == ["temperature_celsius"]
-    assert high(88, ("temperature_celsius",)) == ["temperature_celsius"]
-    assert high(86, ("temperature_celsius",)) == []
+    assert severity(89) is None and severity(90) == "warning" and severity(100) == "critical"
+    assert severity(88, "warning") == "warning" and severity(86, "warning") is None
+    assert severity(98, "critical") == "critical" and severity(98, "warning") == "warning" and severity(96, "critical") == "warning"
 
 
 def test_a_device_that_slows_itself_down_is_critical() -> None:

@@ -1,0 +1,64 @@
+"""Whether a model fits before it is started: the upper edge of its estimate against the memory that is free now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from aima_lib.engines.base import context_of
+from aima_lib.errors import ResourceExhausted
+from aima_lib.services.device import DeviceService
+from aima_lib.services.model import ModelService
+
+SMALLEST_CONTEXT = 512
+GIB = 1 << 30
+
+
+class Admission:
+    """Keeps a reserve of each device's memory free of engines."""
+
+    def __init__(self, models: ModelService, devices: DeviceService, reserve_fraction: float) -> None:
+        self._models, self._devices, self._reserve = models, devices, reserve_fraction
+
+    async def check(self, model: Mapping[str, Any], device_id: str, options: Mapping[str, Any], retry: Mapping[str, Any]) -> None:
+        """Let a start through, or refuse it with the figures and a context that would fit. `retry` is the call that asks for the start.
+
+        Raises:
+            ResourceExhausted: the upper edge of the estimate is more than what is free, less the reserve.
+        """
+        usable = await self._usable_bytes(device_id)
+        context, parallel = context_of(model, options), int(options.get("parallel", 1))
+        wanted = await self._high_bytes(model, context, parallel, device_id)
+        if usable is None or wanted is None or wanted <= usable:
+            return  # what cannot be known cannot be refused; the engine itself will say
+        smaller = await self._smaller(model, context, parallel, device_id, usable)
+        figures = {"needed_bytes": wanted, "usable_bytes": usable, "context_length": context, "fitting_context_length": smaller}
+        message = (
+            f"{model['id']} needs up to {wanted / GIB:.2f} GiB on {device_id} with a context of {context} x {parallel}; "
+            f"{usable / GIB:.2f} GiB may be used (free memory less a reserve of {self._reserve:.0%})"
+        )
+        if smaller is None:
+            calls = [{"unit": "engine.list", "arguments": {"status": "running"}}]
+            raise ResourceExhausted(message, hint="no context fits: stop an engine or take a smaller model", next=calls, details=figures)
+        arguments = {**retry["arguments"], "options": {**options, "context_length": smaller}}
+        call = {"unit": retry["unit"], "arguments": arguments}
+        raise ResourceExhausted(message, hint=f"a context of {smaller} fits", next=[call], details=figures)
+
+    async def _smaller(self, model: Mapping[str, Any], context: int, parallel: int, device_id: str, usable: int) -> int | None:
+        tried = 1 << (context - 1).bit_length() - 1  # the next power of two below
+        while tried >= SMALLEST_CONTEXT:
+            needed = await self._high_bytes(model, tried, parallel, device_id)
+            if needed is not None and needed <= usable:
+                return tried
+            tried //= 2
+        return None
+
+    async def _high_bytes(self, model: Mapping[str, Any], context: int, parallel: int, device_id: str) -> int | None:
+        estimate = await self._models.estimate(model_id=model["id"], context_length=context, parallel=parallel, device_id=device_id)
+        high = estimate["memory"]["high_bytes"]
+        return None if high is None else int(high)
+
+    async def _usable_bytes(self, device_id: str) -> int | None:
+        reading = (await self._devices.metrics(device_id, 1))["now"]
+        total, used = reading["memory_total_bytes"], reading["memory_used_bytes"]
+        return None if total is None or used is None else max(0, int(total * (1 - self._reserve)) - int(used))

@@ -1,0 +1,193 @@
+"""What a model's files say about it, as the fields of its record. Blocking: read from a worker thread."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from aima_lib.errors import InvalidArgument
+from aima_lib.infra.gguf import FILE_TYPES, Head, read_head
+from aima_lib.infra.safetensors import count_parameters, read_config
+
+TYPES = ("llm", "vlm", "asr", "tts", "embedding", "diffusion", "video_gen", "detection", "rerank")
+# Architectures of GGUF files that only embed.
+EMBEDDERS = (
+    "bert",
+    "nomic-bert",
+    "nomic-bert-moe",
+    "jina-bert-v2",
+    "jina-bert-v3",
+    "modern-bert",
+    "neo-bert",
+    "t5encoder",
+    "gemma-embedding",
+)
+SUFFIXES = {
+    ".gguf": "gguf",
+    ".safetensors": "safetensors",
+    ".onnx": "onnx",
+    ".engine": "tensorrt",
+    ".plan": "tensorrt",
+    ".pt": "pytorch",
+    ".pth": "pytorch",
+}
+# A file, and the name it goes by: while it is downloaded it lies under another.
+Named = tuple[Path, str]
+FIELDS = ("quantization", "parameters", "context_length", "architecture", "license")
+
+
+def describe(format: str, files: Sequence[Named]) -> dict[str, Any]:
+    """type, quantization, parameters, context_length, architecture, license, capabilities and geometry, None where unknown.
+
+    Raises:
+        InvalidArgument: a file is broken; the message names it and the offset.
+    """
+    if format == "gguf":
+        return _gguf(files)
+    if format == "safetensors":
+        return _safetensors(files)
+    return {**dict.fromkeys(FIELDS), "type": None, "capabilities": [], "geometry": {}}
+
+
+def _gguf(files: Sequence[Named]) -> dict[str, Any]:
+    heads = [_read(path, name) for path, name in files]
+    first = heads[0]
+    if (kind := first.metadata.get("general.type", "model")) not in ("model", "mmproj") or first.metadata.get(
+        "general.architecture"
+    ) == "clip":
+        raise InvalidArgument(
+            f"{files[0][1]} is an addition to a model ({kind}), not a model by itself", hint="import the model's own file"
+        )
+    geometry = geometry_of(first)
+    architecture = first.metadata.get("general.architecture")
+    embeds = architecture in EMBEDDERS
+    chats = "tokenizer.chat_template" in first.metadata
+    return {
+        "type": "embedding" if embeds else "llm",
+        "quantization": FILE_TYPES.get(first.metadata.get("general.file_type", -1)),
+        "parameters": sum(head.parameters for head in heads) or None,
+        "context_length": geometry["context_length"],
+        "architecture": architecture,
+        "license": first.metadata.get("general.license"),
+        "capabilities": ["embed"] if embeds else ["chat", "complete"] if chats else ["complete"],
+        "geometry": geometry,
+    }
+
+
+def _read(path: Path, name: str) -> Head:
+    try:
+        return read_head(path)
+    except InvalidArgument as error:
+        raise InvalidArgument(str(error).replace(path.name, name), hint=error.hint) from error
+
+
+def geometry_of(head: Head) -> dict[str, Any]:
+    """The numbers that a memory estimate needs, None where the file does not say."""
+    width, heads = head.of_architecture("embedding_length"), head.of_architecture("attention.head_count")
+    count = max(heads) if isinstance(heads, list) and heads else heads
+    each = width // count if isinstance(width, int) and isinstance(count, int) and count else None
+    kv = head.of_architecture("attention.head_count_kv")
+    return {
+        "block_count": head.of_architecture("block_count"),
+        "head_count": count,
+        "head_count_kv": kv if kv is not None else heads,
+        "key_length": head.of_architecture("attention.key_length") or each,
+        "value_length": head.of_architecture("attention.value_length") or each,
+        "embedding_length": width,
+        "feed_forward_length": _largest(head.of_architecture("feed_forward_length")),
+        "vocabulary_size": head.lengths.get("tokenizer.ggml.tokens") or head.of_architecture("vocab_size"),
+        "context_length": head.of_architecture("context_length"),
+        "sliding_window": head.of_architecture("attention.sliding_window"),
+        "tensor_bytes": dict(head.bytes_by_type),
+    }
+
+
+def _largest(value: Any) -> Any:
+    return max(value, default=None) if isinstance(value, list) else value
+
+
+def _safetensors(files: Sequence[Named]) -> dict[str, Any]:
+    counted = [count_parameters(path, name) for path, name in files if name.endswith(".safetensors")]
+    config = next((read_config(path) for path, name in files if name == "config.json"), {})
+    text = config["text_config"] if isinstance(config.get("text_config"), dict) else config
+    heads, width = text.get("num_attention_heads"), text.get("hidden_size")
+    each = text.get("head_dim") or (width // heads if isinstance(heads, int) and heads and isinstance(width, int) else None)
+    names = config.get("architectures")
+    architecture = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else config.get("model_type")
+    chats = isinstance(architecture, str) and architecture.endswith("ForCausalLM")
+    numbers = {
+        "block_count": text.get("num_hidden_layers"), "head_count": heads, "head_count_kv": text.get("num_key_value_heads", heads),
+        "key_length": each, "value_length": each, "embedding_length": width, "feed_forward_length": text.get("intermediate_size"),
+        "vocabulary_size": text.get("vocab_size"), "context_length": text.get("max_position_embeddings"), "sliding_window": text.get("sliding_window"),
+    }  # fmt: skip
+    geometry = {key: value if isinstance(value, int) else None for key, value in numbers.items()}
+    return {
+        "type": "llm" if chats else None,
+        "quantization": next((kind for _, kind in counted if kind), None),
+        "parameters": sum(count for count, _ in counted) or None,
+        "context_length": geometry["context_length"],
+        "architecture": architecture if isinstance(architecture, str) else None,
+        "license": None,
+        "capabilities": ["chat", "complete"] if chats else [],
+        "geometry": geometry | {"tensor_bytes": {}},
+    }
+
+
+def digest_of(files: Sequence[tuple[str, str]]) -> str:
+    """One digest for a model: of its file, or of the list of its files' names and digests."""
+    if len(files) == 1:
+        return f"sha256:{files[0][1]}"
+    listed = "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(files))
+    return f"sha256:{hashlib.sha256(listed.encode()).hexdigest()}"
+
+
+def weights_in(path: Path) -> tuple[str, list[Path]]:
+    """Format and files of the one model at `path`: a file, all shards beside it, or a folder.
+
+    Raises:
+        InvalidArgument: there is none, more than one, or nothing AIMA can read.
+    """
+    if path.is_dir():
+        return _folder(path)
+    if not path.is_file():
+        raise InvalidArgument(f"{path} is not a file or a folder", hint="give the path as the machine that hosts AIMA sees it")
+    kind = SUFFIXES.get(path.suffix.lower())
+    if path.suffix.lower() != ".gguf":
+        with path.open("rb") as stream:
+            kind = "gguf" if stream.read(4) == b"GGUF" else kind
+    if kind == "safetensors":
+        return _folder(path.parent)
+    if kind == "gguf":
+        return kind, _shards(path)
+    return kind or "unknown", [path]
+
+
+def _shards(path: Path) -> list[Path]:
+    stem, found, rest = path.stem.rpartition("-of-")
+    if not (found and rest.isdigit() and len(rest) == 5 and stem[-5:].isdigit()):
+        return [path]
+    shards = [path.with_name(f"{stem[:-5]}{number:05d}-of-{rest}{path.suffix}") for number in range(1, int(rest) + 1)]
+    if missing := [shard.name for shard in shards[:100] if not shard.is_file()]:
+        raise InvalidArgument(
+            f"{path.name} is one of {int(rest)} shards, {', '.join(missing[:5])} not beside it", hint="put all shards into one folder"
+        )
+    return shards
+
+
+def _folder(folder: Path) -> tuple[str, list[Path]]:
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    tensors = [path for path in files if path.suffix == ".safetensors"]
+    if tensors:
+        others = [path for path in files if path.suffix in (".json", ".jinja", ".txt", ".model")]
+        return "safetensors", tensors + others
+    ggufs = [path for path in files if path.suffix.lower() == ".gguf" and "mmproj" not in path.name.lower()]
+    if not ggufs:
+        raise InvalidArgument(f"{folder} holds neither GGUF nor safetensors", hint="give the path of the weights")
+    shards = _shards(ggufs[0])
+    if len(ggufs) > len(shards):
+        raise InvalidArgument(
+            f"{folder} holds {len(ggufs)} models: {', '.join(path.name for path in ggufs[:5])}", hint="give the path of one"
+        )
+    return "gguf", shards

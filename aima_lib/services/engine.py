@@ -1,0 +1,411 @@
+"""Engines: which there are, and the processes that run them."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import anyio
+from anyio.abc import TaskStatus
+
+from aima_lib.engines.base import Engine, Launch, refuse_unknown
+from aima_lib.engines.cause import cause
+from aima_lib.engines.roster import roster
+from aima_lib.errors import AimaError, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from aima_lib.infra.clock import now
+from aima_lib.infra.events import Events
+from aima_lib.infra.progress import Send, silent
+from aima_lib.infra.store import Document, Store
+from aima_lib.launchers import process
+from aima_lib.names import did_you_mean, slug
+from aima_lib.services import placement
+from aima_lib.services.admission import Admission
+from aima_lib.services.device import DeviceService
+from aima_lib.services.engine_catalog import EngineCatalog
+from aima_lib.services.engine_news import EngineNews
+from aima_lib.services.model import ModelService
+from aima_lib.services.readiness import is_ours, says_a_token
+from aima_lib.services.wire import Address, Wire
+
+log = logging.getLogger(__name__)
+WATCH_SECONDS = 0.5
+FOUND_SECONDS = 30.0
+MISSES = 3  # probes without an answer before an engine counts as unhealthy: a long prompt may keep it busy
+ALIVE = ("starting", "ready")
+
+
+class EngineService:
+    """Starts, watches, adopts and stops engine processes. What it knows of them is in the store, kind `instance`."""
+
+    def __init__(
+        self, config: Mapping[str, Any], home: Path, store: Store, events: Events, models: ModelService, devices: DeviceService
+    ) -> None:
+        self._settings, self._home, self._store = config["engines"], home, store
+        self._models, self._devices = models, devices
+        self._news = EngineNews(events)
+        self._admission = Admission(models, devices, float(self._settings["memory_reserve_fraction"]))
+        self._locks: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
+        self._missed: defaultdict[str, int] = defaultdict(int)
+        self._probed: dict[str, float] = {}
+        self.wire = Wire()
+        self.catalog = EngineCatalog(roster(config), store, self.wire)
+
+    # What there is
+
+    async def list_engines(self, type: str | None = None, status: str | None = None) -> list[Document]:
+        """Every engine, with its instances; `type` is a task it must be able to do."""
+        return await self.catalog.all(type, status)
+
+    async def engine(self, name: str) -> Document:
+        """One engine. Raises NotFound naming the nearest."""
+        return await self.catalog.get(name)
+
+    async def features(self, name: str) -> Document:
+        """What an engine can do: asked of a running instance, else what its adapter declares; `source` says which."""
+        running = self._store.find("instance", engine=self.catalog.adapter(name).name, status="ready")
+        return await self.catalog.features(name, [(instance, self.address(instance)) for instance in running])
+
+    def instance(self, instance_id: str) -> Document:
+        """One instance.
+
+        Raises:
+            NotFound: there is none; the nearest are named.
+        """
+        return self._store.get("instance", instance_id)
+
+    def key(self, instance: Mapping[str, Any]) -> str:
+        """The API key of this start."""
+        return process.read_key(self._home, instance["id"])
+
+    def address(self, instance: Mapping[str, Any]) -> Address:
+        """Where an instance answers. Raises FailedPrecondition when it does not run."""
+        if not instance["base_url"]:
+            raise FailedPrecondition(f"{instance['id']} is {instance['status']}", next=[_logs_call(instance["id"])])
+        return Address(instance["id"], instance["base_url"], self.key(instance))
+
+    async def logs(self, instance_id: str, tail: int = 100, since: str | None = None) -> list[str]:
+        """The last lines of an instance's output, each with its time, also when it has ended.
+
+        Raises:
+            NotFound: nothing of that name ever ran here.
+        """
+        path = process.log_of(self._home, instance_id)
+        if slug(instance_id) != instance_id or not path.exists():
+            known = [instance["id"] for instance in self._store.find("instance")]
+            calls = [{"unit": "engine.list", "arguments": {}}]
+            raise NotFound(f"no instance called {instance_id!r}", hint=did_you_mean(instance_id, known), next=calls)
+        lines = await anyio.to_thread.run_sync(process.tail, path, tail)
+        return [line for line in lines if since is None or line >= since]
+
+    # Starting
+
+    async def start(
+        self,
+        name: str,
+        model_id: str,
+        options: Mapping[str, Any] | None = None,
+        port: int | None = None,
+        send: Send = silent,
+        *,
+        service_id: str | None = None,
+    ) -> Document:
+        """Start an engine for a model; returns when it has said a token. A start that already runs is joined.
+
+        Raises:
+            NotFound: no such engine or model.
+            InvalidArgument: an option the engine does not understand, or a model it cannot read.
+            FailedPrecondition: it is not installed, the port is taken, it runs with other options, or it died; the cause is named.
+            ResourceExhausted: it would not fit into memory.
+            DeadlineExceeded: no token within engines.start_timeout_seconds.
+        """
+        engine, model, chosen = self.catalog.adapter(name), self._model(model_id), dict(options or {})
+        refuse_unknown(engine, chosen)
+        if model.get("format") not in engine.formats:
+            raise InvalidArgument(f"{name} reads {', '.join(engine.formats)}; {model_id} is {model.get('format')}")
+        id = slug(f"{name}-{service_id or model_id}")
+        async with self._locks[id]:
+            if running := await self._running(id, model_id, chosen, send):
+                return running
+            return await self._launch(engine, model, chosen, id, port, service_id, send)
+
+    async def restart(self, instance_id: str, send: Send = silent) -> Document:
+        """Stop an instance and start it again as it was. Raises as `stop` and `start` do."""
+        old = self.instance(instance_id)
+        engine, model = self.catalog.adapter(old["engine"]), self._model(old["model_id"])
+        async with self._locks[instance_id]:
+            if old["status"] in ALIVE:
+                await self._end(old, 10.0, "restarted")
+            return await self._launch(engine, model, old["options"], instance_id, None, old["service_id"], send)
+
+    async def _running(self, id: str, model_id: str, options: Mapping[str, Any], send: Send) -> Document | None:
+        """The instance, if it lives already, as it was asked for."""
+        found = next(iter(self._store.find("instance", id=id)), None)
+        kept = process.read_state(self._home, id)
+        if found is None or found["status"] not in ALIVE or kept is None or not kept.is_running():
+            return None
+        if found["options"] != options or found["model_id"] != model_id:
+            call = {"unit": "engine.stop", "arguments": {"instance_id": id}}
+            raise FailedPrecondition(f"{id} runs already, with other options: {found['options']}", hint="stop it first", next=[call])
+        if found["status"] == "ready":
+            return found
+        launch = self._plan(found)
+        return await self._until_ready(found, launch, _port_of(found), send)
+
+    async def _launch(
+        self, engine: Engine, model: Document, options: Mapping[str, Any], id: str, port: int | None, service_id: str | None, send: Send
+    ) -> Document:
+        await self.catalog.refuse_absent(engine)
+        if port is not None and (holder := await anyio.to_thread.run_sync(process.port_holder, port)):
+            raise FailedPrecondition(f"port {port} is taken by {holder}", hint="ask for another, or for none", details={"port": port, "holder": holder})
+        device, fallback = placement.choose(await self._devices.known(), options)
+        await self._admission.check(model, device["id"], options, _start_call(engine.name, model["id"], options, service_id))
+        document: Document = {
+            "id": id, "engine": engine.name, "model_id": model["id"], "status": "starting", "health": "unknown", "pid": None, "keeper_pid": None,
+            "started_at": now(), "ready_at": None, "base_url": f"http://127.0.0.1:{port}" if port else None, "tasks": [],
+            "device": device["id"], "placement": {"device": device["id"], "fallback": fallback}, "options": dict(options),
+            "service_id": service_id, "log_path": str(process.log_of(self._home, id)), "error": None,
+        }  # fmt: skip
+        launch = self._plan(document)
+        await self._store.put("instance", document)
+        await self._news.progress(document, "starting", f"starting {engine.name} with {model['id']} on {device['id']}", send)
+        key, grace = secrets.token_urlsafe(32), float(self._settings["grace_seconds"])
+        try:
+            kept, chosen = await anyio.to_thread.run_sync(process.start, self._home, id, launch, key, grace, port)
+        except AimaError as error:
+            await self._fail(document, str(error), send)
+            raise
+        url = f"http://127.0.0.1:{chosen}" if chosen else None
+        document = await self._store.update("instance", id, pid=kept.pid, keeper_pid=kept.keeper_pid, base_url=url)
+        return await self._until_ready(document, launch, chosen, send)
+
+    def _plan(self, instance: Mapping[str, Any]) -> Launch:
+        model, device = self._model(instance["model_id"]), self._devices.device(instance["device"])
+        filled = {"threads": placement.cores(), **instance["options"], "port": _port_of(instance)}
+        return self.catalog.adapter(instance["engine"]).plan(model, self._models.path(model), device, filled)
+
+    async def _until_ready(self, document: Document, launch: Launch, port: int | None, send: Send) -> Document:
+        """Wait for the first token. Whatever else happens, a cancelled caller too, nothing of the start is left."""
+        seconds, succeeded = float(self._settings["start_timeout_seconds"]), False
+        await self._news.progress(document, "loading", f"loading {document['model_id']}", send)
+        try:
+            with anyio.fail_after(seconds):
+                address = await self._first_token(document, launch, port)
+            ready = await self._mark_ready(document, launch, address)
+            succeeded = True
+        except TimeoutError as error:
+            message = f"{document['id']} gave no token within {seconds:g} s"
+            raise DeadlineExceeded(message, hint="raise engines.start_timeout_seconds", next=[_logs_call(document["id"])]) from error
+        finally:
+            if not succeeded:
+                with anyio.CancelScope(shield=True):
+                    await self._give_up(document, send)
+        await self._news.progress(ready, "ready", f"{ready['id']} answers at {ready['base_url']}", send)
+        return ready
+
+    async def _first_token(self, document: Document, launch: Launch, port: int | None) -> Address:
+        id, key = document["id"], process.read_key(self._home, document["id"])
+        while True:
+            self._refuse_dead(id)
+            announced = process.read_ready(self._home, id) if launch.announces else None
+            url = announced["url"] if announced else f"http://127.0.0.1:{port}" if port and not launch.announces else None
+            if url is not None:
+                try:
+                    address = Address(id, url, key)
+                    await says_a_token(self.wire, address, launch.alias, launch.tasks)
+                    return address
+                except Unavailable:
+                    pass  # not yet: it loads, or it has just died, which the next look will say
+            await anyio.sleep(0.05)
+
+    def _refuse_dead(self, id: str) -> None:
+        kept, over = process.read_state(self._home, id), process.read_exit(self._home, id)
+        if over is None and (kept is None or kept.is_running()):
+            return
+        if over is None and kept is not None and kept.has_keeper():
+            return  # its keeper is about to say how it ended
+        why = self._cause(id)
+        model_id = self.instance(id)["model_id"]
+        calls = [_logs_call(id), {"unit": "model.verify", "arguments": {"model_id": model_id}}]
+        raise FailedPrecondition(f"{id} did not start: {why}", hint="engine.logs has the rest of what it said", next=calls)
+
+    async def _mark_ready(self, document: Document, launch: Launch, address: Address) -> Document:
+        engine = self.catalog.adapter(document["engine"])
+        announced = process.read_ready(self._home, document["id"])
+        gpus = None if announced else await anyio.to_thread.run_sync(engine.gpus)
+        placed = placement.observed(document, self._devices.devices(), announced, gpus)
+        ready = await self._store.update(
+            "instance", document["id"], status="ready", health="healthy", ready_at=now(), base_url=address.base_url,
+            tasks=list(launch.tasks), device=placed["device"], placement=placed, error=None,
+        )  # fmt: skip
+        self._missed.pop(ready["id"], None)
+        self._news.started(ready, adopted=False)
+        return ready
+
+    async def _give_up(self, document: Document, send: Send) -> None:
+        kept = process.read_state(self._home, document["id"])
+        alive = kept is not None and kept.is_running()
+        why = "it was given up before its first token" if alive else self._cause(document["id"])
+        await anyio.to_thread.run_sync(process.stop, self._home, document["id"], 0.0)
+        await self._fail(document, why, silent)
+
+    async def _fail(self, document: Document, why: str, send: Send) -> None:
+        await self._store.update("instance", document["id"], status="failed", health="unknown", error=why, pid=None, keeper_pid=None, base_url=None)
+        await self._news.progress(document, "failed", why, send)
+        self._news.error(document, why)
+
+    # Stopping
+
+    async def stop(self, instance_id: str | None = None, name: str | None = None, force: bool = False, timeout_seconds: float = 10.0) -> Document:
+        """End one instance, or all of an engine: politely, by force after the timeout. Says what memory was freed, measured.
+
+        Raises:
+            InvalidArgument: neither was named.
+            NotFound: there is no such instance or engine.
+            FailedPrecondition: a service wants it to run, and `force` is not set.
+        """
+        if instance_id is None and name is None:
+            raise InvalidArgument("say which: instance_id or name", next=[{"unit": "engine.list", "arguments": {"status": "running"}}])
+        chosen = [self.instance(instance_id)] if instance_id else self._store.find("instance", engine=self.catalog.adapter(str(name)).name)
+        alive = [instance for instance in chosen if instance["status"] in ALIVE]
+        self._refuse_used(alive, force)
+        freed = 0
+        for instance in alive:
+            freed += await self.end(instance["id"], 0.0 if force else timeout_seconds)
+        return {"stopped": [instance["id"] for instance in alive], "freed_bytes": freed}
+
+    async def end(self, instance_id: str, timeout_seconds: float = 10.0) -> int:
+        """End an instance whoever uses it; the bytes freed. Nothing happens when it does not run."""
+        kept = process.read_state(self._home, instance_id)
+        if self._locks[instance_id].locked() and kept is not None:
+            await anyio.to_thread.run_sync(process.stop, self._home, instance_id, timeout_seconds)  # a start under way sees it end
+        async with self._locks[instance_id]:
+            instance = self.instance(instance_id)
+            return await self._end(instance, timeout_seconds, "stopped") if instance["status"] in ALIVE else 0
+
+    async def _end(self, instance: Document, timeout_seconds: float, reason: str) -> int:
+        with anyio.CancelScope(shield=True):
+            freed = await anyio.to_thread.run_sync(process.stop, self._home, instance["id"], timeout_seconds)
+            await self._store.update("instance", instance["id"], status="stopped", health="unknown", pid=None, keeper_pid=None, base_url=None)
+        self._news.stopped(instance, reason, freed)
+        return freed
+
+    async def forget(self, instance_id: str) -> None:
+        """Drop the record of an instance that has ended. Its log stays."""
+        await self._store.delete("instance", instance_id)
+
+    def _refuse_used(self, instances: list[Document], force: bool) -> None:
+        wanted = {service["id"]: service for service in self._store.find("service", desired_replicas=1)}
+        users = [instance["service_id"] for instance in instances if instance["service_id"] in wanted]
+        if users and not force:
+            calls = [{"unit": "service.stop", "arguments": {"service_id": user}} for user in users]
+            message = f"in use by the service {', '.join(users)}, which would only start it again"
+            raise FailedPrecondition(message, hint="stop the service, or set force", next=calls, details={"services": users})
+
+    # Watching
+
+    async def adopt(self) -> None:
+        """After the host's start: take back the engines that live, close the records of those that do not."""
+        for instance in self._store.find("instance"):
+            if instance["status"] not in ALIVE:
+                continue
+            kept = process.read_state(self._home, instance["id"])
+            if kept is None or not await anyio.to_thread.run_sync(kept.is_ours):
+                await self._bury(instance)
+            elif instance["status"] == "ready":
+                try:
+                    await is_ours(self.wire, self.address(instance), instance["model_id"])
+                    self._news.started(instance, adopted=True)
+                except (Unavailable, FailedPrecondition) as error:
+                    log.warning("%s lives but does not answer: %s", instance["id"], error)  # the probes will judge it
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Watch what runs until cancelled: deaths, starts a lost host left behind, health."""
+        task_status.started()
+        try:
+            while True:
+                for instance in self._store.find("instance"):
+                    if instance["status"] in ALIVE and not self._locks[instance["id"]].locked():
+                        await self._watch(instance)
+                await anyio.sleep(WATCH_SECONDS)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self.wire.close()
+
+    async def _watch(self, instance: Document) -> None:
+        kept = process.read_state(self._home, instance["id"])
+        if kept is None or not kept.is_running() or not kept.has_keeper():
+            if kept is not None and kept.has_keeper() and process.read_exit(self._home, instance["id"]) is None:
+                return  # its keeper is about to say how it ended
+            async with self._locks[instance["id"]]:
+                if (fresh := self.instance(instance["id"]))["status"] in ALIVE and fresh["pid"] == instance["pid"]:
+                    await self._bury(fresh)
+        elif instance["status"] == "ready":
+            await self._probe(instance)
+        else:  # a start whose host died: nobody waits for it any more but us
+            try:
+                async with self._locks[instance["id"]]:
+                    await self._until_ready(instance, self._plan(instance), _port_of(instance), silent)
+            except AimaError as error:
+                log.warning("%s: %s", instance["id"], error)
+
+    async def _bury(self, instance: Document) -> None:
+        """Record the end of an instance nobody stopped, and end what may be left of it."""
+        why = self._cause(instance["id"])
+        over = process.read_exit(self._home, instance["id"]) or {}
+        await anyio.to_thread.run_sync(process.stop, self._home, instance["id"], 0.0)
+        lost = over.get("reason") == "no host"
+        await self._store.update(
+            "instance", instance["id"], status="stopped" if lost else "failed", health="unknown", error=why, pid=None, keeper_pid=None, base_url=None
+        )
+        if not lost:
+            self._news.error(instance, why)
+        self._news.stopped(instance, "no host" if lost else "died", None)
+
+    async def _probe(self, instance: Document) -> None:
+        id = instance["id"]
+        if time.monotonic() - self._probed.get(id, 0.0) < float(self._settings["probe_seconds"]):
+            return
+        self._probed[id] = time.monotonic()
+        try:
+            await is_ours(self.wire, self.address(instance), instance["model_id"])
+            self._missed[id] = 0
+        except (Unavailable, FailedPrecondition):
+            self._missed[id] += 1
+        health = "healthy" if not self._missed[id] else "unhealthy" if self._missed[id] >= MISSES else instance["health"]
+        if health != instance["health"] and not self._locks[id].locked():
+            await self._store.update("instance", id, health=health)
+            self._news.health(instance, health)
+
+    # Small things
+
+    def _model(self, model_id: str) -> Document:
+        model = self._store.get("model", model_id)
+        if model.get("status", "ready") != "ready":
+            call = {"unit": "model.get", "arguments": {"model_id": model_id}}
+            raise FailedPrecondition(f"the model {model_id} is {model['status']}, not ready", next=[call])
+        return model
+
+    def _cause(self, id: str) -> str:
+        over = process.read_exit(self._home, id) or {}
+        if over.get("reason") == "no host":
+            return "its keeper ended it: the home had no host for longer than engines.grace_seconds"
+        return cause(process.tail(process.log_of(self._home, id), 200), over.get("returncode"))
+
+
+def _port_of(instance: Mapping[str, Any]) -> int | None:
+    return int(instance["base_url"].rpartition(":")[2]) if instance["base_url"] else None
+
+
+def _logs_call(instance_id: str) -> Document:
+    return {"unit": "engine.logs", "arguments": {"instance_id": instance_id}}
+
+
+def _start_call(engine: str, model_id: str, options: Mapping[str, Any], service_id: str | None) -> Document:
+    if service_id is not None:
+        return {"unit": "service.create", "arguments": {"model_id": model_id, "name": service_id, "engine": engine, "options": dict(options)}}
+    return {"unit": "engine.start", "arguments": {"name": engine, "model_id": model_id, "options": dict(options)}}

@@ -1,0 +1,269 @@
+"""Inference: find who serves a model, pass the request on, and say how it went."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from aima_lib.errors import AimaError, FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from aima_lib.infra.events import Events
+from aima_lib.infra.progress import Send, silent
+from aima_lib.infra.store import Document, Store
+from aima_lib.names import did_you_mean, nearest
+from aima_lib.services.answer import Answer
+from aima_lib.services.engine import EngineService
+from aima_lib.services.serving import ServingService
+from aima_lib.services.wire import Address
+
+CHAT_FIELDS = (
+    "tools", "tool_choice", "response_format", "temperature", "top_p", "top_k", "max_tokens", "stop", "seed", "frequency_penalty", "presence_penalty",
+)  # fmt: skip
+COMPLETE_FIELDS = ("temperature", "top_p", "top_k", "max_tokens", "stop", "seed")
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Who will answer: where, with which key, and as what AIMA knows it."""
+
+    base_url: str
+    key: str
+    instance: Document
+    service: Document | None
+
+    @property
+    def address(self) -> Address:
+        return Address(self.instance["id"], self.base_url, self.key)
+
+    @property
+    def model(self) -> str:
+        """The name the engine knows its model by."""
+        return str(self.instance["model_id"])
+
+
+class InferenceService:
+    """Routes by the name of a service, a model or an instance. Prompts pass through and are kept nowhere."""
+
+    def __init__(self, config: Mapping[str, Any], store: Store, events: Events, engines: EngineService, serving: ServingService) -> None:
+        self._config, self._store, self._events, self._engines, self._serving = config, store, events, engines, serving
+
+    async def close(self) -> None:
+        """Let the connections to the engines go."""
+        await self._engines.wire.close()
+
+    # Who answers
+
+    def resolve(self, model: str, task: str) -> Endpoint:
+        """Who serves `model` (a service's id or name, a model's id, an instance's id) for a task: chat, complete or embed.
+
+        Raises:
+            NotFound: nothing has that name; the nearest are named.
+            FailedPrecondition: it does not run, or cannot do this; `next` holds the call that mends it.
+            Unavailable: it is on its way.
+        """
+        candidates = self._candidates(model)
+        for instance, service in candidates:
+            if instance is not None and instance["status"] == "ready" and task in instance["tasks"]:
+                return Endpoint(instance["base_url"], self._engines.key(instance), instance, service)
+        raise self._why_not(model, task, candidates)
+
+    def _candidates(self, model: str) -> list[tuple[Document | None, Document | None]]:
+        """Instance and service of everything called so, the closest first: a service, an instance, then what serves that model."""
+        services = self._store.find("service")
+        named = [service for service in services if service["id"] == model]
+        named += [service for service in services if service["name"] == model and service not in named]
+        named += [service for service in services if service["model_id"] == model and service not in named]
+        found: list[tuple[Document | None, Document | None]] = [(self._store.peek("instance", service["instance_id"]), service) for service in named]
+        known = {service["instance_id"] for service in named}
+        owners = {service["instance_id"]: service for service in services}
+        for instance in self._store.find("instance"):
+            if model in (instance["id"], instance["model_id"]) and instance["id"] not in known:
+                found.append((instance, owners.get(instance["id"])))
+        return found
+
+    def _why_not(self, model: str, task: str, candidates: Sequence[tuple[Document | None, Document | None]]) -> AimaError:
+        for instance, service in candidates:
+            if instance and instance["status"] == "ready":
+                return self._cannot(model, task, instance)
+        for _, service in candidates:
+            if service is None:
+                continue
+            state = self._serving.get(service["id"])
+            if state["status"] == "starting":
+                call = {"unit": "service.status", "arguments": {"service_id": service["id"]}}
+                return Unavailable(f"the service {service['id']} is starting", hint="ask again in a moment", next=[call])
+            call = {"unit": "service.start", "arguments": {"service_id": service["id"]}}
+            reason = f": {state['error']}" if state["error"] else ""
+            return FailedPrecondition(f"the service {service['id']} is {state['status']}{reason}", hint="start it", next=[call])
+        if self._store.peek("model", model):
+            options = {"options": {"embedding": True}} if task == "embed" else {}
+            call = {"unit": "service.create", "arguments": {"model_id": model, **options}}
+            return FailedPrecondition(f"the model {model} is here, but nothing serves it", hint="create a service", next=[call])
+        known = [document["id"] for kind in ("service", "model", "instance") for document in self._store.find(kind)]
+        hint = did_you_mean(model, known) or "inference.models lists what can be asked"
+        calls = [{"unit": "inference.models", "arguments": {}}]
+        return NotFound(f"no model or service called {model!r}", hint=hint, next=calls, details={"nearest": nearest(model, known)})
+
+    def _cannot(self, model: str, task: str, instance: Document) -> AimaError:
+        can = ", ".join(instance["tasks"])
+        if task != "embed":
+            calls = [{"unit": "inference.models", "arguments": {"type": task}}]
+            return FailedPrecondition(f"{model} can {can}, not {task}", hint="take a model that can", next=calls)
+        arguments = {"model_id": instance["model_id"], "name": f"{instance['model_id']}-embed"[:64], "options": {"embedding": True}}
+        message = f"{model} can {can}, not embed: it was started without options.embedding"
+        return FailedPrecondition(message, hint="serve it with embedding=true", next=[{"unit": "service.create", "arguments": arguments}])
+
+    # Asking
+
+    async def chat(self, request: Mapping[str, Any], send: Send = silent) -> Document:
+        """One turn of a conversation, in OpenAI's shape; `send` gets {delta: {content?, reasoning_content?, tool_calls?}} as it comes.
+
+        Raises:
+            AimaError: as `resolve`; InvalidArgument when the prompt is too long or has parts the model cannot read; Unavailable when
+                the engine goes away.
+        """
+        endpoint = self.resolve(request["model"], "chat")
+        _refuse_media(request["messages"], endpoint.model)
+        body = {key: request[key] for key in CHAT_FIELDS if request.get(key) is not None}
+        body |= {"model": endpoint.model, "messages": request["messages"], "stream": True, "stream_options": {"include_usage": True}}
+        return await self._generate(endpoint, "chat", "/v1/chat/completions", body, send)
+
+    async def complete(self, request: Mapping[str, Any], send: Send = silent) -> Document:
+        """Text that goes on from a prompt; `send` gets {delta: {content}} as it comes. Raises as `chat` does."""
+        endpoint = self.resolve(request["model"], "complete")
+        body = {key: request[key] for key in COMPLETE_FIELDS if request.get(key) is not None}
+        body |= {"model": endpoint.model, "prompt": request["prompt"], "stream": True, "stream_options": {"include_usage": True}}
+        return await self._generate(endpoint, "complete", "/v1/completions", body, send)
+
+    async def _generate(self, endpoint: Endpoint, task: str, path: str, body: Mapping[str, Any], send: Send) -> Document:
+        async with self._recorded(endpoint, task) as answer:
+            async with aclosing(self._engines.wire.stream(endpoint.address, path, body)) as chunks:
+                async for chunk in chunks:
+                    if delta := answer.take(chunk):
+                        await send({"delta": delta})
+            return answer.result(endpoint.model, endpoint.instance["placement"])
+
+    async def embed(self, request: Mapping[str, Any]) -> Document:
+        """One vector per text. With `dimensions`, the first so many of each, brought back to length one.
+
+        Raises:
+            AimaError: as `resolve`; InvalidArgument when the model's vectors are shorter than `dimensions`.
+        """
+        endpoint = self.resolve(request["model"], "embed")
+        texts = [request["input"]] if isinstance(request["input"], str) else list(request["input"])
+        if not texts or not all(texts):
+            raise InvalidArgument("input has an empty text", hint="leave it out: nothing has no vector")
+        async with self._recorded(endpoint, "embed") as answer:
+            body = {"model": endpoint.model, "input": texts, "encoding_format": "float"}
+            reply = await self._engines.wire.post(endpoint.address, "/v1/embeddings", body)
+            rows = sorted(reply["data"], key=lambda row: row["index"])
+            vectors = [_shortened(row["embedding"], request.get("dimensions"), endpoint.model) for row in rows]
+            usage = {"prompt_tokens": reply["usage"]["prompt_tokens"], "completion_tokens": 0, "total_tokens": reply["usage"]["total_tokens"]}
+            answer.usage = usage | {"cached_tokens": None}
+            return {"model": endpoint.model, "embeddings": vectors, "dimensions": len(vectors[0]), "usage": answer.usage}
+
+    @asynccontextmanager
+    async def _recorded(self, endpoint: Endpoint, task: str) -> AsyncIterator[Answer]:
+        """Events and metrics around a request; the prompt is in neither."""
+        answer, id = Answer(f"{task}-{secrets.token_hex(8)}"), endpoint.instance["id"]
+        service_id = endpoint.service["id"] if endpoint.service else None
+        meter = self._serving.meters[service_id] if service_id else None
+        who = {"request_id": answer.id, "model": endpoint.model, "task": task, "service_id": service_id, "instance_id": id}
+        self._events.publish("inference.request_started", who, subject=id)
+        code: str | None = "cancelled"
+        if meter:
+            meter.open += 1
+        try:
+            yield answer
+            code = None
+        except AimaError as error:
+            code = error.code
+            raise self._told(error, endpoint) from error
+        finally:
+            duration = round((time.monotonic() - answer.began) * 1000, 1)
+            if meter:
+                meter.open -= 1
+                meter.record(answer.ttft_ms, answer.speed, code not in (None, "cancelled"))
+            if code is None:
+                self._events.publish("inference.request_completed", {**who, "duration_ms": duration, "tokens": answer.tokens}, subject=id)
+            else:
+                self._events.publish("inference.request_failed", {**who, "duration_ms": duration, "code": code}, subject=id)
+
+    def _told(self, error: AimaError, endpoint: Endpoint) -> AimaError:
+        """The error with the calls that lead on, where it has none of its own."""
+        if error.next:
+            return error
+        service = endpoint.service
+        if isinstance(error, Unavailable):
+            look = {"unit": "service.status", "arguments": {"service_id": service["id"]}} if service else None
+            call = look or {"unit": "engine.logs", "arguments": {"instance_id": endpoint.instance["id"]}}
+            return type(error)(str(error), hint="ask again: a service whose engine died is started anew", next=[call], details=error.details)
+        return error
+
+    # What can be asked
+
+    async def models(self, type: str | None = None) -> list[Document]:
+        """What can be asked now, what could be after service.create, and why the rest cannot. `type` is a task or a model's type."""
+        rows = [self._service_row(service) for service in self._store.find("service")]
+        served = {row["model_id"] for row in rows}
+        owned = {row["instance_id"] for row in rows}
+        for instance in self._store.find("instance", status="ready"):
+            if instance["id"] not in owned:
+                rows.append(_row(instance["id"], instance["model_id"], "ready", instance["tasks"], instance_id=instance["id"]))
+                served.add(instance["model_id"])
+        for model in self._store.find("model"):
+            if model["id"] not in served:
+                rows.append(await self._model_row(model))
+        types = {model["id"]: model.get("type") for model in self._store.find("model")}
+        return [row for row in rows if type is None or type in row["tasks"] or type == types.get(row["model_id"])]
+
+    def _service_row(self, record: Document) -> Document:
+        service = self._serving.get(record["id"])
+        instance = self._store.peek("instance", record["instance_id"])
+        ready = service["status"] == "running"
+        tasks = instance["tasks"] if ready and instance else []
+        status = "ready" if ready else "unavailable" if service["status"] == "failed" else "loadable"
+        reason = None if ready else service["error"] or f"the service is {service['status']}"
+        return _row(record["id"], record["model_id"], status, tasks, record["id"], record["instance_id"], reason)
+
+    async def _model_row(self, model: Document) -> Document:
+        if model.get("status", "ready") != "ready":
+            return _row(model["id"], model["id"], "unavailable", [], reason=f"the model is {model['status']}")
+        try:
+            engine = await self._engines.catalog.fitting(model)
+        except FailedPrecondition as error:
+            return _row(model["id"], model["id"], "unavailable", [], reason=f"{error}: {error.hint}")
+        return _row(model["id"], model["id"], "loadable", [], reason=f"service.create serves it with {engine}")
+
+
+def _row(
+    id: str, model_id: str, status: str, tasks: Sequence[str], service_id: str | None = None, instance_id: str | None = None, reason: str | None = None
+) -> Document:
+    return {
+        "id": id, "model_id": model_id, "status": status, "tasks": [*tasks], "service_id": service_id, "instance_id": instance_id, "reason": reason,
+    }  # fmt: skip
+
+
+def _refuse_media(messages: Sequence[Mapping[str, Any]], model: str) -> None:
+    for i, message in enumerate(messages):
+        parts = message.get("content")
+        for j, part in enumerate(parts if isinstance(parts, list) else ()):
+            if part.get("type") != "text":
+                raise InvalidArgument(
+                    f"messages[{i}].content[{j}] is {part.get('type')}, and {model} reads text only",
+                    hint="leave the part out, or describe it in words",
+                    next=[{"unit": "inference.models", "arguments": {"type": "chat"}}],
+                )
+
+
+def _shortened(vector: list[float], dimensions: int | None, model: str) -> list[float]:
+    if dimensions is None:
+        return vector
+    if dimensions > len(vector):
+        raise InvalidArgument(f"{model} makes vectors of {len(vector)} numbers; {dimensions} were asked for")
+    short = vector[:dimensions]
+    length = sum(number * number for number in short) ** 0.5
+    return [number / length for number in short] if length else short

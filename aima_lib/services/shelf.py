@@ -1,0 +1,181 @@
+"""Models on disk and their records: what puts one on the shelf, finds its files, and takes it off."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+from anyio import to_thread
+
+from aima_lib.errors import AlreadyExists, FailedPrecondition, Unavailable
+from aima_lib.infra.blobs import Blobs, disk_error
+from aima_lib.infra.clock import now
+from aima_lib.infra.events import Events
+from aima_lib.infra.store import Store
+from aima_lib.names import fresh, slug
+from aima_lib.services import memory
+from aima_lib.services.describe import digest_of
+from aima_lib.services.fetch import File
+
+Model = dict[str, Any]
+
+
+class Shelf:
+    """Records and files change together, under one lock."""
+
+    def __init__(self, blobs: Blobs, store: Store, events: Events) -> None:
+        self.blobs, self._store, self._events = blobs, store, events
+        self._lock = anyio.Lock()
+
+    def folder(self, model: Mapping[str, Any]) -> Path:
+        """Where the model's files lie."""
+        if model["source"]["kind"] == "external":
+            path = Path(model["source"]["path"])
+            return path if path.is_dir() else path.parent
+        return self.blobs.models / str(model["id"])
+
+    def intact(self, model: Mapping[str, Any]) -> bool:
+        """Whether every file is there with its size."""
+        folder = self.folder(model)
+        try:
+            return all((folder / file["name"]).stat().st_size == file["size_bytes"] for file in model["files"])
+        except OSError:
+            return False
+
+    def named(self, wanted: str, given: bool, digest: str | None) -> tuple[str, Model | None]:
+        """The id for a new model, and the model that is the same already.
+
+        Raises:
+            AlreadyExists: the caller gave this name, and it belongs to other weights.
+        """
+        id = slug(wanted)
+        if id in ("blobs", "partial"):
+            id = f"{id}-model"
+        holder = self._store.peek("model", id)
+        if holder is None:
+            return id, None
+        if digest is not None and holder["digest"] == digest:
+            return id, holder
+        if given:
+            raise AlreadyExists(
+                f"the name {id} belongs to a model with other weights ({holder['digest'] or holder['source']['path']})",
+                hint="choose another name, or delete that model first",
+                next=[{"unit": "model.get", "arguments": {"model_id": id}}],
+            )
+        same = [model for model in self._store.find("model", digest=digest) if digest and model["id"].startswith(id)]
+        if same:
+            return same[0]["id"], same[0]
+        return fresh(id, {model["id"] for model in self._store.find("model")}), None
+
+    async def add(
+        self, wanted: str, given: bool, format: str, files: Sequence[File], facts: Mapping[str, Any], source: Mapping[str, Any]
+    ) -> Model:
+        """Move verified files in and write the record, in that order; the same model again is found, not doubled."""
+        digest = digest_of([(file.name, file.sha256) for file in files])
+        with anyio.CancelScope(shield=True):
+            async with self._lock:
+                id, present = self.named(wanted, given, digest)
+                try:
+                    await to_thread.run_sync(self._place, id, files)
+                except OSError as error:
+                    raise disk_error(error, self.blobs.models) from error
+                if present is not None:
+                    return await self._store.update("model", id, status="ready")
+                listed = [{"name": file.name, "size_bytes": file.size, "sha256": file.sha256} for file in files]
+                return await self._record(id, format, digest, listed, facts, source)
+
+    async def refer(self, id: str, format: str, files: Sequence[Path], facts: Mapping[str, Any], source: Mapping[str, Any]) -> Model:
+        """Write the record of weights that stay where they are."""
+        listed = [{"name": path.name, "size_bytes": path.stat().st_size, "sha256": None} for path in files]
+        async with self._lock:
+            return await self._record(id, format, None, listed, facts, source)
+
+    async def _record(
+        self, id: str, format: str, digest: str | None, files: list[dict[str, Any]], facts: Mapping[str, Any], source: Mapping[str, Any]
+    ) -> Model:
+        size = sum(file["size_bytes"] for file in files)
+        geometry, trained = facts["geometry"], facts["context_length"]
+        context = min(memory.DEFAULT_CONTEXT, trained) if trained else memory.DEFAULT_CONTEXT
+        needed = memory.estimate(geometry, size, context, 1)
+        model = {
+            "id": id,
+            "name": id,
+            "format": format,
+            "status": "ready",
+            "size_bytes": size,
+            "digest": digest,
+            **facts,
+            "files": files,
+            "source": dict.fromkeys(("repo", "revision", "commit", "file", "quantization", "path")) | dict(source),
+            "requirements": {
+                "memory_bytes": needed["total_bytes"],
+                "context_length": context,
+                "disk_bytes": size,
+                "reason": needed["reason"],
+            },
+            "created_at": now(),
+            "verified_at": None if digest is None else now(),
+        }
+        await self._store.insert("model", model)
+        told = {key: model[key] for key in ("name", "type", "format", "size_bytes", "digest")}
+        self._events.publish("model.created", {"model_id": id, "source": model["source"]["kind"], **told}, subject=id)
+        return model
+
+    def _place(self, id: str, files: Sequence[File]) -> None:
+        for file in files:
+            if file.path is not None:
+                self.blobs.take(file.path, file.sha256)
+            elif not self.blobs.has(file.sha256, file.size):
+                raise Unavailable(f"{file.name} was deleted while the model was prepared", hint="ask again")
+        for file in files:
+            self.blobs.link(file.sha256, self.blobs.models / id / file.name)
+
+    async def remove(self, model: Mapping[str, Any], force: bool) -> int:
+        """Take a model's files and then its record away; returns the bytes that the disk got back.
+
+        Raises:
+            FailedPrecondition: an engine has it loaded, or a service wants it.
+        """
+        id = str(model["id"])
+        with anyio.CancelScope(shield=True):
+            async with self._lock:
+                self._refuse_in_use(id, force)
+                freed = 0
+                if model["source"]["kind"] != "external":
+                    needed = {file["sha256"] for other in self._store.find("model") if other["id"] != id for file in other["files"]}
+                    orphans = [file["sha256"] for file in model["files"] if file["sha256"] not in needed]
+                    freed = await to_thread.run_sync(self.blobs.drop, self.blobs.models / id, orphans)
+                if await self._store.delete("model", id):
+                    self._events.publish("model.deleted", {"model_id": id, "freed_bytes": freed}, subject=id)
+        return freed
+
+    def _refuse_in_use(self, id: str, force: bool) -> None:
+        live = [doc["id"] for doc in self._store.find("instance", model_id=id) if doc.get("status") in ("starting", "ready")]
+        wanted = [doc["id"] for doc in self._store.find("service", model_id=id)]
+        if not live and (force or not wanted):
+            return
+        users = [f"service {name}" for name in wanted] + [f"instance {name}" for name in live]
+        calls: list[dict[str, Any]] = [{"unit": "service.delete", "arguments": {"service_id": name}} for name in wanted]
+        calls += [] if wanted else [{"unit": "engine.stop", "arguments": {"instance_id": name}} for name in live]
+        raise FailedPrecondition(
+            f"model {id} is in use by {', '.join(users)}",
+            hint="stop what uses it first; force covers stopped services only, never a loaded engine"
+            if live
+            else "delete the service, or pass force",
+            next=calls,
+            details={"services": wanted, "instances": live},
+        )
+
+    def sweep(self) -> None:
+        """Clear what a crash left: half imports, and parts of models that were complete and recorded. Blocking."""
+        held = {file["sha256"] for model in self._store.find("model") for file in model["files"]}
+        for entry in self.blobs.partial.iterdir():
+            done = entry / "done.json"
+            if entry.name.startswith("import-"):
+                shutil.rmtree(entry, ignore_errors=True)
+            elif done.is_file() and held.issuperset(json.loads(done.read_text(encoding="utf-8")).values()):
+                shutil.rmtree(entry, ignore_errors=True)

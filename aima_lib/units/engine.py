@@ -1,0 +1,60 @@
+"""Handlers of engine.*"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from aima_lib.gateway import Context
+from aima_lib.registry import handles
+
+Result = Mapping[str, Any]
+
+
+@handles("engine.list")
+async def list_engines(ctx: Context, type: str | None = None, status: str | None = None) -> Result:
+    return {"engines": await ctx.services.engines.list_engines(type, status)}
+
+
+@handles("engine.get")
+async def get_engine(ctx: Context, name: str) -> Result:
+    return {"engine": await ctx.services.engines.engine(name)}
+
+
+@handles("engine.start")
+async def start_engine(
+    ctx: Context, name: str, model_id: str, options: Mapping[str, Any] | None = None, port: int | None = None
+) -> Result:
+    return {"instance": await ctx.services.engines.start(name, model_id, options, port, ctx.send)}
+
+
+@handles("engine.stop")
+async def stop_engine(
+    ctx: Context, instance_id: str | None = None, name: str | None = None, force: bool = False, timeout_seconds: float = 10
+) -> Result:
+    return await ctx.services.engines.stop(instance_id, name, force, timeout_seconds)
+
+
+@handles("engine.restart")
+async def restart_engine(ctx: Context, instance_id: str) -> Result:
+    return {"instance": await ctx.services.engines.restart(instance_id, ctx.send)}
+
+
+@handles("engine.features")
+async def engine_features(ctx: Context, name: str) -> Result:
+    return {"features": await ctx.services.engines.features(name)}
+
+
+@handles("engine.logs")
+async def engine_logs(ctx: Context, instance_id: str, tail: int = 100, since: str | None = None) -> Result:
+    return {"lines": await ctx.services.engines.logs(instance_id, tail, since)}
+
+
+@handles("engine.status")
+async def engines_status(ctx: Context) -> Result:
+    return {"engines": await ctx.services.engines.list_engines()}
+
+
+@handles("engine.by_name")
+async def engine_by_name(ctx: Context, name: str) -> Result:
+    return {"engine": await ctx.services.engines.engine(name)}

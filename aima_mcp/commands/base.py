@@ -1,0 +1,19 @@
+"""What the commands that are no units have in common: the home, and --json."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from aima_lib.infra.home import Home
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
+
+
+def home_of(ctx: click.Context) -> Home:
+    """The folder this command line is about."""
+    from aima_lib.infra.home import Home
+
+    return Home(ctx.find_root().params.get("home"))

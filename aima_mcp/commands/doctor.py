@@ -1,0 +1,37 @@
+"""`aima doctor`: what works, what does not, and why."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+
+import click
+
+from aima_lib.door import Door
+from aima_mcp.commands.base import as_json, home_of
+
+
+@click.command("doctor")
+@as_json
+@click.pass_context
+def command(ctx: click.Context, as_json: bool) -> None:
+    """Check the machine, and call every unit in a way that changes nothing. Ends with 1 when something is broken."""
+    from aima_mcp.faces.doorway import through
+    from aima_mcp.faces.render import out, show_json, table
+
+    async def check(door: Door) -> dict[str, object]:
+        return dict(await door.call("system.doctor"))
+
+    report: dict[str, object] = through(home_of(ctx), check, needs_host=False)
+    checks, units = report["checks"], report["units"]
+    assert isinstance(checks, list) and isinstance(units, list)
+    if as_json:
+        show_json(report)
+    else:
+        out().print(table(checks, ("name", "status", "message")))
+        counts = Counter(unit["status"] for unit in units)
+        out().print(f"\n{len(units)} units: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
+        if odd := [unit for unit in units if unit["status"] != "exercised"]:
+            out().print(table(odd, ("name", "status", "code", "reason")))
+    if not report["healthy"]:
+        sys.exit(1)

@@ -1,0 +1,35 @@
+"""`aima serve`: host a home in the foreground."""
+
+from __future__ import annotations
+
+import click
+
+from aima_mcp.commands.base import home_of
+
+
+@click.command("serve")
+@click.option("--host", metavar="ADDRESS", help="Address to bind; config.toml's, or 127.0.0.1.")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port to bind, 0 for any; config.toml's, or 8484.")
+@click.pass_context
+def command(ctx: click.Context, host: str | None, port: int | None) -> None:
+    """Host AIMA here, until Ctrl-C: every unit over HTTP, MCP at /mcp, OpenAI's API at /v1.
+
+    Engines outlive a host that ends by a signal for engines.grace_seconds, so that a new one can take them over; `aima stop` ends them
+    at once.
+    """
+    import anyio
+
+    from aima_mcp.server import serve
+
+    home = home_of(ctx)
+
+    def ready(url: str) -> None:
+        click.echo(f"AIMA hosts {home.path}\n  HTTP    {url}\n  MCP     {url}/mcp\n  OpenAI  {url}/v1\n  key     aima key  (in {home.path / 'key'})", err=True)
+
+    async def run() -> None:
+        await serve(home, host=host, port=port, ready=ready)
+
+    try:
+        anyio.run(run)
+    except KeyboardInterrupt:
+        click.echo("ended", err=True)

@@ -1,0 +1,70 @@
+"""`aima status`: what runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from aima_lib.door import Door
+from aima_mcp.commands.base import as_json, home_of
+
+PARTS = {"services": "service.list", "models": "model.list", "devices": "device.info"}
+COLUMNS = {
+    "services": ("id", "model_id", "engine", "status", "health", "ready_replicas", "desired_replicas"),
+    "models": ("id", "type", "format", "status", "size_bytes", "quantization"),
+    "devices": ("id", "name", "type", "memory", "capabilities"),
+}
+
+
+@click.command("status")
+@as_json
+@click.pass_context
+def command(ctx: click.Context, as_json: bool) -> None:
+    """Show the host, services, models and devices. Starts nothing: without a host it says so."""
+    from aima_mcp import background
+    from aima_mcp.faces.doorway import through
+    from aima_mcp.faces.render import out, show_json
+
+    home = home_of(ctx)
+    found = background.living(home)
+    state = through(home, _collect, needs_host=False) if found else {"host": None}
+    if as_json:
+        show_json({"home": str(home.path), **state})
+    elif found is None:
+        out().print(f"no host runs for {home.path}; start one with: aima start", soft_wrap=True)
+    else:
+        _show(state)
+
+
+async def _collect(door: Door) -> dict[str, Any]:
+    state: dict[str, Any] = {"host": await door.call("system.info")}
+    for part, unit in PARTS.items():
+        state[part] = (await door.call(unit))[part]
+    return state
+
+
+def _show(state: dict[str, Any]) -> None:
+    from rich.text import Text
+
+    from aima_mcp.faces.render import out, table
+
+    host = state["host"]
+    out().print(f"AIMA {host['version']}, process {host['pid']}, {host['url']}, up {host['uptime_seconds']:.0f} s, home {host['home']}", soft_wrap=True)
+    for part in PARTS:
+        out().print(Text(f"\n{part}", style="bold"))
+        out().print(table(_short(part, state[part]), COLUMNS[part]) if state[part] else Text("none", style="dim"))
+
+
+def _short(part: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A device's memory as one figure and its kind, and no more than a few of its capabilities."""
+    from aima_mcp.faces.render import size
+
+    if part != "devices":
+        return rows
+    shown = []
+    for row in rows:
+        total = row["memory"]["total_bytes"]
+        memory = f"{'unknown' if total is None else size(total)} {row['memory']['kind']}"
+        shown.append({**row, "memory": memory, "capabilities": row["capabilities"][:6]})
+    return shown

@@ -1,0 +1,104 @@
+"""One generated command, carried out: open the door, call the unit, show what comes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+
+from aima_lib.door import Door
+from aima_lib.errors import DeadlineExceeded
+from aima_lib.infra.home import Home
+from aima_lib.registry import Unit
+from aima_mcp.faces.doorway import through
+from aima_mcp.faces.progress import Silence, Tokens, Watcher, watcher
+from aima_mcp.faces.render import err, show, show_json
+
+# What these start outlives the command: an engine, a service, or a pool of connections to them.
+HOSTED_DOMAINS = frozenset({"engine", "inference", "service"})
+PROGRESS = {"properties": {"phase": {}}}
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How a command is to be carried out, whatever the unit."""
+
+    as_json: bool = False
+    timeout_seconds: float | None = None
+    idempotency_key: str | None = None
+    wait: bool = True
+
+
+class Noted:
+    """Passes items on, and remembers the run they belong to."""
+
+    def __init__(self, inner: Watcher) -> None:
+        self.inner, self.run_id = inner, ""
+
+    async def send(self, item: Mapping[str, Any]) -> None:
+        if item.get("phase") == "started" and str(item.get("message", "")).startswith("run "):
+            self.run_id = str(item["message"]).removeprefix("run ")
+            return
+        await self.inner.send(item)
+
+
+def call_unit(home: Home, unit: Unit, arguments: Mapping[str, Any], manner: Manner) -> None:
+    """Call a unit and print its output. Raises AimaError; ends the process with 130 at Ctrl-C."""
+    seen = Noted(_watcher(unit, manner))
+
+    async def work(door: Door) -> Mapping[str, Any]:
+        if not manner.wait:
+            return {"run": await door.start(unit.name, arguments, key=manner.idempotency_key)}
+        send = None if isinstance(seen.inner, Silence) else seen.send
+        with anyio.move_on_after(manner.timeout_seconds) as scope:
+            return await door.call(unit.name, arguments, send=send, key=manner.idempotency_key)
+        assert scope.cancelled_caught
+        raise _late(unit, manner, seen.run_id)
+
+    # What the gateway will refuse starts no host.
+    needs_host = (unit.durable or unit.domain in HOSTED_DOMAINS) and unit.input.first_error(arguments) is None
+    try:
+        output = through(home, work, needs_host=needs_host)
+    except KeyboardInterrupt:
+        seen.inner.close()
+        _say_interrupted(seen.run_id)
+        sys.exit(INTERRUPTED)
+    except BaseException:
+        seen.inner.close()
+        raise
+    seen.inner.close()
+    _print(unit, output, manner, seen.inner)
+
+
+def _watcher(unit: Unit, manner: Manner) -> Watcher:
+    if not manner.wait:
+        return Silence()
+    return watcher(PROGRESS if unit.durable else unit.definition.get("streamSchema"), manner.as_json)
+
+
+def _print(unit: Unit, output: Mapping[str, Any], manner: Manner, seen: Watcher) -> None:
+    if manner.as_json:
+        show_json(output)
+    elif isinstance(seen, Tokens) and seen.wrote:
+        return
+    else:
+        show(output, unit.definition.get("primary") if manner.wait else "run")
+
+
+def _late(unit: Unit, manner: Manner, run_id: str) -> DeadlineExceeded:
+    message = f"{unit.name} took longer than {manner.timeout_seconds:g} s"
+    if not run_id:
+        return DeadlineExceeded(message, hint="give it more time with --timeout")
+    call = {"unit": "run.wait", "arguments": {"run_id": run_id}}
+    return DeadlineExceeded(f"{message}; run {run_id} goes on", hint="wait for it, or cancel it with run.cancel", next=[call])
+
+
+def _say_interrupted(run_id: str) -> None:
+    if run_id:
+        err().print(f"run {run_id} goes on.\nfollow it: aima run wait {run_id}\ncancel it: aima run cancel {run_id}", soft_wrap=True)
+    else:
+        err().print("interrupted")

@@ -1,0 +1,186 @@
+"""The command-line face: `aima <domain> <action>` for every unit, generated from its schema file, beside a few commands of its own.
+
+Only what a command needs is read: the help of `aima` looks at folders, that of a domain at its files, a command at its own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import click
+
+from aima_lib import __version__
+from aima_mcp.faces import arguments as words
+
+DOTTED = "aima.dotted"
+# Command → the module that has it, and what the help says, so that the help imports none of them.
+COMMANDS = {
+    "quickstart": "Find a model that fits this machine, fetch it, serve it, ask it something.",
+    "chat": "Talk to a model that is served.",
+    "serve": "Host AIMA here, until Ctrl-C.",
+    "start": "Host AIMA in the background.",
+    "stop": "End the host in the background, and its engines.",
+    "status": "What runs: host, services, models, devices.",
+    "mcp": "Serve MCP over standard input and output; `mcp config` prints what to paste.",
+    "doctor": "Check the machine and every unit.",
+    "events": "What happened; --follow goes on.",
+    "key": "Print the owner's key, for HTTP and OpenAI clients.",
+    "completion": "Print the script that completes commands in a shell.",
+}
+
+
+def schemas() -> Path:
+    """Where the unit files are: in the package of a wheel, at the top of a checkout."""
+    package = Path(importlib.import_module("aima_lib").__file__ or "").parent
+    return package / "schemas" if (package / "schemas").is_dir() else package.parent / "schemas"
+
+
+@cache
+def domains() -> dict[str, list[str]]:
+    """Domain → its actions, without reading what they take."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(schemas().glob("*/*.json")):
+        if path.parent.name != "types" and _is_callable(path):
+            found.setdefault(path.parent.name, []).append(path.stem)
+    return found
+
+
+def _is_callable(path: Path) -> bool:
+    return json.loads(path.read_text(encoding="utf-8")).get("kind") in ("command", "query")
+
+
+def definition(name: str) -> Mapping[str, Any] | None:
+    """A unit's file, with its references inlined, or None."""
+    from aima_lib.registry import inline
+
+    domain, _, action = name.partition(".")
+    path = schemas() / domain / f"{action}.json"
+    if action not in domains().get(domain, ()):
+        return None
+    found: Mapping[str, Any] = inline(json.loads(path.read_text(encoding="utf-8")), path)
+    return found
+
+
+def command_line(name: str, arguments: Mapping[str, Any]) -> str:
+    """A call as one would type it."""
+    found = definition(name)
+    return words.command_line(name, arguments, found["inputSchema"] if found else None)
+
+
+class Root(click.Group):
+    """`aima`: its own commands and a group for each domain, made when asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return [*COMMANDS, *domains()]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name in COMMANDS:
+            found: click.Command = importlib.import_module(f"aima_mcp.commands.{cmd_name}").command
+            return found
+        return Domain(cmd_name) if cmd_name in domains() else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+        with formatter.section("Units"):
+            formatter.write_dl([(domain, " ".join(actions)) for domain, actions in domains().items()])
+
+
+class Domain(click.Group):
+    """`aima model`: one command for each unit of the domain."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, help=f"Units of the domain {name}.")
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return domains()[str(self.name)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        found = definition(f"{self.name}.{cmd_name.replace('-', '_')}")
+        return UnitCommand(found) if found else None
+
+
+class UnitCommand(click.Command):
+    """`aima model pull`: one unit."""
+
+    def __init__(self, found: Mapping[str, Any]) -> None:
+        self.definition, self.schema = found, found["inputSchema"]
+        super().__init__(
+            str(found["name"]).partition(".")[2],
+            params=[*words.options(self.schema), *_manners(found)],
+            help=found["description"],
+            short_help=found["title"],
+        )
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        args, ctx.meta[DOTTED] = words.split_dotted(self.schema, args)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> None:
+        from aima_lib.infra.home import Home
+        from aima_lib.registry import Unit
+        from aima_mcp.faces.call import Manner, call_unit
+
+        given = ctx.params
+        arguments = words.gather(self.schema, given, ctx.meta[DOTTED])
+        manner = Manner(given["cli_json"], given["cli_timeout"], given.get("cli_key"), not given.get("cli_detach"))
+        call_unit(Home(ctx.find_root().params.get("home")), Unit(self.definition), arguments, manner)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        outputs = self.definition["outputSchema"]["properties"]
+        with formatter.section("Output"):
+            formatter.write_dl([(key, spec.get("description", "")) for key, spec in outputs.items()])
+        if errors := self.definition["errors"]:
+            with formatter.section("Errors"):
+                formatter.write_text(", ".join(errors))
+        with formatter.section("Examples"):
+            for line in self._examples():
+                formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
+
+    def _examples(self) -> Iterator[str]:
+        for example in self.definition["examples"]:
+            outcome = f"  (error: {example['error']})" if "error" in example else ""
+            yield f"# {example['title']}{outcome}"
+            yield words.command_line(self.definition["name"], example.get("input", {}), self.schema)
+
+
+def _manners(found: Mapping[str, Any]) -> Iterator[click.Option]:
+    """What every command takes beside its unit's properties. A property of the same name has the better right to it."""
+    taken = found["inputSchema"]["properties"]
+    base = "--arguments" if "input" in taken else "--input"
+    yield click.Option([base, words.BASE], metavar="JSON", help="All arguments as one JSON object, @file, or @- for standard input; other options go over it.")
+    yield click.Option(["--json", "cli_json"], is_flag=True, help="Print the output as JSON and nothing else.")
+    yield click.Option(["--timeout", "cli_timeout"], type=click.FloatRange(min=0), metavar="SECONDS", help="Give up after so long.")
+    if found.get("durable"):
+        yield click.Option(["--idempotency-key", "cli_key"], metavar="TEXT", help="Same key and same input: the same run, not another.")
+        names = ["--detach"] if "wait" in taken else ["--no-wait", "--detach"]
+        yield click.Option([*names, "cli_detach"], is_flag=True, help="Print the run and leave it to the host.")
+
+
+def build() -> click.Group:
+    """The `aima` command."""
+    home = click.Option(["--home"], metavar="PATH", help="The folder to use: AIMA_HOME or ~/.aima when not given.")
+    version = click.Option(["--version"], is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Show the version.")
+    return Root(
+        "aima",
+        params=[home, version],
+        help="AI inference, managed by AI: run models on machines you own, from a shell, an agent or a program.",
+        epilog="`aima quickstart` to begin; `aima <unit> --help` and `aima <unit> <action> --help` say more.",
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    )
+
+
+def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:  # noqa: ARG001
+    if value:
+        click.echo(f"aima {__version__}")
+        ctx.exit()
+
+
+def wants_json(argv: Sequence[str]) -> bool:
+    """Whether errors, too, are to be JSON: known even where the command line could not be read."""
+    return "--json" in argv[: argv.index("--") if "--" in argv else len(argv)]

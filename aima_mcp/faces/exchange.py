@@ -1,0 +1,175 @@
+"""One HTTP request and its reply, over raw ASGI."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+import anyio
+from starlette.datastructures import Headers, QueryParams
+from starlette.types import Message, Receive, Scope, Send
+
+from aima_lib.door import Caller
+from aima_lib.errors import AimaError, InvalidArgument
+from aima_mcp.faces import problem, strict_json
+from aima_mcp.faces.problem import Refused
+
+MIB = 1 << 20
+T = TypeVar("T")
+
+
+class ClientLeft(Exception):
+    """Nobody waits for the reply any more."""
+
+
+class Exchange:
+    """What a face sees of a request, and how it answers."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._scope, self._receive, self._send = scope, receive, send
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.headers = Headers(scope=scope)
+        self.started = False
+
+    @property
+    def caller(self) -> Caller:
+        caller: Caller = self._scope["state"]["caller"]
+        return caller
+
+    @property
+    def query(self) -> QueryParams:
+        return QueryParams(self._scope["query_string"])
+
+    async def body(self, limit: int) -> bytes:
+        """The whole body. Raises Refused (413) past `limit` bytes, ClientLeft when the client goes in the middle."""
+        declared = self.headers.get("content-length", "0")
+        if declared.isdigit() and int(declared) > limit:
+            raise _too_large(limit)
+        parts, size = list[bytes](), 0
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientLeft
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > limit:
+                raise _too_large(limit)
+            if not message.get("more_body", False):
+                return b"".join(parts)
+
+    async def json(self, limit: int) -> Any:
+        """The body as strict JSON; an empty body is an empty object.
+
+        Raises:
+            Refused: 415 for another content type, 413 past `limit` bytes.
+            InvalidArgument: the body is not JSON.
+        """
+        _refuse_media_type(self.headers)
+        body = await self.body(limit)
+        return strict_json.read(body) if body else {}
+
+    async def reply(self, status: int, body: bytes, media_type: str, headers: Mapping[str, str] | None = None) -> None:
+        """Answer whole."""
+        fields = {"content-type": media_type, "content-length": str(len(body)), **(headers or {})}
+        await self.start(status, fields)
+        await self.write(body, more=False)
+
+    async def reply_json(self, value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
+        """Answer with JSON."""
+        await self.reply(status, strict_json.write(value), "application/json", headers)
+
+    async def reply_problem(self, error: AimaError, status: int | None = None, headers: Mapping[str, str] | None = None) -> None:
+        """Answer with an error."""
+        body = problem.body_of(error, status)
+        await self.reply(body["status"], strict_json.write(body), problem.MEDIA_TYPE, headers)
+
+    async def start(self, status: int, headers: Mapping[str, str]) -> None:
+        """Begin an answer whose body comes by `write`."""
+        self.started = True
+        fields = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+        message: Message = {"type": "http.response.start", "status": status, "headers": fields}
+        await self._send(message)
+
+    async def write(self, body: bytes, *, more: bool = True) -> None:
+        """A piece of the body. Always a checkpoint: send() to a client that left returns at once, and a ready source would never yield."""
+        await self._send({"type": "http.response.body", "body": body, "more_body": more})
+        await anyio.lowlevel.checkpoint()
+
+    async def while_connected(self, work: Callable[[], Awaitable[T]], beside: Callable[[], Awaitable[None]] | None = None) -> T:
+        """The outcome of `work`, which is cancelled as soon as the client leaves; `beside` runs as long as it does.
+
+        The request's body must have been read.
+
+        Raises:
+            ClientLeft: it left.
+        """
+        done: list[T] = []
+        failed: list[AimaError | Refused] = []
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._until_left, tasks.cancel_scope)
+            if beside is not None:
+                tasks.start_soon(beside)
+            try:
+                done.append(await work())
+            except (AimaError, Refused) as error:  # kept apart: a task group would wrap it
+                failed.append(error)
+            tasks.cancel_scope.cancel()
+        if failed:
+            raise failed[0]
+        if not done:
+            raise ClientLeft
+        return done[0]
+
+    async def _until_left(self, scope: anyio.CancelScope) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        scope.cancel()
+
+
+def accepted(header: str | None, *offers: str) -> str | None:
+    """The offer that an Accept header likes best (the first among equals), or None when it takes none."""
+    if not header:
+        return offers[0]
+    ranges = [_range(part) for part in header.lower().split(",")]
+    ranked = [(max((quality for _, quality in _most_exact(ranges, offer)), default=0.0), offer) for offer in offers]
+    best, offer = max(ranked, key=lambda entry: entry[0])
+    return offer if best > 0 else None
+
+
+def _most_exact(ranges: list[tuple[str, float]], offer: str) -> list[tuple[str, float]]:
+    for wanted in (offer, offer.partition("/")[0] + "/*", "*/*"):
+        if found := [entry for entry in ranges if entry[0] == wanted]:
+            return found
+    return []
+
+
+def _range(part: str) -> tuple[str, float]:
+    name, *parameters = (piece.strip() for piece in part.split(";"))
+    for parameter in parameters:
+        if parameter.startswith("q="):
+            try:
+                return name, float(parameter[2:])
+            except ValueError:
+                return name, 0.0
+    return name, 1.0
+
+
+def _refuse_media_type(headers: Headers) -> None:
+    given = headers.getlist("content-type")
+    length = headers.get("content-length")
+    if not given and "transfer-encoding" not in headers and length in (None, "0"):
+        return
+    name, _, parameters = (given[0] if len(given) == 1 else "").lower().partition(";")
+    charset = parameters.strip().replace('"', "")
+    if name.strip() != "application/json" or charset not in ("", "charset=utf-8"):
+        said = ", ".join(given) or "nothing"
+        error = InvalidArgument(f"the body must be application/json, not {said}", hint="send Content-Type: application/json")
+        raise Refused(415, error, {"accept-post": "application/json"})
+    if headers.get("content-encoding", "identity") != "identity":
+        raise Refused(415, InvalidArgument("the body must not be compressed"), {"accept-encoding": "identity"})
+
+
+def _too_large(limit: int) -> Refused:
+    error = InvalidArgument(f"the body is larger than {limit / MIB:g} MiB", hint="put large things in files or models and name them")
+    return Refused(413, error, {"connection": "close"})

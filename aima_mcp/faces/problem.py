@@ -1,0 +1,24 @@
+"""Errors over HTTP: the AimaError's own object, as RFC 9457 wants it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from aima_lib.errors import AimaError
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class Refused(Exception):
+    """A request that HTTP itself refuses with a status no AimaError has: 405, 406, 413, 415, 421, 431."""
+
+    def __init__(self, status: int, error: AimaError, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(str(error))
+        self.status, self.error, self.headers = status, error, dict(headers or {})
+
+
+def body_of(error: AimaError, status: int | None = None) -> dict[str, Any]:
+    """The problem object: {type, title, status} and the error's code, message, retryable, hint, next, details."""
+    title = (type(error).__doc__ or type(error).__name__).strip().splitlines()[0].rstrip(".")
+    return {"type": f"urn:aima:error:{error.code}", "title": title, "status": status or error.http_status, **error.as_dict()}

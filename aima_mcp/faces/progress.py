@@ -1,0 +1,138 @@
+"""What is seen while a call is under way: a bar on a terminal, lines elsewhere, tokens as they come."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from aima_mcp.faces.render import err, size
+
+LINE_EVERY_SECONDS = 5.0
+# Progress does not say what it counts; nobody counts files or layers by the ten thousand.
+FEWEST_BYTES = 10_000
+
+
+class Watcher(Protocol):
+    """Sees each stream item of a call, and its end."""
+
+    async def send(self, item: Mapping[str, Any]) -> None:
+        """One item."""
+
+    def close(self) -> None:
+        """The call is over."""
+
+
+def watcher(stream: Mapping[str, Any] | None, as_json: bool) -> Watcher:
+    """Who watches a call whose stream items have this schema."""
+    shape = (stream or {}).get("properties", {})
+    if "phase" in shape:
+        return Bar() if err().is_terminal else Lines()
+    return Silence() if as_json or "delta" not in shape else Tokens()
+
+
+class Silence:
+    """Nobody watches."""
+
+    async def send(self, item: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class Tokens:
+    """Text as it is generated, on standard output."""
+
+    def __init__(self) -> None:
+        self.wrote = ""
+
+    async def send(self, item: Mapping[str, Any]) -> None:
+        text = item.get("delta") or ""
+        if isinstance(text, str) and text:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+            self.wrote += text
+
+    def close(self) -> None:
+        """End the line."""
+        if self.wrote and not self.wrote.endswith("\n"):
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+
+
+class Lines:
+    """A line for each step, and for a long step one every few seconds."""
+
+    def __init__(self) -> None:
+        self._phase, self._told = "", 0.0
+
+    async def send(self, item: Mapping[str, Any]) -> None:
+        moment = time.monotonic()
+        if item["phase"] == self._phase and moment - self._told < LINE_EVERY_SECONDS:
+            return
+        self._phase, self._told = item["phase"], moment
+        err().print(": ".join(filter(None, (item["phase"], item["message"], amount(item)))), soft_wrap=True)
+
+    def close(self) -> None:
+        """Nothing is left to say."""
+
+
+class Bar:
+    """One bar a step: how much, how fast, how long still."""
+
+    def __init__(self) -> None:
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+        self._progress = Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30), TextColumn("{task.fields[amount]}"),
+            TimeRemainingColumn(compact=True), console=err(), transient=False,
+        )  # fmt: skip
+        self._phase, self._began, self._task = "", 0.0, None
+        self._first = 0.0
+
+    async def send(self, item: Mapping[str, Any]) -> None:
+        if item["phase"] != self._phase or self._task is None:
+            self._next(item)
+        assert self._task is not None
+        done, spent = item.get("completed"), time.monotonic() - self._began
+        speed = f" {size((done - self._first) / spent)}/s" if done and spent > 1 and _is_bytes(item) and done > self._first else ""
+        text = f"{item['phase']}: {_shortened(item['message'])}"
+        self._progress.update(self._task, description=text, completed=done or 0, total=item.get("total"), amount=amount(item) + speed)
+
+    def close(self) -> None:
+        """Leave the last state on the screen."""
+        self._finish()
+        self._progress.stop()
+
+    def _next(self, item: Mapping[str, Any]) -> None:
+        self._finish()
+        self._progress.start()
+        self._phase, self._began, self._first = item["phase"], time.monotonic(), item.get("completed") or 0
+        self._task = self._progress.add_task(item["phase"], total=None, amount="")
+
+    def _finish(self) -> None:
+        if self._task is not None:
+            task = next(task for task in self._progress.tasks if task.id == self._task)
+            self._progress.update(self._task, total=task.total or 1, completed=task.total or 1)
+            self._progress.stop_task(self._task)
+            self._task = None
+
+
+def amount(item: Mapping[str, Any]) -> str:
+    """How much of how much, in a few characters."""
+    done, total = item.get("completed"), item.get("total")
+    if done is None:
+        return ""
+    if not _is_bytes(item):
+        return f"{done:g}" if total is None else f"{done:g} of {total:g}"
+    return size(done) if not total else f"{done / total:.0%} of {size(total)}"
+
+
+def _is_bytes(item: Mapping[str, Any]) -> bool:
+    return max(item.get("total") or 0, item.get("completed") or 0) >= FEWEST_BYTES
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 48 else text[:47] + "…"

@@ -1,0 +1,160 @@
+"""What a unit's output looks like to a person: a table, a list of fields, or a text."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from aima_lib.errors import AimaError
+
+COLUMNS, WIDE = 7, 160
+SHOWN_FIRST = ("id", "name", "title", "status")
+GOOD = {"ready", "running", "succeeded", "ok", "healthy", "exercised", "available"}
+BAD = {"failed", "critical", "broken", "interrupted", "unhealthy"}
+
+
+@cache
+def out() -> Console:
+    """Standard output. Into a pipe it is plain and wide, so that a table's lines stay whole."""
+    return _console(sys.stdout.isatty(), False)
+
+
+@cache
+def err() -> Console:
+    """Standard error: errors and progress, so that standard output holds results alone."""
+    return _console(sys.stderr.isatty(), True)
+
+
+def _console(terminal: bool, stderr: bool) -> Console:
+    return Console(stderr=stderr, highlight=False, soft_wrap=False, width=None if terminal else WIDE, markup=False, emoji=False)
+
+
+def show(output: Mapping[str, Any], primary: str | None) -> None:
+    """Print a unit's output: its main field, then what else it says."""
+    main = output.get(primary) if primary else None
+    rest = {key: value for key, value in output.items() if key != primary}
+    if isinstance(main, str):
+        out().print(main, soft_wrap=True)
+        return
+    if _is_rows(main):
+        out().print(table(main) if main else Text(f"no {primary}".replace("_", " "), style="dim"))
+    elif isinstance(main, Mapping):
+        out().print(fields(main))
+    elif isinstance(main, list):
+        out().print("\n".join(map(word, main)) or f"no {primary}", soft_wrap=True)
+    else:
+        rest = dict(output)
+    for key, value in list(rest.items()):
+        if _is_rows(value) and value:
+            out().print(Text(key.replace("_", " "), style="bold"), table(rest.pop(key)), sep="\n")
+    if rest:
+        out().print(fields(rest))
+
+
+def show_json(output: Any, *, stderr: bool = False) -> None:
+    """Print JSON and nothing else. What UTF-8 cannot carry is escaped."""
+    text = json.dumps(output, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None)
+    print(text.encode("utf-8", "backslashreplace").decode(), file=sys.stderr if stderr else sys.stdout)  # noqa: T201
+
+
+def show_error(error: AimaError, as_json: bool, calls: Sequence[str] = ()) -> None:
+    """Say what went wrong, what to do, and which commands may mend it."""
+    if as_json:
+        show_json(error.as_dict(), stderr=True)
+        return
+    err().print(Text.assemble((f"{error.code}: ", "bold red"), str(error)), soft_wrap=True)
+    if error.hint:
+        err().print(Text.assemble(("hint: ", "bold"), error.hint), soft_wrap=True)
+    for call in calls:
+        err().print(Text.assemble(("try:  ", "bold"), call), soft_wrap=True)
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> Table:
+    """A table of objects, by the columns given or those that say most."""
+    shown = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    columns = columns or _columns(rows)
+    for key in columns:
+        right = all(isinstance(row.get(key), int | float | None) and not isinstance(row.get(key), bool) for row in rows)
+        shown.add_column(_label(key), justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        shown.add_row(*(_cell(key, row.get(key)) for key in columns))
+    return shown
+
+
+def fields(value: Mapping[str, Any]) -> Table:
+    """One object, a line a field. Objects inside it are given in one line each."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for key, held in value.items():
+        if _is_rows(held) and held:
+            grid.add_row(_label(key), _block(held))
+        else:
+            grid.add_row(_label(key), _cell(key, held))
+    return grid
+
+
+def _block(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+    return Text("\n".join(word(row) for row in rows)) if len(rows) == 1 else table(rows)
+
+
+def word(value: Any, key: str = "") -> str:
+    """One value in one line."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float) and key.endswith("_bytes"):
+        return size(value)
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{_label(inner)} {word(held, inner)}" for inner, held in value.items() if held is not None) or "–"
+    if isinstance(value, list):
+        return ", ".join(word(item) for item in value) or "–"
+    return str(value)
+
+
+def size(count: float) -> str:
+    """Bytes as people read them: 491.4 MB."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(count) < 1000 or unit == "TB":
+            break
+        count /= 1000
+    return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+
+
+def _cell(key: str, value: Any) -> Text:
+    style = "green" if value in GOOD else "red" if value in BAD else "" if not isinstance(value, str) else ""
+    return Text(word(value, key), style=style if key in ("status", "health", "phase") else "")
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The columns that fit: names first, then short values in their order, and none that is empty throughout."""
+    keys = dict.fromkeys(key for row in rows for key in row)
+    used = [key for key in keys if any(row.get(key) not in (None, [], {}) for row in rows)]
+    short = [key for key in used if all(_is_short(row.get(key), key) for row in rows)]
+    first = [key for key in SHOWN_FIRST if key in used]
+    return (first + [key for key in short if key not in first])[:COLUMNS] or list(keys)[:COLUMNS]
+
+
+def _is_short(value: Any, key: str) -> bool:
+    if isinstance(value, Mapping) or _is_rows(value) and value:
+        return False
+    return len(word(value, key)) <= 60
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, Mapping) for item in value)
+
+
+def _label(key: str) -> str:
+    return key.removesuffix("_bytes").replace("_", " ")

@@ -1,0 +1,48 @@
+"""One short question to the host of a home, without the weight of an HTTP client library."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from aima_lib.errors import AimaError, FailedPrecondition, Internal, Unavailable
+from aima_lib.infra.home import Home, Host
+
+
+def ask(home: Home, host: Host, method: str, path: str, body: Mapping[str, Any] | None = None, *, seconds: float = 5.0) -> Any:
+    """The JSON the host answers with.
+
+    Raises:
+        AimaError: what the host said, Unavailable when it said nothing, FailedPrecondition when it does not listen.
+    """
+    if host.url is None:
+        raise FailedPrecondition(
+            f"{home.path} is hosted by process {host.pid}, which does not listen",
+            hint="close the program that embeds it, or run `aima start` before it next time",
+            details={"pid": host.pid},
+        )
+    address = urlsplit(host.url)
+    connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=seconds)
+    headers = {"Authorization": f"Bearer {home.key()}", "Content-Type": "application/json"}
+    try:
+        connection.request(method, path, None if body is None else json.dumps(body), headers)
+        response = connection.getresponse()
+        status, text = response.status, response.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise Unavailable(f"the host (process {host.pid}, {host.url}) does not answer: {error}", hint="aima status") from error
+    finally:
+        connection.close()
+    return _understood(status, text)
+
+
+def _understood(status: int, text: bytes) -> Any:
+    try:
+        answer = json.loads(text or b"{}")
+    except ValueError as error:
+        raise Internal(f"the host answered {status} with what is no JSON: {text[:200]!r}") from error
+    if status >= 400:
+        raise AimaError.from_dict(answer)
+    return answer

@@ -1,0 +1,50 @@
+"""The `aima` command: reads the command line, carries it out, and turns errors into messages and exit codes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+from aima_lib.errors import AimaError, InvalidArgument
+from aima_mcp.faces.cli import build, command_line, wants_json
+
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command and end the process with its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    sys.exit(run(words))
+
+
+def run(words: Sequence[str]) -> int:
+    """Run one command and return its exit code: that of the error, 2 for a wrong command line, 130 at Ctrl-C."""
+    try:
+        code = build().main(list(words), prog_name="aima", standalone_mode=False)
+    except AimaError as error:
+        return _failed(error, wants_json(words))
+    except click.UsageError as error:
+        return _misused(error, wants_json(words))
+    except click.ClickException as error:
+        return _failed(InvalidArgument(error.format_message()), wants_json(words))
+    except click.Abort:
+        return INTERRUPTED
+    return code if isinstance(code, int) else 0
+
+
+def _misused(error: click.UsageError, as_json: bool) -> int:
+    refusal = InvalidArgument(error.format_message(), hint=f"{error.ctx.command_path} --help" if error.ctx else "aima --help")
+    return _failed(refusal, as_json)
+
+
+def _failed(error: AimaError, as_json: bool) -> int:
+    from aima_mcp.faces.render import show_error
+
+    show_error(error, as_json, [command_line(call["unit"], call["arguments"]) for call in error.next])
+    return error.exit_code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""The event log: numbered in order, shown live and replayed, never in the way of whoever publishes."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from aima_lib.errors import Internal
+from aima_lib.infra import events as module
+from aima_lib.infra.events import Events
+from aima_lib.infra.store import Store
+from tests.workshop import RETENTION, events_of
+
+pytestmark = pytest.mark.anyio
+DEADLINE = 20
+
+
+@pytest.fixture
+def log(store: Store, tmp_path: Path) -> Events:
+    return events_of(store, tmp_path / "schemas", "model.created", "model.deleted", "device.detected")
+
+
+async def reached(log: Events, number: int) -> None:
+    with anyio.fail_after(DEADLINE):
+        while log.last < number:
+            await anyio.sleep(0.001)
+
+
+async def take(log: Events, count: int, after: int | None = None, types: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+    taken: list[dict[str, Any]] = []
+    with anyio.fail_after(DEADLINE):
+        async with aclosing(log.follow(after, types)) as following:  # type: ignore[type-var]
+            async for event in following:
+                taken.append(event)
+                if len(taken) == count:
+                    break
+    return taken
+
+
+async def test_events_are_numbered_in_the_order_they_were_published(log: Events) -> None:
+    for number in range(50):
+        log.publish("model.created", {"number": number}, subject=f"m{number}")
+    seen = await take(log, 50, after=0)
+    assert [event["payload"]["number"] for event in seen] == list(range(50))
+    assert [event["seq"] for event in seen] == list(range(1, 51))
+    assert seen[3]["subject"] == "m3"
+    assert set(seen[0]) == {"seq", "type", "time", "subject", "payload"}
+
+
+async def test_a_follower_starts_from_now_and_wakes_on_news(log: Events) -> None:
+    log.publish("model.created", {"number": 0})
+    await reached(log, 1)
+    seen: list[Any] = []
+
+    async def follow() -> None:
+        seen.extend(await take(log, 2))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(follow)
+        await anyio.wait_all_tasks_blocked()
+        for number in (1, 2):
+            log.publish("model.created", {"number": number})
+    assert [event["payload"]["number"] for event in seen] == [1, 2]
+
+
+async def test_a_cursor_replays_and_goes_on_live(log: Events) -> None:
+    for number in range(10):
+        log.publish("model.created", {"number": number})
+    await reached(log, 10)
+    seen: list[Any] = []
+
+    async def follow() -> None:
+        seen.extend(await take(log, 6, after=6))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(follow)
+        await anyio.wait_all_tasks_blocked()
+        log.publish("model.created", {"number": 10})
+        log.publish("model.created", {"number": 11})
+    assert [event["seq"] for event in seen] == [7, 8, 9, 10, 11, 12]
+
+
+async def test_the_log_replays_what_memory_does_not_hold(store: Store, log: Events) -> None:
+    for number in range(1200):  # more than one page of the log
+        log.publish("model.created", {"number": number})
+    await reached(log, 1200)
+    after_restart = Events(store, log._types, RETENTION)
+    assert after_restart.last == 1200
+    seen = await take(after_restart, 1200, after=0)
+    assert [event["seq"] for event in seen] == list(range(1, 1201))
+    after_restart.publish("model.created", {"number": 0})
+    await reached(after_restart, 1201)
+
+
+async def test_types_are_names_or_whole_domains(log: Events) -> None:
+    for type in ("model.created", "device.detected", "model.deleted", "model.created"):
+        log.publish(type, {"number": 0})
+    await reached(log, 4)
+    assert [event["seq"] for event in await take(log, 2, after=0, types=("model.created",))] == [1, 4]
+    assert [event["seq"] for event in await take(log, 3, after=0, types=("model.*",))] == [1, 3, 4]
+    assert [event["seq"] for event in log.page(0, 10, ("device.*", "model.deleted"))] == [2, 3]
+    assert [event["seq"] for event in log.page(2, 1)] == [3]
+
+
+async def test_a_follower_too_slow_is_told_and_dropped_and_blocks_nobody(log: Events) -> None:
+    slow = log.follow(0)
+    log.publish("model.created", {"number": 0})
+    first = await anext(slow)
+    total = module.KEPT + 100
+    with anyio.fail_after(DEADLINE):
+        for number in range(1, total + 1):
+            log.publish("model.created", {"number": number})  # a plain call: nothing could wait here
+        await reached(log, total + 1)
+    rest = [event async for event in slow]
+    assert first["seq"] == 1
+    assert rest[-1]["type"] == "lagged"
+    cursor = rest[-1]["payload"]["after"]
+    assert rest[-1]["payload"]["last"] == total + 1
+    again = await take(log, total + 1 - cursor, after=cursor)  # nothing is lost: the log has it
+    assert [event["seq"] for event in again] == list(range(cursor + 1, total + 2))
+
+
+async def test_what_no_schema_describes_is_not_published(log: Events) -> None:
+    with pytest.raises(Internal, match=r"model\.flew cannot be published: no such event"):
+        log.publish("model.flew", {"number": 1})
+    with pytest.raises(Internal, match=r"model\.created cannot be published: .*number"):
+        log.publish("model.created", {"number": "one"})
+    with pytest.raises(Internal, match=r"model\.created cannot be published"):
+        log.publish("model.created", {"number": 1, "prompt": "secret"})
+    assert log.page(0, 10) == []
+
+
+async def test_a_failing_subscriber_harms_nobody(log: Events, caplog: pytest.LogCaptureFixture) -> None:
+    heard: list[int] = []
+
+    def fail(event: dict[str, Any]) -> None:
+        raise RuntimeError("a subscriber's own fault")
+
+    log.subscribe(fail)
+    leave = log.subscribe(lambda event: heard.append(event["seq"]))
+    log.publish("model.created", {"number": 1})
+    await reached(log, 1)
+    assert heard == [1]
+    assert "a subscriber failed on model.created" in caplog.text
+    leave()
+    log.publish("model.created", {"number": 2})
+    await reached(log, 2)
+    assert heard == [1]
+    assert log.counts["model.created"] == 2
+
+
+async def test_old_events_are_dropped_and_numbers_go_on(store: Store, log: Events) -> None:
+    log._retention = {"retention_days": 14, "retention_count": 100}
+    for number in range(300):
+        log.publish("model.created", {"number": number})
+    await reached(log, 300)
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(log.run)
+        with anyio.fail_after(DEADLINE):
+            while len(log.page(0, 1000)) != 100:
+                await anyio.sleep(0.001)
+        tasks.cancel_scope.cancel()
+    assert [event["seq"] for event in log.page(0, 2)] == [201, 202]
