@@ -77,11 +77,12 @@ class Runs:
             "created_at": now(),
             "finished_at": None,
         }
-        try:
-            await self._store.insert("run", run)
-        except AlreadyExists:
-            return self._same(run)
-        self._begin(unit, run, caller)
+        with anyio.CancelScope(shield=True):  # a caller that leaves now must not leave a record that nobody works on
+            try:
+                await self._store.insert("run", run)
+            except AlreadyExists:
+                return self._same(run)
+            self._begin(unit, run, caller)
         return run
 
     async def follow(self, run_id: str, send: Send, seconds: float | None = None) -> Document:

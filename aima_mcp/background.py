@@ -54,10 +54,12 @@ def start(home: Home, address: str | None = None, port: int | None = None) -> Ho
             [sys.executable, "-m", "aima_mcp.main", "serve", *(options or _free_port(home))],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=home.path, env=_environment(home), start_new_session=True,
         )  # fmt: skip
-    if (host := _until(lambda: _answering(home) or (child.poll() is not None and _ended(home)), START_SECONDS)) and isinstance(host, Host):
-        return host
+    found = _until(lambda: _answering(home) or (child.poll() is not None and _ended(home)), START_SECONDS)
+    if isinstance(found, Host):
+        return found
     state = f"ended with exit code {child.returncode}" if child.poll() is not None else f"did not answer within {START_SECONDS:g} s"
-    raise Unavailable(f"the host (process {child.pid}) {state}\n{_tail(path, began)}", hint=f"its log is {path}", details={"pid": child.pid})
+    message = f"the host (process {child.pid}) {state}\n{_tail(path, began)}".strip()
+    raise Unavailable(message, hint=f"its log is {path}", details={"pid": child.pid})
 
 
 def stop(home: Home, host: Host, stop_engines: bool) -> None:
@@ -111,7 +113,8 @@ def _environment(home: Home) -> dict[str, str]:
     """The child runs elsewhere than we do, so it is told where our code lies."""
     here = str(Path(__file__).parents[1])
     known = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    return {**os.environ, "AIMA_HOME": str(home.path), "PYTHONPATH": os.pathsep.join(dict.fromkeys([here, *known])), "PYTHONUNBUFFERED": "1"}
+    paths = os.pathsep.join(dict.fromkeys([here, *known]))
+    return {**os.environ, "AIMA_HOME": str(home.path), "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}
 
 
 def _tail(path: Path, began: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,8 +13,23 @@ ROOT = Path(__file__).parent.parent
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
+from aima_lib import Aima  # noqa: E402
+from aima_lib.gateway import Gateway  # noqa: E402
 from aima_lib.infra.home import Home  # noqa: E402
 from aima_lib.infra.store import Store  # noqa: E402
+from aima_lib.runtime import host  # noqa: E402
+from hubstub import Hub  # noqa: E402
+from tests.tiny import write_tiny_gguf  # noqa: E402
+from tests.world import HostProcess, World, build_wheel, furnish, install  # noqa: E402
+
+# Engines of tests die soon after their host, and nothing reaches beyond this machine.
+CONFIG = """
+[engines]
+grace_seconds = 2
+[sources]
+huggingface_endpoint = "{hub}"
+pypi_index = "{hub}/simple"
+"""
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +51,56 @@ async def store(tmp_path: Path, anyio_backend: str) -> AsyncIterator[Store]:
     opened = Store(tmp_path / "aima.db")
     yield opened
     opened.close()
+
+
+@pytest.fixture
+async def hosted(home: Home, anyio_backend: str) -> AsyncIterator[Gateway]:
+    """A home hosted by this process."""
+    async with host(home) as gateway:
+        yield gateway
+
+
+@pytest.fixture(scope="session")
+def fixtures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that hosts of tests run in: `tiny.gguf`, and `broken.gguf`, which ends in its middle."""
+    folder = tmp_path_factory.mktemp("fixtures")
+    whole = write_tiny_gguf(folder / "tiny.gguf").read_bytes()
+    (folder / "broken.gguf").write_bytes(whole[: len(whole) // 2])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def hub(fixtures: Path) -> Iterator[Hub]:
+    """A model hub and package index of our own, over HTTP."""
+    with Hub() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built wheel."""
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="session")
+def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The python of a clean environment that has the wheel installed."""
+    return install(wheel, tmp_path_factory.mktemp("installed") / "venv")
+
+
+@pytest.fixture(scope="session")
+def config(hub: Hub) -> str:
+    """config.toml of a test's host."""
+    return CONFIG.format(hub=hub.url)
+
+
+@pytest.fixture(scope="session")
+def world(python: Path, config: str, fixtures: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """One host of the installed wheel, with `tiny` imported and served, for all the tests that leave it as they found it."""
+    process = HostProcess(python, tmp_path_factory.mktemp("world") / "home", fixtures, config).start()
+    try:
+        with Aima(process.home.path) as aima, process.client() as http:
+            furnish(aima)
+            yield World(process, aima, http, fixtures, {})
+    finally:
+        process.stop()

@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 
 WIDTH, LAYERS, HEADS, KV_HEADS, FEED_FORWARD, CONTEXT = 64, 3, 4, 2, 256, 1024
 CONTROL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
-WORDS = (
-    "a about after all also an and any as at back be because but by can come could day do each even find first for from get give go good "
-    "great hand have he her here him his home how if in into is it just know land large last learn life light like line little live long "
-    "look made make man many may me more most move much must my name need never new no not now number of off old on one only or other our "
-    "out over own part people place plant point read right river same say sea see she should show side small so some sound still story "
-    "such take tell than that the their them then there these they thing think this three time to tree turn two under up us use very wait "
-    "walk want was water way we well went were what when where which while who why will with word work world would write year you young your"
-).split()
+WORDS = """
+    a about after all also an and any as at back be because but by can come could day do each even find first for from get give
+    go good great hand have he her here him his home how if in into is it just know land large last learn life light like line
+    little live long look made make man many may me more most move much must my name need never new no not now number of off old
+    on one only or other our out over own part people place plant point read right river same say sea see she should show side
+    small so some sound still story such take tell than that the their them then there these they thing think this three time to
+    tree turn two under up us use very wait walk want was water way we well went were what when where which while who why will
+    with word work world would write year you young your
+""".split()  # noqa: SIM905 - as a list it would be two hundred lines
 CHARACTERS = [chr(code) for code in range(0x21, 0x7F)]
 TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -96,7 +97,8 @@ def _weights(writer: gguf.GGUFWriter, liking: NDArray[np.float32], random: np.ra
     writer.add_tensor("token_embd.weight", embedding)
     for layer in range(LAYERS):
         block = f"blk.{layer}"
-        shapes = {"attn_q": (WIDTH, WIDTH), "attn_k": (KV_HEADS * head, WIDTH), "attn_v": (KV_HEADS * head, WIDTH), "attn_output": (WIDTH, WIDTH),
+        heads = (KV_HEADS * head, WIDTH)
+        shapes = {"attn_q": (WIDTH, WIDTH), "attn_k": heads, "attn_v": heads, "attn_output": (WIDTH, WIDTH),
                   "ffn_gate": (FEED_FORWARD, WIDTH), "ffn_up": (FEED_FORWARD, WIDTH), "ffn_down": (WIDTH, FEED_FORWARD)}  # fmt: skip
         for name, (rows, columns) in shapes.items():
             weight = matrix(rows, columns, 0.7 / columns**0.5)

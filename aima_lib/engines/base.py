@@ -11,8 +11,15 @@ from aima_lib.errors import InvalidArgument
 from aima_lib.names import did_you_mean
 
 FOLDER, PORT = "{folder}", "{port}"
-DEFAULT_CONTEXT = 8192
+DEFAULT_CONTEXT = 4096
 TEMPLATES = Path(__file__).parent / "templates"
+# What every way to start llama.cpp understands.
+LLAMA_OPTIONS = frozenset(
+    {
+        "context_length", "parallel", "threads", "gpu_layers", "batch_size", "flash_attention", "embedding", "pooling", "chat_template",
+        "seed",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +77,12 @@ def refuse_unknown(engine: Engine, options: Mapping[str, Any]) -> None:
     for name in options:
         if name not in engine.options:
             hint = did_you_mean(name, engine.options) or f"it takes {', '.join(sorted(engine.options))}"
-            raise InvalidArgument(f"{engine.name} has no option {name!r}", hint=hint, next=[{"unit": "engine.features", "arguments": {"name": engine.name}}])
+            call = {"unit": "engine.features", "arguments": {"name": engine.name}}
+            raise InvalidArgument(f"{engine.name} has no option {name!r}", hint=hint, next=[call])
 
 
 def context_of(model: Mapping[str, Any], options: Mapping[str, Any]) -> int:
-    """Tokens one request may hold: what was asked, else 8192 or what the model was trained for, whichever is less."""
+    """Tokens one request may hold: what was asked, else 4096 or what the model was trained for, whichever is less."""
     if "context_length" in options:
         return int(options["context_length"])
     return min(DEFAULT_CONTEXT, int(model.get("context_length") or DEFAULT_CONTEXT))

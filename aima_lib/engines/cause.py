@@ -24,20 +24,22 @@ STAMP = re.compile(r"^\d{4}-\d\d-\d\dT[\d:.]+Z ")
 PREFIX = re.compile(r"^(?:[\d.]+ )?[EW] (?:srv +\S+: )?")
 
 
-def cause(lines: Sequence[str], returncode: int | None) -> str:
-    """One line: what the log says, and how the process ended."""
+def cause(lines: Sequence[str], returncode: int | None, *, served: bool) -> str:
+    """One line: what the log says, and how the process ended. One that `served` before may have logged its requests' errors too."""
     how = ended(returncode)
-    said = telling(lines)
+    said = telling(lines, any_error=not served)
     return f"{said} ({how})" if said else how
 
 
-def telling(lines: Sequence[str]) -> str | None:
-    """The line of a log that best says what went wrong, cleaned, or None."""
+def telling(lines: Sequence[str], *, any_error: bool) -> str | None:
+    """The line of a log that best says what went wrong, cleaned, or None; with `any_error` the last error where none is telling."""
     words = [STAMP.sub("", line).rstrip() for line in lines]
     for pattern in TELLING:
         for line in words:
             if re.search(pattern, line):
                 return PREFIX.sub("", line).strip()
+    if not any_error:
+        return None
     errors = [line for line in words if re.match(r"^(?:[\d.]+ )?E ", line) or re.match(r"^\w*(?:Error|Exception): ", line)]
     return PREFIX.sub("", errors[-1]).strip() if errors else None
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from aima_lib.engines.base import FOLDER, PORT, TEMPLATES, Found, Launch, batch_of, context_of, tasks_of
+from aima_lib.engines.base import FOLDER, LLAMA_OPTIONS, PORT, TEMPLATES, Found, Launch, batch_of, context_of, tasks_of
 from aima_lib.engines.cause import illegal_instruction
 
 ASK_SECONDS = 10
@@ -21,11 +21,9 @@ class LlamaServer:
 
     name = "llama-server"
     title = "llama.cpp (llama-server)"
-    formats = ("gguf",)
-    tasks = ("chat", "complete", "embed")
-    options = frozenset(
-        {"context_length", "parallel", "threads", "gpu_layers", "batch_size", "flash_attention", "embedding", "pooling", "chat_template", "seed"}
-    )
+    formats: tuple[str, ...] = ("gguf",)
+    tasks: tuple[str, ...] = ("chat", "complete", "embed")
+    options = LLAMA_OPTIONS
 
     def __init__(self, configured: str | None) -> None:
         self._configured = configured
@@ -37,7 +35,8 @@ class LlamaServer:
 
     def find(self) -> Found:
         if self.binary is None:
-            where = f"engines.llama_server is {self._configured}, which cannot be run" if self._configured else "there is no llama-server on PATH"
+            named = f"engines.llama_server is {self._configured}, which cannot be run"
+            where = named if self._configured else "there is no llama-server on PATH"
             return Found(None, f"{where}; put one there or set engines.llama_server in config.toml")
         try:
             answer = self._ask("--version")

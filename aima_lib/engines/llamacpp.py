@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from aima_lib.engines.base import FOLDER, TEMPLATES, Found, Launch, batch_of, context_of, tasks_of
+from aima_lib.engines.base import FOLDER, LLAMA_OPTIONS, TEMPLATES, Found, Launch, batch_of, context_of, tasks_of
 
 SERVER = Path(__file__).with_name("llamacpp_server.py")
 
@@ -20,11 +20,9 @@ class LlamaCpp:
 
     name = "llamacpp"
     title = "llama.cpp (embedded)"
-    formats = ("gguf",)
-    tasks = ("chat", "complete", "embed")
-    options = frozenset(
-        {"context_length", "parallel", "threads", "gpu_layers", "batch_size", "flash_attention", "embedding", "pooling", "chat_template", "seed"}
-    )
+    formats: tuple[str, ...] = ("gguf",)
+    tasks: tuple[str, ...] = ("chat", "complete", "embed")
+    options = LLAMA_OPTIONS
 
     def find(self) -> Found:
         if importlib.util.find_spec("xllamacpp") is None:

@@ -26,7 +26,7 @@ KEEPER = Path(__file__).with_name("keeper.py")
 KEEPER_SECONDS = 10
 CLOCK_SLACK = 1.5
 # What an engine may see of the host's environment: no token or password is among these.
-PASSED = ("PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "XDG_CACHE_HOME")
+PASSED = ("PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONPATH", "XDG_CACHE_HOME")
 PASSED_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "HIP_", "ROCR_", "GGML_", "OMP_", "GOMP_", "KMP_", "MKL_", "VK_")
 
 
@@ -103,7 +103,8 @@ def _await_state(home: Path, instance: str) -> Kept:
             return kept
         if over := read_exit(home, instance):
             lines = tail(log_of(home, instance), 1)
-            raise Unavailable(f"the engine of {instance} was {over['reason']}: {lines[-1].partition(' E ')[2] if lines else 'no reason given'}")
+            why = lines[-1].partition(" E ")[2] if lines else "no reason given"
+            raise Unavailable(f"the engine of {instance} was {over['reason']}: {why}")
         time.sleep(0.01)
     raise Unavailable(f"the keeper of {instance} did not start within {KEEPER_SECONDS} s", hint="is psutil installed beside AIMA?")
 
@@ -186,7 +187,7 @@ def port_holder(port: int) -> str | None:
 def _listener(port: int) -> str | None:
     try:
         for connection in psutil.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+            if connection.status == psutil.CONN_LISTEN and tuple(connection.laddr)[1:] == (port,) and connection.pid:
                 return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
     except psutil.Error:
         pass  # others' sockets may be hidden from us

@@ -7,8 +7,8 @@ from typing import Any
 
 from aima_lib.engines.base import context_of
 from aima_lib.errors import ResourceExhausted
+from aima_lib.services import memory
 from aima_lib.services.device import DeviceService
-from aima_lib.services.model import ModelService
 
 SMALLEST_CONTEXT = 512
 GIB = 1 << 30
@@ -17,8 +17,8 @@ GIB = 1 << 30
 class Admission:
     """Keeps a reserve of each device's memory free of engines."""
 
-    def __init__(self, models: ModelService, devices: DeviceService, reserve_fraction: float) -> None:
-        self._models, self._devices, self._reserve = models, devices, reserve_fraction
+    def __init__(self, devices: DeviceService, reserve_fraction: float) -> None:
+        self._devices, self._reserve = devices, reserve_fraction
 
     async def check(self, model: Mapping[str, Any], device_id: str, options: Mapping[str, Any], retry: Mapping[str, Any]) -> None:
         """Let a start through, or refuse it with the figures and a context that would fit. `retry` is the call that asks for the start.
@@ -28,10 +28,10 @@ class Admission:
         """
         usable = await self._usable_bytes(device_id)
         context, parallel = context_of(model, options), int(options.get("parallel", 1))
-        wanted = await self._high_bytes(model, context, parallel, device_id)
+        wanted = _high_bytes(model, context, parallel)
         if usable is None or wanted is None or wanted <= usable:
             return  # what cannot be known cannot be refused; the engine itself will say
-        smaller = await self._smaller(model, context, parallel, device_id, usable)
+        smaller = _smaller(model, context, parallel, usable)
         figures = {"needed_bytes": wanted, "usable_bytes": usable, "context_length": context, "fitting_context_length": smaller}
         message = (
             f"{model['id']} needs up to {wanted / GIB:.2f} GiB on {device_id} with a context of {context} x {parallel}; "
@@ -44,21 +44,24 @@ class Admission:
         call = {"unit": retry["unit"], "arguments": arguments}
         raise ResourceExhausted(message, hint=f"a context of {smaller} fits", next=[call], details=figures)
 
-    async def _smaller(self, model: Mapping[str, Any], context: int, parallel: int, device_id: str, usable: int) -> int | None:
-        tried = 1 << (context - 1).bit_length() - 1  # the next power of two below
-        while tried >= SMALLEST_CONTEXT:
-            needed = await self._high_bytes(model, tried, parallel, device_id)
-            if needed is not None and needed <= usable:
-                return tried
-            tried //= 2
-        return None
-
-    async def _high_bytes(self, model: Mapping[str, Any], context: int, parallel: int, device_id: str) -> int | None:
-        estimate = await self._models.estimate(model_id=model["id"], context_length=context, parallel=parallel, device_id=device_id)
-        high = estimate["memory"]["high_bytes"]
-        return None if high is None else int(high)
-
     async def _usable_bytes(self, device_id: str) -> int | None:
         reading = (await self._devices.metrics(device_id, 1))["now"]
         total, used = reading["memory_total_bytes"], reading["memory_used_bytes"]
         return None if total is None or used is None else max(0, int(total * (1 - self._reserve)) - int(used))
+
+
+def _smaller(model: Mapping[str, Any], context: int, parallel: int, usable: int) -> int | None:
+    """The longest power of two below `context` that fits."""
+    tried = 1 << (context - 1).bit_length() - 1
+    while tried >= SMALLEST_CONTEXT:
+        needed = _high_bytes(model, tried, parallel)
+        if needed is not None and needed <= usable:
+            return tried
+        tried //= 2
+    return None
+
+
+def _high_bytes(model: Mapping[str, Any], context: int, parallel: int) -> int | None:
+    """The upper edge of what model.estimate_resources says."""
+    high = memory.estimate(model.get("geometry") or {}, model.get("size_bytes"), context, parallel)["high_bytes"]
+    return None if high is None else int(high)

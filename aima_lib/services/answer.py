@@ -49,9 +49,14 @@ class Answer:
             self._finish = choice.get("finish_reason") or self._finish
             delta = choice.get("delta") or {"content": choice.get("text")}
             fresh |= self._add(delta)
-        if fresh and self._first is None:
-            self._first = time.monotonic()
+        if fresh:
+            self.begun()
         return fresh
+
+    def begun(self) -> None:
+        """The first token is here. `take` sees that itself; whoever passes bytes on says it."""
+        if self._first is None:
+            self._first = time.monotonic()
 
     def _add(self, delta: Mapping[str, Any]) -> dict[str, Any]:
         fresh: dict[str, Any] = {}
@@ -67,7 +72,8 @@ class Answer:
 
     def _add_call(self, part: Mapping[str, Any]) -> None:
         """A tool call comes in pieces: first its id and name, then its arguments bit by bit."""
-        call = self._tool_calls.setdefault(int(part.get("index", 0)), {"id": None, "type": "function", "function": {"name": "", "arguments": ""}})
+        empty = {"id": None, "type": "function", "function": {"name": "", "arguments": ""}}
+        call = self._tool_calls.setdefault(int(part.get("index", 0)), empty)
         call["id"] = part.get("id") or call["id"]
         function = part.get("function") or {}
         call["function"]["name"] += function.get("name") or ""
@@ -81,7 +87,7 @@ class Answer:
         """
         if self._finish is None:
             raise Unavailable("the engine ended its answer without a reason to stop")
-        calls = [self._tool_calls[index] | {"id": self._tool_calls[index]["id"] or f"call-{self.id}-{index}"} for index in sorted(self._tool_calls)]
+        calls = [call | {"id": call["id"] or f"call-{self.id}-{index}"} for index, call in sorted(self._tool_calls.items())]
         return {
             "id": self.id,
             "model": model,

@@ -35,7 +35,7 @@ SUFFIXES = {
 }
 # A file, and the name it goes by: while it is downloaded it lies under another.
 Named = tuple[Path, str]
-FIELDS = ("quantization", "parameters", "context_length", "architecture", "license")
+FACTS = ("type", "quantization", "parameters", "context_length", "architecture", "license", "capabilities", "geometry")
 
 
 def describe(format: str, files: Sequence[Named]) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def describe(format: str, files: Sequence[Named]) -> dict[str, Any]:
         return _gguf(files)
     if format == "safetensors":
         return _safetensors(files)
-    return {**dict.fromkeys(FIELDS), "type": None, "capabilities": [], "geometry": {}}
+    return {**dict.fromkeys(FACTS), "capabilities": [], "geometry": {}}
 
 
 def _gguf(files: Sequence[Named]) -> dict[str, Any]:
@@ -118,10 +118,17 @@ def _safetensors(files: Sequence[Named]) -> dict[str, Any]:
     architecture = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else config.get("model_type")
     chats = isinstance(architecture, str) and architecture.endswith("ForCausalLM")
     numbers = {
-        "block_count": text.get("num_hidden_layers"), "head_count": heads, "head_count_kv": text.get("num_key_value_heads", heads),
-        "key_length": each, "value_length": each, "embedding_length": width, "feed_forward_length": text.get("intermediate_size"),
-        "vocabulary_size": text.get("vocab_size"), "context_length": text.get("max_position_embeddings"), "sliding_window": text.get("sliding_window"),
-    }  # fmt: skip
+        "block_count": text.get("num_hidden_layers"),
+        "head_count": heads,
+        "head_count_kv": text.get("num_key_value_heads", heads),
+        "key_length": each,
+        "value_length": each,
+        "embedding_length": width,
+        "feed_forward_length": text.get("intermediate_size"),
+        "vocabulary_size": text.get("vocab_size"),
+        "context_length": text.get("max_position_embeddings"),
+        "sliding_window": text.get("sliding_window"),
+    }
     geometry = {key: value if isinstance(value, int) else None for key, value in numbers.items()}
     return {
         "type": "llm" if chats else None,

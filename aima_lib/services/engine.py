@@ -34,9 +34,9 @@ from aima_lib.services.wire import Address, Wire
 
 log = logging.getLogger(__name__)
 WATCH_SECONDS = 0.5
-FOUND_SECONDS = 30.0
 MISSES = 3  # probes without an answer before an engine counts as unhealthy: a long prompt may keep it busy
 ALIVE = ("starting", "ready")
+GONE: Document = {"health": "unknown", "pid": None, "keeper_pid": None, "base_url": None, "tasks": []}
 
 
 class EngineService:
@@ -48,7 +48,7 @@ class EngineService:
         self._settings, self._home, self._store = config["engines"], home, store
         self._models, self._devices = models, devices
         self._news = EngineNews(events)
-        self._admission = Admission(models, devices, float(self._settings["memory_reserve_fraction"]))
+        self._admission = Admission(devices, float(self._settings["memory_reserve_fraction"]))
         self._locks: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
         self._missed: defaultdict[str, int] = defaultdict(int)
         self._probed: dict[str, float] = {}
@@ -149,8 +149,11 @@ class EngineService:
         if found is None or found["status"] not in ALIVE or kept is None or not kept.is_running():
             return None
         if found["options"] != options or found["model_id"] != model_id:
-            call = {"unit": "engine.stop", "arguments": {"instance_id": id}}
-            raise FailedPrecondition(f"{id} runs already, with other options: {found['options']}", hint="stop it first", next=[call])
+            other = {"model_id": model_id, "name": f"{model_id}-2"[:64], "options": options}
+            call, hint = {"unit": "engine.stop", "arguments": {"instance_id": id}}, "stop it first"
+            if found["service_id"]:
+                call, hint = {"unit": "service.create", "arguments": other}, "serve it under another name"
+            raise FailedPrecondition(f"{id} runs already, with other options: {found['options']}", hint=hint, next=[call])
         if found["status"] == "ready":
             return found
         launch = self._plan(found)
@@ -161,13 +164,14 @@ class EngineService:
     ) -> Document:
         await self.catalog.refuse_absent(engine)
         if port is not None and (holder := await anyio.to_thread.run_sync(process.port_holder, port)):
-            raise FailedPrecondition(f"port {port} is taken by {holder}", hint="ask for another, or for none", details={"port": port, "holder": holder})
+            taken = {"port": port, "holder": holder}
+            raise FailedPrecondition(f"port {port} is taken by {holder}", hint="ask for another, or for none", details=taken)
         device, fallback = placement.choose(await self._devices.known(), options)
         await self._admission.check(model, device["id"], options, _start_call(engine.name, model["id"], options, service_id))
         document: Document = {
-            "id": id, "engine": engine.name, "model_id": model["id"], "status": "starting", "health": "unknown", "pid": None, "keeper_pid": None,
-            "started_at": now(), "ready_at": None, "base_url": f"http://127.0.0.1:{port}" if port else None, "tasks": [],
-            "device": device["id"], "placement": {"device": device["id"], "fallback": fallback}, "options": dict(options),
+            "id": id, "engine": engine.name, "model_id": model["id"], "status": "starting", "health": "unknown", "pid": None,
+            "keeper_pid": None, "started_at": now(), "ready_at": None, "base_url": f"http://127.0.0.1:{port}" if port else None,
+            "tasks": [], "device": device["id"], "placement": {"device": device["id"], "fallback": fallback}, "options": dict(options),
             "service_id": service_id, "log_path": str(process.log_of(self._home, id)), "error": None,
         }  # fmt: skip
         launch = self._plan(document)
@@ -203,7 +207,7 @@ class EngineService:
         finally:
             if not succeeded:
                 with anyio.CancelScope(shield=True):
-                    await self._give_up(document, send)
+                    await self._give_up(document)
         await self._news.progress(ready, "ready", f"{ready['id']} answers at {ready['base_url']}", send)
         return ready
 
@@ -246,7 +250,7 @@ class EngineService:
         self._news.started(ready, adopted=False)
         return ready
 
-    async def _give_up(self, document: Document, send: Send) -> None:
+    async def _give_up(self, document: Document) -> None:
         kept = process.read_state(self._home, document["id"])
         alive = kept is not None and kept.is_running()
         why = "it was given up before its first token" if alive else self._cause(document["id"])
@@ -254,13 +258,15 @@ class EngineService:
         await self._fail(document, why, silent)
 
     async def _fail(self, document: Document, why: str, send: Send) -> None:
-        await self._store.update("instance", document["id"], status="failed", health="unknown", error=why, pid=None, keeper_pid=None, base_url=None)
+        await self._store.update("instance", document["id"], status="failed", error=why, **GONE)
         await self._news.progress(document, "failed", why, send)
         self._news.error(document, why)
 
     # Stopping
 
-    async def stop(self, instance_id: str | None = None, name: str | None = None, force: bool = False, timeout_seconds: float = 10.0) -> Document:
+    async def stop(
+        self, instance_id: str | None = None, name: str | None = None, force: bool = False, timeout_seconds: float = 10.0
+    ) -> Document:
         """End one instance, or all of an engine: politely, by force after the timeout. Says what memory was freed, measured.
 
         Raises:
@@ -290,7 +296,7 @@ class EngineService:
     async def _end(self, instance: Document, timeout_seconds: float, reason: str) -> int:
         with anyio.CancelScope(shield=True):
             freed = await anyio.to_thread.run_sync(process.stop, self._home, instance["id"], timeout_seconds)
-            await self._store.update("instance", instance["id"], status="stopped", health="unknown", pid=None, keeper_pid=None, base_url=None)
+            await self._store.update("instance", instance["id"], status="stopped", **GONE)
         self._news.stopped(instance, reason, freed)
         return freed
 
@@ -359,9 +365,7 @@ class EngineService:
         over = process.read_exit(self._home, instance["id"]) or {}
         await anyio.to_thread.run_sync(process.stop, self._home, instance["id"], 0.0)
         lost = over.get("reason") == "no host"
-        await self._store.update(
-            "instance", instance["id"], status="stopped" if lost else "failed", health="unknown", error=why, pid=None, keeper_pid=None, base_url=None
-        )
+        await self._store.update("instance", instance["id"], status="stopped" if lost else "failed", error=why, **GONE)
         if not lost:
             self._news.error(instance, why)
         self._news.stopped(instance, "no host" if lost else "died", None)
@@ -394,7 +398,9 @@ class EngineService:
         over = process.read_exit(self._home, id) or {}
         if over.get("reason") == "no host":
             return "its keeper ended it: the home had no host for longer than engines.grace_seconds"
-        return cause(process.tail(process.log_of(self._home, id), 200), over.get("returncode"))
+        served = self.instance(id)["ready_at"] is not None
+        lines = process.tail(process.log_of(self._home, id), 20 if served else 200)
+        return cause(lines, over.get("returncode"), served=served)
 
 
 def _port_of(instance: Mapping[str, Any]) -> int | None:
@@ -407,5 +413,6 @@ def _logs_call(instance_id: str) -> Document:
 
 def _start_call(engine: str, model_id: str, options: Mapping[str, Any], service_id: str | None) -> Document:
     if service_id is not None:
-        return {"unit": "service.create", "arguments": {"model_id": model_id, "name": service_id, "engine": engine, "options": dict(options)}}
+        arguments = {"model_id": model_id, "name": service_id, "engine": engine, "options": dict(options)}
+        return {"unit": "service.create", "arguments": arguments}
     return {"unit": "engine.start", "arguments": {"name": engine, "model_id": model_id, "options": dict(options)}}

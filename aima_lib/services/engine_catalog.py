@@ -89,7 +89,8 @@ class EngineCatalog:
         if not readers:
             raise FailedPrecondition(f"no engine reads {model['id']}, whose format is {model.get('format')}", hint="import it as GGUF")
         hint = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-        raise FailedPrecondition(f"no engine that reads {model['id']} is installed", hint=hint, next=[{"unit": "engine.list", "arguments": {}}])
+        calls = [{"unit": "engine.list", "arguments": {}}]
+        raise FailedPrecondition(f"no engine that reads {model['id']} is installed", hint=hint, next=calls)
 
     async def features(self, name: str, running: Sequence[tuple[Document, Address]]) -> Document:
         """See EngineService.features."""

@@ -41,7 +41,7 @@ class File:
 class Meter:
     """Counts bytes and tells `hear` about twice a second."""
 
-    hear: Callable[[Meter], None]
+    hear: Callable[[Meter], None] = lambda _: None
     total: int | None = None
     completed: int = 0
     rate: float | None = None
@@ -74,10 +74,10 @@ class Meter:
 class Fetch:
     """One plan's files, in models/partial/<key> until all are whole."""
 
-    def __init__(self, plan: Plan, blobs: Blobs, web: Web, pace: Pace, hear: Callable[[Meter], None]) -> None:
+    def __init__(self, plan: Plan, blobs: Blobs, web: Web, pace: Pace) -> None:
         self.plan, self._blobs, self._web, self._pace = plan, blobs, web, pace
         self.folder = blobs.partial / plan.key
-        self.meter = Meter(hear, plan.size)
+        self.meter = Meter(total=plan.size)
         self._limit = anyio.CapacityLimiter(AT_ONCE)
 
     async def run(self) -> list[File]:

@@ -20,8 +20,9 @@ from aima_lib.services.serving import ServingService
 from aima_lib.services.wire import Address
 
 CHAT_FIELDS = (
-    "tools", "tool_choice", "response_format", "temperature", "top_p", "top_k", "max_tokens", "stop", "seed", "frequency_penalty", "presence_penalty",
+    "tools", "tool_choice", "response_format", "temperature", "top_p", "top_k", "max_tokens", "stop", "seed",
 )  # fmt: skip
+Candidate = tuple[Document | None, Document | None]  # an instance and its service
 COMPLETE_FIELDS = ("temperature", "top_p", "top_k", "max_tokens", "stop", "seed")
 
 
@@ -70,22 +71,19 @@ class InferenceService:
                 return Endpoint(instance["base_url"], self._engines.key(instance), instance, service)
         raise self._why_not(model, task, candidates)
 
-    def _candidates(self, model: str) -> list[tuple[Document | None, Document | None]]:
-        """Instance and service of everything called so, the closest first: a service, an instance, then what serves that model."""
+    def _candidates(self, model: str) -> list[Candidate]:
+        """Instance and service of what is called so. A service's own name means it and no other; a model's, whatever serves it."""
         services = self._store.find("service")
-        named = [service for service in services if service["id"] == model]
-        named += [service for service in services if service["name"] == model and service not in named]
-        named += [service for service in services if service["model_id"] == model and service not in named]
-        found: list[tuple[Document | None, Document | None]] = [(self._store.peek("instance", service["instance_id"]), service) for service in named]
-        known = {service["instance_id"] for service in named}
+        named = [service for service in services if service["id"] == model] or [service for service in services if service["name"] == model]
+        if named:
+            return [(self._store.peek("instance", service["instance_id"]), service) for service in named]
         owners = {service["instance_id"]: service for service in services}
-        for instance in self._store.find("instance"):
-            if model in (instance["id"], instance["model_id"]) and instance["id"] not in known:
-                found.append((instance, owners.get(instance["id"])))
-        return found
+        running = [(instance, owners.pop(instance["id"], None)) for instance in self._store.find("instance")]
+        found: list[Candidate] = [pair for pair in running if model in (pair[0]["id"], pair[0]["model_id"])]
+        return found + [(None, service) for service in owners.values() if service["model_id"] == model]
 
-    def _why_not(self, model: str, task: str, candidates: Sequence[tuple[Document | None, Document | None]]) -> AimaError:
-        for instance, service in candidates:
+    def _why_not(self, model: str, task: str, candidates: Sequence[Candidate]) -> AimaError:
+        for instance, _ in candidates:
             if instance and instance["status"] == "ready":
                 return self._cannot(model, task, instance)
         for _, service in candidates:
@@ -102,7 +100,7 @@ class InferenceService:
             options = {"options": {"embedding": True}} if task == "embed" else {}
             call = {"unit": "service.create", "arguments": {"model_id": model, **options}}
             return FailedPrecondition(f"the model {model} is here, but nothing serves it", hint="create a service", next=[call])
-        known = [document["id"] for kind in ("service", "model", "instance") for document in self._store.find(kind)]
+        known = list(dict.fromkeys(document["id"] for kind in ("service", "model", "instance") for document in self._store.find(kind)))
         hint = did_you_mean(model, known) or "inference.models lists what can be asked"
         calls = [{"unit": "inference.models", "arguments": {}}]
         return NotFound(f"no model or service called {model!r}", hint=hint, next=calls, details={"nearest": nearest(model, known)})
@@ -112,6 +110,10 @@ class InferenceService:
         if task != "embed":
             calls = [{"unit": "inference.models", "arguments": {"type": task}}]
             return FailedPrecondition(f"{model} can {can}, not {task}", hint="take a model that can", next=calls)
+        able = [row["service_id"] or row["id"] for row in self._store.find("instance", status="ready") if "embed" in row["tasks"]]
+        if able:
+            calls = [{"unit": "inference.models", "arguments": {"type": "embed"}}]
+            return FailedPrecondition(f"{model} can {can}, not embed", hint=f"these can: {', '.join(able)}", next=calls)
         arguments = {"model_id": instance["model_id"], "name": f"{instance['model_id']}-embed"[:64], "options": {"embedding": True}}
         message = f"{model} can {can}, not embed: it was started without options.embedding"
         return FailedPrecondition(message, hint="serve it with embedding=true", next=[{"unit": "service.create", "arguments": arguments}])
@@ -139,7 +141,7 @@ class InferenceService:
         return await self._generate(endpoint, "complete", "/v1/completions", body, send)
 
     async def _generate(self, endpoint: Endpoint, task: str, path: str, body: Mapping[str, Any], send: Send) -> Document:
-        async with self._recorded(endpoint, task) as answer:
+        async with self.recorded(endpoint, task) as answer:
             async with aclosing(self._engines.wire.stream(endpoint.address, path, body)) as chunks:
                 async for chunk in chunks:
                     if delta := answer.take(chunk):
@@ -156,18 +158,18 @@ class InferenceService:
         texts = [request["input"]] if isinstance(request["input"], str) else list(request["input"])
         if not texts or not all(texts):
             raise InvalidArgument("input has an empty text", hint="leave it out: nothing has no vector")
-        async with self._recorded(endpoint, "embed") as answer:
+        async with self.recorded(endpoint, "embed") as answer:
             body = {"model": endpoint.model, "input": texts, "encoding_format": "float"}
             reply = await self._engines.wire.post(endpoint.address, "/v1/embeddings", body)
             rows = sorted(reply["data"], key=lambda row: row["index"])
             vectors = [_shortened(row["embedding"], request.get("dimensions"), endpoint.model) for row in rows]
-            usage = {"prompt_tokens": reply["usage"]["prompt_tokens"], "completion_tokens": 0, "total_tokens": reply["usage"]["total_tokens"]}
-            answer.usage = usage | {"cached_tokens": None}
+            counts = {key: reply["usage"][key] for key in ("prompt_tokens", "total_tokens")}
+            answer.usage = counts | {"completion_tokens": 0, "cached_tokens": None}
             return {"model": endpoint.model, "embeddings": vectors, "dimensions": len(vectors[0]), "usage": answer.usage}
 
     @asynccontextmanager
-    async def _recorded(self, endpoint: Endpoint, task: str) -> AsyncIterator[Answer]:
-        """Events and metrics around a request; the prompt is in neither."""
+    async def recorded(self, endpoint: Endpoint, task: str) -> AsyncIterator[Answer]:
+        """Events and metrics around a request, also one that a face passes on itself; the prompt is in neither."""
         answer, id = Answer(f"{task}-{secrets.token_hex(8)}"), endpoint.instance["id"]
         service_id = endpoint.service["id"] if endpoint.service else None
         meter = self._serving.meters[service_id] if service_id else None
@@ -200,7 +202,9 @@ class InferenceService:
         if isinstance(error, Unavailable):
             look = {"unit": "service.status", "arguments": {"service_id": service["id"]}} if service else None
             call = look or {"unit": "engine.logs", "arguments": {"instance_id": endpoint.instance["id"]}}
-            return type(error)(str(error), hint="ask again: a service whose engine died is started anew", next=[call], details=error.details)
+            return type(error)(
+                str(error), hint="ask again: a service whose engine died is started anew", next=[call], details=error.details
+            )
         return error
 
     # What can be asked
@@ -240,11 +244,16 @@ class InferenceService:
 
 
 def _row(
-    id: str, model_id: str, status: str, tasks: Sequence[str], service_id: str | None = None, instance_id: str | None = None, reason: str | None = None
+    id: str,
+    model_id: str,
+    status: str,
+    tasks: Sequence[str],
+    service_id: str | None = None,
+    instance_id: str | None = None,
+    reason: str | None = None,
 ) -> Document:
-    return {
-        "id": id, "model_id": model_id, "status": status, "tasks": [*tasks], "service_id": service_id, "instance_id": instance_id, "reason": reason,
-    }  # fmt: skip
+    whose = {"service_id": service_id, "instance_id": instance_id}
+    return {"id": id, "model_id": model_id, "status": status, "tasks": [*tasks], **whose, "reason": reason}
 
 
 def _refuse_media(messages: Sequence[Mapping[str, Any]], model: str) -> None:

@@ -81,7 +81,7 @@ def _longest_context(free_bytes: int, memory: Mapping[str, Any], geometry: Geome
     per_token = cache_bytes_per_token(geometry)
     if not per_token:
         return None
-    room = free_bytes - memory["weights_bytes"] - memory["compute_bytes"]
+    room = free_bytes - int(memory["weights_bytes"]) - int(memory["compute_bytes"])
     longest = max(0, room // (per_token * parallel))
     trained = geometry.get("context_length")
     return min(longest, int(trained)) if trained else longest

@@ -41,8 +41,9 @@ def observed(
     if announced is not None:
         before = {row["name"]: row for row in announced["before"] if row["type"] in ("gpu", "igpu")}
         if not before:
-            return _fallen(processor, f"this build of {instance['engine']} has no GPU support: it computes on the CPU, not on {meant['id']}")
-        taken = {row["name"]: before[row["name"]]["free_bytes"] - row["free_bytes"] for row in announced["after"] if row["name"] in before}
+            return _fallen(processor, f"this build of {instance['engine']} has no GPU support: it computes on the CPU")
+        after = {row["name"]: row["free_bytes"] for row in announced["after"]}
+        taken = {name: row["free_bytes"] - after.get(name, row["free_bytes"]) for name, row in before.items()}
         if max(taken.values()) < USED_BYTES:
             return _fallen(processor, f"{instance['engine']} sees {', '.join(before)} and put nothing there")
     elif gpus is not None and not gpus:

@@ -46,7 +46,9 @@ class ServingService:
         """
         return self._view(self._store.get("service", service_id))
 
-    def list(self, status: str | None = None, model_id: str | None = None, limit: int = 100, offset: int = 0) -> tuple[Sequence[Document], int]:
+    def list(
+        self, status: str | None = None, model_id: str | None = None, limit: int = 100, offset: int = 0
+    ) -> tuple[Sequence[Document], int]:
         """A page of services, oldest first, and how many there are in all."""
         rows = [self._view(record) for record in self._store.find("service", model_id=model_id)]
         chosen = [row for row in rows if status is None or row["status"] == status]
@@ -69,7 +71,12 @@ class ServingService:
     # Changing
 
     async def create(
-        self, model_id: str, name: str | None = None, engine: str | None = None, options: Mapping[str, Any] | None = None, send: Send = silent
+        self,
+        model_id: str,
+        name: str | None = None,
+        engine: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        send: Send = silent,
     ) -> Document:
         """Serve a model from now on, over crashes and restarts; returns when it is ready. The same call again changes nothing.
 
@@ -107,6 +114,10 @@ class ServingService:
         except AimaError as error:
             await self._fail(record, str(error))
             raise _how_to_go_on(error, service_id) from error
+        except anyio.get_cancelled_exc_class():
+            with anyio.CancelScope(shield=True):  # nobody wants it any more, so nobody shall start it behind their back
+                await self._store.update("service", service_id, desired_replicas=0)
+            raise
         return self.get(service_id)
 
     async def stop(self, service_id: str, timeout_seconds: float = 10.0) -> Document:
@@ -169,7 +180,8 @@ class ServingService:
                 return
             why = instance["error"] if instance and instance["error"] else "it did not run, though it is wanted"
             if self._restarts.is_spent(service_id):
-                await self._fail(record, f"{self._restarts.deaths(service_id)} deaths in {self._restarts.window_seconds:g} s; the last: {why}")
+                deaths, window = self._restarts.deaths(service_id), self._restarts.window_seconds
+                await self._fail(record, f"{deaths} deaths in {window:g} s; the last: {why}")
                 return
             payload = {"service_id": service_id, "model_id": record["model_id"], "cause": why, **self._restarts.attempt(service_id)}
             self._events.publish("service.restarted", payload, subject=service_id)
@@ -187,7 +199,8 @@ class ServingService:
         service = self._view(record)
         if not self._store.get("service", record["id"])["desired_replicas"]:
             await self._end(service, 10.0)  # stopped while it started
-            raise FailedPrecondition(f"the service {record['id']} was stopped while it started", next=[_call("service.start", record["id"])])
+            call = _call("service.start", record["id"])
+            raise FailedPrecondition(f"the service {record['id']} was stopped while it started", next=[call])
         if not was_ready:
             payload = {"service_id": record["id"], "model_id": record["model_id"], "endpoints": service["endpoints"]}
             self._events.publish("service.started", payload, subject=record["id"])
@@ -197,7 +210,8 @@ class ServingService:
         if current is None or not current["desired_replicas"]:
             return
         await self._store.update("service", record["id"], error=why)
-        self._events.publish("service.failed", {"service_id": record["id"], "model_id": record["model_id"], "cause": why}, subject=record["id"])
+        payload = {"service_id": record["id"], "model_id": record["model_id"], "cause": why}
+        self._events.publish("service.failed", payload, subject=record["id"])
 
     # Small things
 
@@ -250,5 +264,3 @@ def _how_to_go_on(error: AimaError, service_id: str) -> AimaError:
 
 def _call(unit: str, service_id: str) -> Document:
     return {"unit": unit, "arguments": {"service_id": service_id}}
-
-

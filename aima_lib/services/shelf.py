@@ -75,18 +75,24 @@ class Shelf:
         self, wanted: str, given: bool, format: str, files: Sequence[File], facts: Mapping[str, Any], source: Mapping[str, Any]
     ) -> Model:
         """Move verified files in and write the record, in that order; the same model again is found, not doubled."""
-        digest = digest_of([(file.name, file.sha256) for file in files])
         with anyio.CancelScope(shield=True):
             async with self._lock:
-                id, present = self.named(wanted, given, digest)
-                try:
-                    await to_thread.run_sync(self._place, id, files)
-                except OSError as error:
-                    raise disk_error(error, self.blobs.models) from error
-                if present is not None:
-                    return await self._store.update("model", id, status="ready")
-                listed = [{"name": file.name, "size_bytes": file.size, "sha256": file.sha256} for file in files]
-                return await self._record(id, format, digest, listed, facts, source)
+                model = await self._add(wanted, given, format, files, facts, source)
+        return model
+
+    async def _add(
+        self, wanted: str, given: bool, format: str, files: Sequence[File], facts: Mapping[str, Any], source: Mapping[str, Any]
+    ) -> Model:
+        digest = digest_of([(file.name, file.sha256) for file in files])
+        id, present = self.named(wanted, given, digest)
+        try:
+            await to_thread.run_sync(self._place, id, files)
+        except OSError as error:
+            raise disk_error(error, self.blobs.models) from error
+        if present is not None:
+            return await self._store.update("model", id, status="ready")
+        listed = [{"name": file.name, "size_bytes": file.size, "sha256": file.sha256} for file in files]
+        return await self._record(id, format, digest, listed, facts, source)
 
     async def refer(self, id: str, format: str, files: Sequence[Path], facts: Mapping[str, Any], source: Mapping[str, Any]) -> Model:
         """Write the record of weights that stay where they are."""
@@ -170,12 +176,11 @@ class Shelf:
             details={"services": wanted, "instances": live},
         )
 
-    def sweep(self) -> None:
+    def sweep(self, models: Sequence[Mapping[str, Any]]) -> None:
         """Clear what a crash left: half imports, and parts of models that were complete and recorded. Blocking."""
-        held = {file["sha256"] for model in self._store.find("model") for file in model["files"]}
+        held = {file["sha256"] for model in models for file in model["files"]}
         for entry in self.blobs.partial.iterdir():
             done = entry / "done.json"
-            if entry.name.startswith("import-"):
-                shutil.rmtree(entry, ignore_errors=True)
-            elif done.is_file() and held.issuperset(json.loads(done.read_text(encoding="utf-8")).values()):
+            recorded = done.is_file() and held.issuperset(json.loads(done.read_text(encoding="utf-8")).values())
+            if recorded or entry.name.startswith("import-"):
                 shutil.rmtree(entry, ignore_errors=True)

@@ -22,9 +22,7 @@ async def get_engine(ctx: Context, name: str) -> Result:
 
 
 @handles("engine.start")
-async def start_engine(
-    ctx: Context, name: str, model_id: str, options: Mapping[str, Any] | None = None, port: int | None = None
-) -> Result:
+async def start_engine(ctx: Context, name: str, model_id: str, options: Mapping[str, Any] | None = None, port: int | None = None) -> Result:
     return {"instance": await ctx.services.engines.start(name, model_id, options, port, ctx.send)}
 
 

@@ -56,7 +56,7 @@ async def _probe(ctx: Context, unit: Unit) -> dict[str, Any]:
     else:
         schema = unit.definition["inputSchema"]
         arguments = {key: _filler(schema["properties"][key]) for key in schema.get("required", [])}
-        expected = {"ok", "not_found"} if arguments else {"ok"}
+        expected = {"ok"} | ({"not_found", "invalid_argument"} & set(unit.definition["errors"]))
     try:
         await ctx.gateway.call(unit.name, arguments, caller=ctx.caller)
         code, said = "ok", "it answered"

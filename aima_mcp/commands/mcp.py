@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -36,9 +37,7 @@ def command(ctx: click.Context) -> None:
 @click.pass_context
 def config(ctx: click.Context) -> None:
     """Print the JSON that Claude Desktop and other clients take."""
-    from aima_mcp.faces.render import show_json
-
-    show_json(client_config(ctx.find_root().params.get("home")))
+    click.echo(json.dumps(client_config(ctx.find_root().params.get("home")), indent=2))
 
 
 def client_config(home: str | None) -> dict[str, Any]:
@@ -48,7 +47,9 @@ def client_config(home: str | None) -> dict[str, Any]:
     own = Path(sys.argv[0]).resolve()
     if own.name == "aima" and own.exists():
         program = str(own)
-    server: dict[str, Any] = {"command": program, "args": ["mcp"]} if program else {"command": sys.executable, "args": ["-m", "aima_mcp.main", "mcp"]}
+    server: dict[str, Any] = {"command": program, "args": ["mcp"]}
+    if program is None:
+        server = {"command": sys.executable, "args": ["-m", "aima_mcp.main", "mcp"]}
     if folder:
         server["env"] = {"AIMA_HOME": str(Path(folder).expanduser().absolute())}
     return {"mcpServers": {"aima": server}}

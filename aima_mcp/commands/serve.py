@@ -19,12 +19,14 @@ def command(ctx: click.Context, host: str | None, port: int | None) -> None:
     """
     import anyio
 
+    from aima_mcp.faces.doorway import lone
     from aima_mcp.server import serve
 
     home = home_of(ctx)
 
     def ready(url: str) -> None:
-        click.echo(f"AIMA hosts {home.path}\n  HTTP    {url}\n  MCP     {url}/mcp\n  OpenAI  {url}/v1\n  key     aima key  (in {home.path / 'key'})", err=True)
+        places = (f"HTTP    {url}", f"MCP     {url}/mcp", f"OpenAI  {url}/v1", f"key     aima key  (in {home.path / 'key'})")
+        click.echo("\n  ".join((f"AIMA hosts {home.path}", *places)), err=True)
 
     async def run() -> None:
         await serve(home, host=host, port=port, ready=ready)
@@ -33,3 +35,5 @@ def command(ctx: click.Context, host: str | None, port: int | None) -> None:
         anyio.run(run)
     except KeyboardInterrupt:
         click.echo("ended", err=True)
+    except BaseExceptionGroup as group:
+        raise lone(group) from group

@@ -23,4 +23,5 @@ def command(ctx: click.Context, host: str | None, port: int | None, as_json: boo
     if as_json:
         show_json({"pid": found.pid, "url": found.url, "home": str(home.path), "started": running is None})
         return
-    out().print(f"{'AIMA runs already' if running else 'AIMA started'}: process {found.pid}, {found.url}, MCP at {found.url}/mcp", soft_wrap=True)
+    done = "AIMA runs already" if running else "AIMA started"
+    out().print(f"{done}: process {found.pid}, {found.url}, MCP at {found.url}/mcp", soft_wrap=True)

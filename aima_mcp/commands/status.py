@@ -50,7 +50,8 @@ def _show(state: dict[str, Any]) -> None:
     from aima_mcp.faces.render import out, table
 
     host = state["host"]
-    out().print(f"AIMA {host['version']}, process {host['pid']}, {host['url']}, up {host['uptime_seconds']:.0f} s, home {host['home']}", soft_wrap=True)
+    up = f"up {host['uptime_seconds']:.0f} s"
+    out().print(f"AIMA {host['version']}, process {host['pid']}, {host['url']}, {up}, home {host['home']}", soft_wrap=True)
     for part in PARTS:
         out().print(Text(f"\n{part}", style="bold"))
         out().print(table(_short(part, state[part]), COLUMNS[part]) if state[part] else Text("none", style="dim"))

@@ -8,7 +8,7 @@ from aima_mcp.commands.base import as_json, home_of
 
 
 @click.command("stop")
-@click.option("--keep-engines", is_flag=True, help="Leave the engines to their keepers, for a host that comes back within the grace period.")
+@click.option("--keep-engines", is_flag=True, help="Leave the engines to their keepers, for a host that comes back in time.")
 @as_json
 @click.pass_context
 def command(ctx: click.Context, keep_engines: bool, as_json: bool) -> None:
@@ -25,4 +25,5 @@ def command(ctx: click.Context, keep_engines: bool, as_json: bool) -> None:
     elif found is None:
         out().print(f"no host runs for {home.path}", soft_wrap=True)
     else:
-        out().print(f"AIMA stopped: process {found.pid} is gone" + (", its engines are kept" if keep_engines else ", its engines are stopped"))
+        engines = "kept" if keep_engines else "stopped"
+        out().print(f"AIMA stopped: process {found.pid} is gone, its engines are {engines}")

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from aima_lib.errors import InvalidArgument
+from aima_mcp.faces import strict_json
 from aima_mcp.faces.complete import ids_for
 
 NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
@@ -24,7 +26,7 @@ DOTTED = re.compile(r"--([a-z][a-z0-9_-]*)\.([A-Za-z0-9_.-]+)(?:=(.*))?", re.DOT
 FIRST, BASE = "cli_first", "cli_input"
 
 
-class Word(click.ParamType):
+class Word(click.ParamType[Any]):
     """A value as its schema would have it where the text allows, else the text."""
 
     def __init__(self, key: str, spec: Mapping[str, Any]) -> None:
@@ -39,19 +41,29 @@ class Word(click.ParamType):
             return value
         if self.kind in ("object", "array"):
             return read_json(value, f"--{dashed(self.key)}")
-        return number(value) if self.kind in ("integer", "number") else value
+        if self.kind in ("integer", "number"):
+            return number(value)
+        return _object_or_text(value) if "object" in kinds_of(self.spec) else value
 
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[click.shell_completion.CompletionItem]:
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002
         choices = self.spec.get("enum") or ids_for(self.key, ctx.find_root().params.get("home"))
-        return [click.shell_completion.CompletionItem(str(choice)) for choice in choices if str(choice).startswith(incomplete)]
+        return [CompletionItem(str(choice)) for choice in choices if str(choice).startswith(incomplete)]
+
+
+def kinds_of(spec: Mapping[str, Any]) -> list[str]:
+    """The JSON types a value may have, without null."""
+    kinds = spec.get("type", "string")
+    return [kind for kind in ([kinds] if isinstance(kinds, str) else kinds) if kind != "null"]
 
 
 def kind_of(spec: Mapping[str, Any]) -> str:
     """The JSON type an option stands for. Of several, the one a command line can always write."""
-    kinds = spec.get("type", "string")
-    if isinstance(kinds, str):
-        return kinds
-    return "string" if "string" in kinds else next(kind for kind in kinds if kind != "null")
+    kinds = kinds_of(spec)
+    return "string" if "string" in kinds else kinds[0]
+
+
+def _is_repeatable(spec: Mapping[str, Any]) -> bool:
+    return "array" in kinds_of(spec) and kind_of(spec.get("items", {})) not in ("object", "array")
 
 
 def dashed(key: str) -> str:
@@ -83,12 +95,15 @@ def gather(schema: Mapping[str, Any], params: Mapping[str, Any], dotted: Sequenc
     base = read_json(params[BASE], "--input") if params.get(BASE) is not None else {}
     if not isinstance(base, dict):
         raise InvalidArgument("--input is not a JSON object", hint='write {"key": value}')
-    given = {key: list(value) if isinstance(value, tuple) else value for key in schema["properties"] if (value := params.get(key)) not in (None, ())}
+    named = {key: params.get(key) for key in schema["properties"]}
+    given = {key: _listed(schema["properties"][key], value) for key, value in named.items() if value not in (None, ())}
     first = positional(schema)
     if params.get(FIRST) is not None and first is not None:
         if first in given and given[first] != params[FIRST]:
             raise InvalidArgument(f"{first} was given twice: {params[FIRST]} and {given[first]}", hint=f"leave out --{dashed(first)}")
         given[first] = params[FIRST]
+    if isinstance(given.get("path"), str) and Path(given["path"]).exists():
+        given["path"] = str(Path(given["path"]).absolute())  # the host works in another folder than whoever types
     arguments = base | given
     for key, path, text in dotted:
         _place(arguments, key, path.split("."), text)
@@ -98,7 +113,9 @@ def gather(schema: Mapping[str, Any], params: Mapping[str, Any], dotted: Sequenc
 def split_dotted(schema: Mapping[str, Any], words: Sequence[str]) -> tuple[list[str], list[tuple[str, str, str]]]:
     """Take `--options.context_length 4096` out of a command line: only properties that are objects have parts."""
     objects = {key for key, spec in schema["properties"].items() if kind_of(spec) == "object"}
-    rest, found, left = [], [], list(words)
+    rest: list[str] = []
+    found: list[tuple[str, str, str]] = []
+    left = list(words)
     while left:
         word = left.pop(0)
         if word == "--":
@@ -114,20 +131,19 @@ def split_dotted(schema: Mapping[str, Any], words: Sequence[str]) -> tuple[list[
 
 
 def read_json(text: str, what: str) -> Any:
-    """JSON from a text, from @file, or from @- (standard input). A key that stands twice is refused: one of the two was meant."""
-    if text.startswith("@"):
-        text = _read(text[1:], what)
+    """JSON from a text, from @file, or from @- (standard input), as strictly as over HTTP."""
+    body = _read(text[1:], what) if text.startswith("@") else text.encode("utf-8", "surrogateescape")
     try:
-        return json.loads(text, object_pairs_hook=_once, parse_constant=_not_json)
-    except ValueError as error:
-        raise InvalidArgument(f"{what} is not JSON: {error}", hint="quote it for the shell, or give @file or @- for standard input") from error
+        return strict_json.read(body)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{what}: {error}", hint="quote it for the shell, or give @file or @-") from error
 
 
 def command_line(name: str, arguments: Mapping[str, Any], schema: Mapping[str, Any] | None) -> str:
     """The call as one would type it."""
     first = positional(schema) if schema else None
     words = ["aima", *name.split(".", 1)]
-    if first in arguments and not str(arguments[first]).startswith("-"):
+    if first is not None and first in arguments and not str(arguments[first]).startswith("-"):
         words.append(str(arguments[first]))
     else:
         first = None
@@ -152,10 +168,23 @@ def _option(key: str, spec: Mapping[str, Any], required: bool) -> click.Option:
     described = spec.get("description", "") + "".join(f"  [{fact}]" for fact in facts)
     if kind == "boolean":
         return click.Option([f"--{name}/--no-{name}", key], default=None, help=described)
-    items = spec.get("items", {})
-    if kind == "array" and kind_of(items) not in ("object", "array"):
-        return click.Option([f"--{name}", key], multiple=True, type=Word(key, items), help=f"{described}  [repeatable]")
+    if _is_repeatable(spec):
+        return click.Option([f"--{name}", key], multiple=True, type=Word(key, spec.get("items", {})), help=f"{described}  [repeatable]")
     return click.Option([f"--{name}", key], type=Word(key, spec), help=described)
+
+
+def _listed(spec: Mapping[str, Any], value: Any) -> Any:
+    """What was repeated, as a list; once is a text where the schema takes a text as well."""
+    if not isinstance(value, tuple):
+        return value
+    return value[0] if len(value) == 1 and kind_of(spec) != "array" else list(value)
+
+
+def _object_or_text(text: str) -> Any:
+    try:
+        return json.loads(text) if text.lstrip().startswith("{") else text
+    except ValueError:
+        return text
 
 
 def _place(arguments: dict[str, Any], key: str, path: Sequence[str], text: str) -> None:
@@ -168,26 +197,13 @@ def _place(arguments: dict[str, Any], key: str, path: Sequence[str], text: str) 
         inside[step] = dict(held)
         inside = inside[step]
     try:
-        inside[path[-1]] = json.loads(text, parse_constant=_not_json)
-    except ValueError:
+        inside[path[-1]] = strict_json.read(text.encode("utf-8", "surrogateescape"))
+    except InvalidArgument:
         inside[path[-1]] = text
 
 
-def _read(path: str, what: str) -> str:
+def _read(path: str, what: str) -> bytes:
     try:
-        return sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidArgument(f"{what}: cannot read {path}: {error}") from error
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"the key {key!r} stands twice")
-        found[key] = value
-    return found
-
-
-def _not_json(constant: str) -> Any:
-    raise ValueError(f"{constant} is not JSON")
+        return sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    except OSError as error:
+        raise InvalidArgument(f"{what}: cannot read {path}: {error.strerror}", hint="@- reads standard input") from error

@@ -19,7 +19,7 @@ from aima_mcp.faces.render import err, show, show_json
 
 # What these start outlives the command: an engine, a service, or a pool of connections to them.
 HOSTED_DOMAINS = frozenset({"engine", "inference", "service"})
-PROGRESS = {"properties": {"phase": {}}}
+PROGRESS: Mapping[str, Any] = {"properties": {"phase": {}}}
 INTERRUPTED = 130
 
 

@@ -153,7 +153,8 @@ def _manners(found: Mapping[str, Any]) -> Iterator[click.Option]:
     """What every command takes beside its unit's properties. A property of the same name has the better right to it."""
     taken = found["inputSchema"]["properties"]
     base = "--arguments" if "input" in taken else "--input"
-    yield click.Option([base, words.BASE], metavar="JSON", help="All arguments as one JSON object, @file, or @- for standard input; other options go over it.")
+    whole = "All arguments as one JSON object, @file, or @- for standard input; other options go over it."
+    yield click.Option([base, words.BASE], metavar="JSON", help=whole)
     yield click.Option(["--json", "cli_json"], is_flag=True, help="Print the output as JSON and nothing else.")
     yield click.Option(["--timeout", "cli_timeout"], type=click.FloatRange(min=0), metavar="SECONDS", help="Give up after so long.")
     if found.get("durable"):
@@ -165,7 +166,7 @@ def _manners(found: Mapping[str, Any]) -> Iterator[click.Option]:
 def build() -> click.Group:
     """The `aima` command."""
     home = click.Option(["--home"], metavar="PATH", help="The folder to use: AIMA_HOME or ~/.aima when not given.")
-    version = click.Option(["--version"], is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Show the version.")
+    version = click.Option(["--version"], is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Show it.")
     return Root(
         "aima",
         params=[home, version],

@@ -39,7 +39,7 @@ async def _through(home: Home, host: Host | None, work: Callable[[Door], Awaitab
             except AimaError as error:
                 failure = error  # raised only outside: the host's task groups would wrap it
     except BaseExceptionGroup as group:
-        raise _only(group) from None
+        raise lone(group) from None
     raise failure
 
 
@@ -60,8 +60,8 @@ async def _opened(home: Home, host: Host | None) -> AsyncIterator[Door]:
         await attached.close()
 
 
-def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error of ours inside a group, else the first."""
+def lone(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error of ours inside a task group's, else the first."""
     ours, _ = group.split(AimaError)
     leaf: BaseException = ours or group
     while isinstance(leaf, BaseExceptionGroup):

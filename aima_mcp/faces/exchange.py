@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 import anyio
@@ -96,7 +96,7 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
         await anyio.lowlevel.checkpoint()
 
-    async def while_connected(self, work: Callable[[], Awaitable[T]], beside: Callable[[], Awaitable[None]] | None = None) -> T:
+    async def while_connected(self, work: Callable[[], Awaitable[T]], beside: Callable[[], Coroutine[Any, Any, None]] | None = None) -> T:
         """The outcome of `work`, which is cancelled as soon as the client leaves; `beside` runs as long as it does.
 
         The request's body must have been read.

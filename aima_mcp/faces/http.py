@@ -8,6 +8,7 @@ from typing import Any
 from aima_lib.errors import AimaError, InvalidArgument, NotFound
 from aima_lib.gateway import Gateway
 from aima_lib.registry import Unit
+from aima_lib.units.run import INSIDE
 from aima_mcp.faces import query, sse
 from aima_mcp.faces.exchange import MIB, Exchange, accepted
 from aima_mcp.faces.problem import Refused
@@ -91,7 +92,7 @@ class HttpFace:
 
     async def _start(self, exchange: Exchange, unit: Unit, arguments: Any, key: str | None) -> None:
         run = await self._gateway.start(unit.name, arguments, caller=exchange.caller, key=key)
-        shown = await self._gateway.call("run.get", {"run_id": run["id"]}, caller=exchange.caller)
+        shown = {"run": {key: value for key, value in run.items() if key not in INSIDE}}
         headers = {"location": f"/units/run/get?run_id={run['id']}", "preference-applied": "respond-async"}
         await exchange.reply_json(shown, 202, headers)
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from aima_mcp.faces.render import err, size
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 LINE_EVERY_SECONDS = 5.0
 # Progress does not say what it counts; nobody counts files or layers by the ten thousand.
@@ -49,7 +52,8 @@ class Tokens:
         self.wrote = ""
 
     async def send(self, item: Mapping[str, Any]) -> None:
-        text = item.get("delta") or ""
+        delta = item.get("delta")
+        text = delta.get("content") if isinstance(delta, Mapping) else delta
         if isinstance(text, str) and text:
             sys.stdout.write(text)
             sys.stdout.flush()
@@ -73,7 +77,9 @@ class Lines:
         if item["phase"] == self._phase and moment - self._told < LINE_EVERY_SECONDS:
             return
         self._phase, self._told = item["phase"], moment
-        err().print(": ".join(filter(None, (item["phase"], item["message"], amount(item)))), soft_wrap=True)
+        done, total = item.get("completed"), item.get("total")
+        share = f" ({done / total:.0%})" if done is not None and total else ""
+        err().print(f"{item['phase']}: {item['message']}{share}", soft_wrap=True)
 
     def close(self) -> None:
         """Nothing is left to say."""
@@ -87,10 +93,10 @@ class Bar:
 
         self._progress = Progress(
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30), TextColumn("{task.fields[amount]}"),
-            TimeRemainingColumn(compact=True), console=err(), transient=False,
+            TimeRemainingColumn(compact=True), console=err(),
         )  # fmt: skip
-        self._phase, self._began, self._task = "", 0.0, None
-        self._first = 0.0
+        self._phase, self._began, self._first = "", 0.0, 0.0
+        self._task: TaskID | None = None
 
     async def send(self, item: Mapping[str, Any]) -> None:
         if item["phase"] != self._phase or self._task is None:
@@ -98,7 +104,8 @@ class Bar:
         assert self._task is not None
         done, spent = item.get("completed"), time.monotonic() - self._began
         speed = f" {size((done - self._first) / spent)}/s" if done and spent > 1 and _is_bytes(item) and done > self._first else ""
-        text = f"{item['phase']}: {_shortened(item['message'])}"
+        # What is counted is on the bar already.
+        text = item["phase"] if done is not None else f"{item['phase']}: {_shortened(item['message'])}"
         self._progress.update(self._task, description=text, completed=done or 0, total=item.get("total"), amount=amount(item) + speed)
 
     def close(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -15,7 +14,7 @@ INTEGER = re.compile(r"-?(0|[1-9]\d*)")
 
 
 def arguments(schema: Mapping[str, Any], pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """Query parameters as arguments: an array by repetition, an object as JSON. Names the schema does not know pass: the gateway names them.
+    """Query parameters as arguments: an array by repetition, an object as JSON. Unknown names pass: the gateway refuses them.
 
     Raises:
         InvalidArgument: a value is not of its type, or something that is no array stands twice.
@@ -51,7 +50,7 @@ def _json(key: str, text: str) -> Any:
     try:
         return strict_json.read(text.encode("utf-8", "surrogatepass"))
     except InvalidArgument as error:
-        raise InvalidArgument(f"{key}: {error}".replace("the body", "the value"), hint=f"write it as JSON, e.g. {json.dumps({})}") from error
+        raise InvalidArgument(f"{key}: {error}".replace("the body", "the value"), hint="write it as JSON") from error
 
 
 def _type(spec: Mapping[str, Any]) -> str:

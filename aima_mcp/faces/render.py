@@ -62,7 +62,7 @@ def show(output: Mapping[str, Any], primary: str | None) -> None:
 def show_json(output: Any, *, stderr: bool = False) -> None:
     """Print JSON and nothing else. What UTF-8 cannot carry is escaped."""
     text = json.dumps(output, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None)
-    print(text.encode("utf-8", "backslashreplace").decode(), file=sys.stderr if stderr else sys.stdout)  # noqa: T201
+    print(text.encode("utf-8", "backslashreplace").decode(), file=sys.stderr if stderr else sys.stdout)
 
 
 def show_error(error: AimaError, as_json: bool, calls: Sequence[str] = ()) -> None:
@@ -133,8 +133,8 @@ def size(count: float) -> str:
 
 
 def _cell(key: str, value: Any) -> Text:
-    style = "green" if value in GOOD else "red" if value in BAD else "" if not isinstance(value, str) else ""
-    return Text(word(value, key), style=style if key in ("status", "health", "phase") else "")
+    state = value if key in ("status", "health") and isinstance(value, str) else ""
+    return Text(word(value, key), style="green" if state in GOOD else "red" if state in BAD else "")
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -147,9 +147,7 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _is_short(value: Any, key: str) -> bool:
-    if isinstance(value, Mapping) or _is_rows(value) and value:
-        return False
-    return len(word(value, key)) <= 60
+    return not isinstance(value, Mapping) and not (value and _is_rows(value)) and len(word(value, key)) <= 60
 
 
 def _is_rows(value: Any) -> bool:

@@ -52,4 +52,3 @@ class EventStream:
         if not self._exchange.started:
             await self._exchange.start(200, HEADERS)
         await self._exchange.write(data)
-

@@ -1,0 +1,135 @@
+"""Weights from elsewhere: one transfer however many ask, one record for each name."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from anyio import to_thread
+
+from aima_lib.errors import AimaError
+from aima_lib.infra.blobs import disk_error
+from aima_lib.infra.download import Pace
+from aima_lib.infra.events import Events
+from aima_lib.infra.gguf import peek_head
+from aima_lib.infra.progress import Send
+from aima_lib.infra.store import Store
+from aima_lib.infra.web import Web
+from aima_lib.names import slug
+from aima_lib.services.describe import FACTS, describe, digest_of, geometry_of
+from aima_lib.services.fetch import Fetch, File, Meter
+from aima_lib.services.shelf import Model, Shelf
+from aima_lib.services.transfers import Report, Transfers
+from aima_lib.sources import huggingface, pypi
+from aima_lib.sources.base import Plan, Request, Resolve
+
+SOURCES: Mapping[str, Resolve] = {"huggingface": huggingface.resolve, "pypi": pypi.resolve}
+PEEK = 256 << 10
+
+
+class Pulling:
+    """Pulls of one home."""
+
+    def __init__(
+        self, sources: Mapping[str, Any], store: Store, events: Events, shelf: Shelf, transfers: Transfers, web: Web, pace: Pace
+    ) -> None:
+        self._sources, self._store, self._events, self._shelf = sources, store, events, shelf
+        self._transfers, self._web, self._pace = transfers, web, pace
+
+    async def pull(self, request: Request, kind: str, name: str | None, send: Send) -> Model:
+        """The model that answers `request`, fetched unless it is here."""
+        asked: dict[str, Any] = {"kind": kind, "repo": request.repo, "revision": request.revision}
+        asked |= {"file": request.file, "quantization": request.quantization}
+        if present := self._present(asked, name, request.sha256):
+            return present
+        await send({"phase": "resolving", "message": f"asking {kind} for {request.repo}"})
+        plan: Plan = await self._transfers.join(("plan", kind, request), partial(self._resolve, kind, request), send)
+        self._refuse_other(name or plan.name, name is not None, plan)
+        origin = asked | {"commit": plan.revision}
+        fetch = Fetch(plan, self._shelf.blobs, self._web, self._pace)
+        model: Model = await self._transfers.join(("weights", plan.key), partial(self._carry, fetch, name, origin), send, fetch.clear)
+        if name is not None and model["id"] != slug(name):  # somebody else asked for the same weights under another name
+            return await self._alias(model, name, origin)
+        return model
+
+    async def plan(self, kind: str, request: Request) -> Plan:
+        """What the source would serve for `request`."""
+        return await SOURCES[kind](request, self._sources, self._web)
+
+    async def _resolve(self, kind: str, request: Request, _: Report) -> Plan:
+        return await self.plan(kind, request)
+
+    async def _carry(self, fetch: Fetch, name: str | None, origin: Mapping[str, Any], report: Report) -> Model:
+        plan, wanted = fetch.plan, slug(name or fetch.plan.name)
+        fetch.meter.hear = partial(self._tell, report, wanted)
+        report({"phase": "downloading", "message": f"downloading {wanted}", "completed": 0, "total": plan.size})
+        files = await fetch.run()
+        self._tell(report, wanted, fetch.meter)
+        report({"phase": "verifying", "message": f"reading {wanted}", "completed": plan.size, "total": plan.size})
+        try:
+            facts = await to_thread.run_sync(describe, plan.format, [(self._place(file), file.name) for file in files])
+            facts["license"] = facts["license"] or plan.license
+            facts["quantization"] = facts["quantization"] or plan.quantization
+            await to_thread.run_sync(fetch.note, files)
+            model = await self._shelf.add(wanted, name is not None, plan.format, files, facts, origin)
+        except OSError as error:
+            await fetch.clear()
+            raise disk_error(error, self._shelf.blobs.models) from error
+        except AimaError:
+            await fetch.clear()
+            raise
+        await fetch.clear()
+        return model
+
+    def _place(self, file: File) -> Path:
+        return file.path or self._shelf.blobs.path(file.sha256)
+
+    def _tell(self, report: Report, model_id: str, meter: Meter) -> None:
+        done, whole = meter.completed, meter.total
+        rate = None if meter.rate is None else round(meter.rate)
+        of, speed = "" if whole is None else f" of {whole / 1e6:,.1f}", "" if rate is None else f" at {rate / 1e6:.1f} MB/s"
+        report({"phase": "downloading", "message": f"{model_id}: {done / 1e6:,.1f}{of} MB{speed}", "completed": done, "total": whole})
+        payload = {"model_id": model_id, "completed_bytes": done, "total_bytes": whole, "bytes_per_second": rate}
+        self._events.publish("model.pull_progress", payload | {"eta_seconds": meter.eta_seconds}, subject=model_id)
+
+    def _present(self, asked: Mapping[str, Any], name: str | None, sha256: str | None) -> Model | None:
+        """The model that an equal pull brought, if its files are still there."""
+        for model in self._store.find("model"):
+            same = all(model["source"].get(key) == value for key, value in asked.items())
+            fits = (name is None or model["id"] == slug(name)) and sha256 in (None, model["files"][0]["sha256"])
+            if same and fits and model["status"] == "ready" and self._shelf.intact(model):
+                return model
+        return None
+
+    def _refuse_other(self, wanted: str, given: bool, plan: Plan) -> None:
+        """A name that is taken is refused before the first byte, as far as the digests are known by then."""
+        known = [(artefact.name, artefact.sha256) for artefact in plan.artefacts if artefact.sha256]
+        if len(known) == len(plan.artefacts):
+            self._shelf.named(wanted, given, digest_of(known))
+
+    async def _alias(self, model: Model, name: str, origin: Mapping[str, Any]) -> Model:
+        files = [File(file["name"], file["sha256"], file["size_bytes"], None) for file in model["files"]]
+        return await self._shelf.add(name, True, model["format"], files, {key: model[key] for key in FACTS}, origin)
+
+    async def geometry(self, plan: Plan) -> dict[str, Any]:
+        """The geometry of a GGUF that is not here, from its first bytes; empty where the source cannot serve those."""
+        first = plan.artefacts[0]
+        part = first.parts[0]
+        if plan.format != "gguf" or part.member is not None:
+            return {}
+        data = bytearray()
+        headers = {**part.headers, "Range": f"bytes=0-{PEEK - 1}", "Accept-Encoding": "identity"}
+        async with self._web.stream(part.url, headers) as response:
+            async for chunk in response.aiter_raw():
+                data += chunk
+                if len(data) >= PEEK:
+                    break
+        return geometry_of(peek_head(io.BytesIO(data), len(data), part.size or 1 << 50, first.name))
+
+
+def guess(repo: str) -> str:
+    """owner/name is a hub's; anything that reads as packages is an index's."""
+    return "huggingface" if "/" in repo or not pypi.fits(repo) else "pypi"

@@ -1,0 +1,88 @@
+"""The model domain: weights on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from aima_lib.gateway import Context
+from aima_lib.registry import handles
+
+Result = Mapping[str, Any]
+
+
+@handles("model.pull")
+async def pull_model(
+    ctx: Context,
+    repo: str,
+    source: str | None = None,
+    revision: str | None = None,
+    file: str | None = None,
+    quantization: str | None = None,
+    mirror: str | None = None,
+    name: str | None = None,
+    sha256: str | None = None,
+) -> Result:
+    return {"model": await ctx.services.models.pull(repo, source, revision, file, quantization, mirror, name, sha256, send=ctx.send)}
+
+
+@handles("model.import")
+async def import_model(ctx: Context, path: str, name: str | None = None, type: str | None = None, mode: str = "link") -> Result:
+    return {"model": await ctx.services.models.import_model(path, name, type, mode, send=ctx.send)}
+
+
+@handles("model.create")
+async def create_model(ctx: Context, name: str, type: str, path: str, format: str | None = None, source: str | None = None) -> Result:
+    return {"model": await ctx.services.models.create(name, type, path, format, source)}
+
+
+@handles("model.delete")
+async def delete_model(ctx: Context, model_id: str, force: bool = False) -> Result:
+    return {"freed_bytes": await ctx.services.models.delete(model_id, force)}
+
+
+@handles("model.verify")
+async def verify_model(ctx: Context, model_id: str, checksum: str | None = None) -> Result:
+    valid, issues = await ctx.services.models.verify(model_id, checksum, send=ctx.send)
+    return {"valid": valid, "issues": issues}
+
+
+@handles("model.get")
+async def get_model(ctx: Context, model_id: str) -> Result:
+    return {"model": ctx.services.models.get(model_id)}
+
+
+@handles("model.list")
+async def list_models(
+    ctx: Context, type: str | None = None, status: str | None = None, format: str | None = None, limit: int = 100, offset: int = 0
+) -> Result:
+    models, total = ctx.services.models.list(type, status, format, limit, offset)
+    return {"models": models, "total": total}
+
+
+@handles("model.estimate_resources")
+async def estimate_resources(
+    ctx: Context,
+    model_id: str | None = None,
+    repo: str | None = None,
+    source: str | None = None,
+    revision: str | None = None,
+    file: str | None = None,
+    quantization: str | None = None,
+    context_length: int | None = None,
+    parallel: int = 1,
+    device_id: str | None = None,
+) -> Result:
+    return await ctx.services.models.estimate(model_id, repo, source, revision, file, quantization, context_length, parallel, device_id)
+
+
+@handles("model.registry")
+async def registry(ctx: Context) -> Result:
+    models, total = ctx.services.models.list()
+    blobs = {file["sha256"] or (model["id"], file["name"]): file["size_bytes"] for model in models for file in model["files"]}
+    return {"models": models, "total": total, "size_bytes": sum(blobs.values())}
+
+
+@handles("model.entry")
+async def entry(ctx: Context, model_id: str) -> Result:
+    return {"model": ctx.services.models.get(model_id)}

@@ -1,0 +1,194 @@
+"""Every face on one ASGI app: /mcp, /units, /resources, /events, /v1, /openapi.json, /health, /metrics and /shutdown."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from functools import cached_property
+
+import anyio
+from starlette.datastructures import Headers
+from starlette.types import Message, Receive, Scope, Send
+
+from aima_lib import __version__
+from aima_lib.errors import AimaError, InvalidArgument, NotFound, Unavailable
+from aima_lib.gateway import Gateway
+from aima_mcp.faces import http, mcp, metrics, openai, openapi, strict_json
+from aima_mcp.faces.entrance import Entrance, cross_origin, preflight
+from aima_mcp.faces.exchange import MIB, ClientLeft, Exchange
+from aima_mcp.faces.http import refuse_method
+from aima_mcp.faces.problem import Refused
+
+log = logging.getLogger(__name__)
+GRACE_SECONDS = 0.6
+Answer = Callable[[Exchange], Awaitable[None]]
+
+
+class _Open:
+    """A request under way: what ends it, and how far its reply is."""
+
+    def __init__(self, send: Send, extra: Mapping[str, str], is_get: bool) -> None:
+        self.scope = anyio.CancelScope()
+        self.started = self.finished = self.endless = False
+        self._send, self._is_get = send, is_get
+        self._extra = _raw(extra)
+
+    def extend(self, extra: Mapping[str, str]) -> None:
+        """More headers for every reply."""
+        self._extra += _raw(extra)
+
+    async def send(self, message: Message) -> None:
+        """Pass on what the face sends, with the headers every reply has, and remember how far it is."""
+        if message["type"] == "http.response.start":
+            self.started = True
+            kind = Headers(raw=message.get("headers", [])).get("content-type", "")
+            self.endless = self._is_get and kind.startswith("text/event-stream")
+            message = {**message, "headers": [*message.get("headers", []), *self._extra]}
+        elif not message.get("more_body", False):
+            self.finished = True
+        await self._send(message)
+
+
+class App:
+    """The ASGI app of a host. `bound` is the address it listens on; `stop(stop_engines)` ends the process that serves it."""
+
+    def __init__(self, gateway: Gateway, bound: str, stop: Callable[[bool], None]) -> None:
+        self._gateway, self._stop = gateway, stop
+        self._entrance = Entrance(gateway.services.home, bound)
+        self._mcp = mcp.build(gateway)
+        self._open: set[_Open] = set()
+        self._closing = False
+        self._quiet = anyio.Event()
+        units = http.build(gateway)
+        self._exact: dict[str, Answer] = {
+            "/resources": units.resources,
+            "/events": units.events,
+            "/openapi.json": self._describe,
+            "/metrics": self._measure,
+            "/shutdown": self._shut_down,
+        }
+        self._below: dict[str, Answer] = {"units": units.units, "v1": openai.build(gateway)}
+
+    @asynccontextmanager
+    async def lifespan(self) -> AsyncIterator[None]:
+        """What must run while requests are answered; a mounted app's own lifespan would not."""
+        async with self._mcp.lifespan():
+            yield
+
+    async def close(self) -> None:
+        """End what is open: endless streams now, calls after a short grace. Runs stay as they are, for the next host."""
+        self._closing = True
+        self._mcp.end_streams()
+        for request in self._open:
+            if request.endless:
+                request.scope.cancel()
+        if self._open:
+            with anyio.move_on_after(GRACE_SECONDS):
+                await self._quiet.wait()
+        for request in self._open:
+            request.scope.cancel()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            raise NotImplementedError(f"no {scope['type']} here")
+        headers = Headers(scope=scope)
+        request = _Open(send, {"x-content-type-options": "nosniff"}, scope["method"] == "GET")
+        self._open.add(request)
+        try:
+            with request.scope:
+                await self._answer(scope, headers, receive, request)
+        finally:
+            self._open.discard(request)
+            if self._closing and not self._open:
+                self._quiet.set()
+        if request.scope.cancelled_caught and not request.finished:
+            await self._cut(scope, receive, request)
+
+    async def _answer(self, scope: Scope, headers: Headers, receive: Receive, request: _Open) -> None:
+        exchange = Exchange(scope, receive, request.send)
+        try:
+            if self._closing:
+                raise Refused(503, _ending(), {"connection": "close"})
+            self._entrance.check(headers)
+            request.extend(cross_origin(headers))
+            if exchange.method == "OPTIONS" and "origin" in headers:
+                await exchange.start(204, preflight(headers))
+                await exchange.write(b"", more=False)
+            elif exchange.path == "/health":
+                refuse_method(exchange, "GET", "HEAD")
+                await exchange.reply_json({"status": "ok", "version": __version__}, headers={"cache-control": "no-store"})
+            else:
+                scope.setdefault("state", {})["caller"] = self._entrance.caller(headers)
+                await self._route(exchange, scope, receive, request.send)
+        except ClientLeft:
+            request.finished = True
+        except Refused as refused:
+            await _refuse(exchange, refused.error, refused.status, refused.headers)
+        except AimaError as error:
+            await _refuse(exchange, error, error.http_status, {"retry-after": "1"} if error.retryable else {})
+
+    async def _route(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
+        path = exchange.path
+        first = path.split("/", 2)[1] if path.startswith("/") else ""
+        if answer := self._exact.get(path) or self._below.get(first):
+            await answer(exchange)
+        elif first == "mcp":
+            await self._mcp.asgi({**scope, "headers": _as_loopback(scope["headers"])}, receive, send)
+        else:
+            known = [*self._exact, "/units/{domain}/{action}", "/v1", "/mcp", "/health"]
+            raise NotFound(f"nothing at {path[:200]}", hint=f"there are: {', '.join(known)}")
+
+    async def _describe(self, exchange: Exchange) -> None:
+        refuse_method(exchange, "GET", "HEAD")
+        await exchange.reply(200, self._document, "application/json")
+
+    @cached_property
+    def _document(self) -> bytes:
+        return strict_json.write(openapi.document(self._gateway.registry, __version__))
+
+    async def _measure(self, exchange: Exchange) -> None:
+        refuse_method(exchange, "GET", "HEAD")
+        await exchange.reply(200, await metrics.text(self._gateway), metrics.MEDIA_TYPE)
+
+    async def _shut_down(self, exchange: Exchange) -> None:
+        refuse_method(exchange, "POST")
+        asked = await exchange.json(MIB)
+        flag = asked.get("stop_engines", False) if isinstance(asked, dict) and set(asked) <= {"stop_engines"} else None
+        if not isinstance(flag, bool):
+            raise InvalidArgument("shutdown takes {stop_engines: true or false} and nothing else")
+        await exchange.reply_json({"status": "stopping", "stop_engines": flag}, 202, {"connection": "close"})
+        self._stop(flag)
+
+    async def _cut(self, scope: Scope, receive: Receive, request: _Open) -> None:
+        """The end of a request that the end of the host cut off: a reply when none was begun, else the end of its body."""
+        with anyio.CancelScope(shield=True), anyio.move_on_after(GRACE_SECONDS):
+            exchange = Exchange(scope, receive, request.send)
+            if not request.started:
+                await _refuse(exchange, _ending(), 503, {"connection": "close"})
+            else:
+                await exchange.write(b"", more=False)
+
+
+def _as_loopback(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Host and Origin have been judged by the address we listen on; the MCP face, which knows loopback only, need not judge again."""
+    return [(b"host", b"localhost"), *((name, value) for name, value in headers if name not in (b"host", b"origin"))]
+
+
+def _raw(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+
+
+def _ending() -> AimaError:
+    return Unavailable("the host is ending", hint="start it again; runs go on from where they were")
+
+
+async def _refuse(exchange: Exchange, error: AimaError, status: int, headers: Mapping[str, str]) -> None:
+    if exchange.started:  # too late for a status: the connection ends instead
+        log.error("%s %s failed after its reply had begun: %s", exchange.method, exchange.path, error)
+        raise error
+    if exchange.path.startswith("/v1/"):
+        await openai.reply_error(exchange, error, status, headers)
+    else:
+        await exchange.reply_problem(error, status, headers)

@@ -1,0 +1,117 @@
+"""The MCP face: a unit file is already an MCP definition, so there is little to translate.
+
+One server speaks both eras of the protocol, the handshake of 2024 and 2025 and the stateless 2026-07-28, over stdio and HTTP.
+A call that its client cancels, or leaves, ends in the engine too; a durable one goes on as its run, whoever asked for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import anyio
+import mcp_types as types
+from mcp.server.caching import CacheableMethod, CacheHint
+from mcp.server.lowlevel import NotificationOptions, Server
+
+from aima_lib import __version__
+from aima_lib.door import Door
+from aima_mcp.faces.mcp_edge import boundary
+from aima_mcp.faces.mcp_http import McpHttp
+from aima_mcp.faces.mcp_resources import Resources
+from aima_mcp.faces.mcp_stdio import stdio
+from aima_mcp.faces.mcp_tools import WAIT_SECONDS, Tools
+from aima_mcp.faces.mcp_watch import Watch
+
+INSTRUCTIONS = """AIMA runs AI inference on this machine: it finds the hardware, fetches models, starts engines and serves them.
+Start with system_info (what this machine is) and inference_models (what can be asked right now). unit_search finds a tool by words.
+Work that takes long is a run: such a call answers within 45 s, with its result or with {"run": {"id": ...}}; then call run_wait with
+that id until the run has ended. It goes on even if you leave.
+An error says what to do: its hint, and under next a call, ready filled, that may mend it."""
+LISTS_MS = 300_000
+CACHE: dict[CacheableMethod, CacheHint] = {
+    "tools/list": CacheHint(LISTS_MS, "public"),
+    "resources/list": CacheHint(LISTS_MS, "public"),
+    "resources/templates/list": CacheHint(LISTS_MS, "public"),
+}
+
+
+class McpFace:
+    """AIMA as an MCP server: `server` for tests and embedding, `asgi` and `lifespan` for HTTP, `run_stdio` for a client's child."""
+
+    def __init__(self, door: Door, hosts: Collection[str], origins: Collection[str], wait_seconds: float) -> None:
+        self._watches: set[Watch] = set()
+        self._door = door
+        self.server: Server[Watch] = _Server(
+            "aima",
+            version=__version__,
+            title="AIMA",
+            instructions=INSTRUCTIONS,
+            lifespan=self._watching,
+            cache_hints=CACHE,
+            get_tool_input_schema=_no_header_schema,
+        )
+        self.server.middleware = [boundary]
+        self.asgi = McpHttp(self.server, hosts, origins)
+        Tools(door, wait_seconds).register(self.server)
+        Resources(door).register(self.server)
+
+    def lifespan(self) -> AbstractAsyncContextManager[None]:
+        """Keeps the HTTP sessions. Open it once, around the server that serves `asgi`."""
+        return self.asgi.lifespan()
+
+    async def run_stdio(self) -> None:
+        """Serve this process's stdin and stdout until stdin closes."""
+        async with stdio() as (incoming, outgoing):
+            await self.server.run(incoming, outgoing, self.server.create_initialization_options())
+
+    def end_streams(self) -> None:
+        """End the open `subscriptions/listen` streams, so that a server can stop without cutting them off."""
+        for watch in self._watches:
+            watch.close()
+
+    @asynccontextmanager
+    async def _watching(self, _server: Server[Watch]) -> AsyncIterator[Watch]:
+        async with anyio.create_task_group() as tasks:
+            watch = Watch(self._door, tasks)
+            self._watches.add(watch)
+            try:
+                yield watch
+            finally:
+                self._watches.discard(watch)
+                tasks.cancel_scope.cancel()
+
+
+def build(door: Door, *, hosts: Collection[str] = (), origins: Collection[str] = (), wait_seconds: float = WAIT_SECONDS) -> McpFace:
+    """The MCP face over a door.
+
+    `hosts` and `origins` are the Host and Origin headers that HTTP lets in beside loopback's; `wait_seconds` is how long a durable
+    call may keep its client waiting before it is answered with its run.
+    """
+    return McpFace(door, hosts, origins, wait_seconds)
+
+
+class _Server(Server[Watch]):
+    """The SDK's server, saying the truth about its lists: they never change while it lives."""
+
+    def get_capabilities(
+        self,
+        notification_options: NotificationOptions | None = None,
+        experimental_capabilities: dict[str, dict[str, Any]] | None = None,
+        extensions: dict[str, dict[str, Any]] | None = None,
+        *,
+        protocol_version: str | None = None,
+    ) -> types.ServerCapabilities:
+        found = super().get_capabilities(notification_options, experimental_capabilities, extensions, protocol_version=protocol_version)
+        assert found.tools is not None and found.resources is not None
+        return found.model_copy(
+            update={
+                "tools": found.tools.model_copy(update={"list_changed": False}),
+                "resources": found.resources.model_copy(update={"list_changed": False}),
+            }
+        )
+
+
+def _no_header_schema(_name: str) -> None:
+    """No tool asks for `Mcp-Param-*` headers. Without this answer, every 2026-07-28 call over HTTP runs the whole tools/list first."""

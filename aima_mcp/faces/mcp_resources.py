@@ -1,0 +1,63 @@
+"""MCP resources: what is addressed by URI, read, and watched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mcp_types as types
+from mcp.server.context import HandlerResult
+from mcp.server.lowlevel import Server
+
+from aima_lib.door import Door
+from aima_mcp.faces.mcp_edge import Ctx, caller_of, refuse_cursor
+from aima_mcp.faces.mcp_results import compact, wire_name
+from aima_mcp.faces.mcp_watch import Watch
+
+
+class Resources:
+    """What is addressed by URI: read, and watched."""
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+        self._fixed: list[dict[str, Any]] = []
+        self._templates: list[dict[str, Any]] = []
+        for unit in sorted(door.registry.of("resource"), key=lambda unit: unit.definition["uriTemplate"]):
+            uri = unit.definition["uriTemplate"]
+            entry = {"name": wire_name(unit.name)} | {key: unit.definition[key] for key in ("title", "description", "mimeType")}
+            if "{" in uri:
+                self._templates.append({"uriTemplate": uri, **entry})
+            else:
+                self._fixed.append({"uri": uri, **entry})
+
+    def register(self, server: Server[Watch]) -> None:
+        """Let the server answer for them."""
+        server.add_request_handler("resources/list", types.PaginatedRequestParams, self.list)
+        server.add_request_handler("resources/templates/list", types.PaginatedRequestParams, self.list_templates)
+        server.add_request_handler("resources/read", types.ReadResourceRequestParams, self.read)
+        server.add_request_handler("resources/subscribe", types.SubscribeRequestParams, self.subscribe)
+        server.add_request_handler("resources/unsubscribe", types.UnsubscribeRequestParams, self.unsubscribe)
+        server.add_request_handler("subscriptions/listen", types.SubscriptionsListenRequestParams, self.listen)
+
+    async def list(self, _ctx: Ctx, params: types.PaginatedRequestParams) -> HandlerResult:
+        refuse_cursor(params)
+        return {"resources": self._fixed}
+
+    async def list_templates(self, _ctx: Ctx, params: types.PaginatedRequestParams) -> HandlerResult:
+        refuse_cursor(params)
+        return {"resourceTemplates": self._templates}
+
+    async def read(self, ctx: Ctx, params: types.ReadResourceRequestParams) -> HandlerResult:
+        uri = str(params.uri)
+        found = await self._door.read(uri, caller=caller_of(ctx))
+        return {"contents": [{"uri": uri, "mimeType": found["mimeType"], "text": compact(found["content"])}]}
+
+    async def subscribe(self, ctx: Ctx, params: types.SubscribeRequestParams) -> HandlerResult:
+        await ctx.lifespan_context.subscribe(ctx, str(params.uri), caller_of(ctx))
+        return {}
+
+    async def unsubscribe(self, ctx: Ctx, params: types.UnsubscribeRequestParams) -> HandlerResult:
+        ctx.lifespan_context.unsubscribe(ctx, str(params.uri))
+        return {}
+
+    async def listen(self, ctx: Ctx, params: types.SubscriptionsListenRequestParams) -> HandlerResult:
+        return await ctx.lifespan_context.listen(ctx, params, caller_of(ctx))

@@ -1,0 +1,119 @@
+"""What goes over the wire for a tool: its definition, its result, its error, and the progress before them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from aima_lib.errors import AimaError
+from aima_lib.registry import Unit
+
+TEXT_BYTES = 65_536
+TICK = 0.001  # what says "still at it" when a stage has no number
+TOOL_KEYS = ("title", "description", "inputSchema", "outputSchema", "annotations")
+RUN_KEYS = ("id", "unit", "status", "progress")
+RUN = {
+    "type": "object",
+    "description": "Only when the call has not ended within 45 s: the run that goes on. Follow it with run_wait, end it with run_cancel.",
+    "required": ["id", "unit", "status"],
+    "properties": {
+        "id": {"type": "string", "description": "Id of the run: the run_id of run_wait, run_get and run_cancel."},
+        "unit": {"type": "string", "description": "The unit that was called."},
+        "status": {"type": "string", "description": "running, as long as it goes on."},
+        "progress": {"type": ["object", "null"], "description": "The newest progress: phase, message, completed, total."},
+    },
+}
+Report = Callable[[float, float | None, str | None], Awaitable[None]]
+
+
+def wire_name(name: str) -> str:
+    """`model.pull` is `model_pull` on the wire: hosts refuse dots in tool names."""
+    return name.replace(".", "_")
+
+
+def tool(unit: Unit) -> dict[str, Any]:
+    """The unit's MCP tool: its own file, less what only AIMA reads. A durable one may also answer with its run."""
+    definition = {key: unit.definition[key] for key in TOOL_KEYS}
+    if unit.durable:
+        schema = {key: value for key, value in unit.definition["outputSchema"].items() if key != "required"}
+        definition["outputSchema"] = schema | {"properties": schema["properties"] | {"run": RUN}}
+    return {"name": wire_name(unit.name), **definition}
+
+
+def success(unit: Unit, output: Mapping[str, Any]) -> dict[str, Any]:
+    """The output, whole for a program, and as text with the field that matters first."""
+    primary = unit.definition.get("primary", "")
+    rest = {key: value for key, value in output.items() if key != primary}
+    parts = [output[primary]] * (primary in output) + [rest] * bool(rest)
+    return _result(_cut("\n".join(part if isinstance(part, str) else compact(part) for part in parts)), output)
+
+
+def unfinished(unit: Unit, run: Mapping[str, Any]) -> dict[str, Any]:
+    """The run of a call that goes on without its caller."""
+    progress = run.get("progress") or {}
+    so_far = f" ({progress['phase']}: {progress['message']})" if progress else ""
+    text = (
+        f"{unit.definition['title']}: still running{so_far}. It goes on by itself as run {run['id']}.\n"
+        f"next: call run_wait with {compact({'run_id': run['id']})} until its status is no longer running; run_cancel ends it."
+    )
+    return _result(text, {"run": {key: run.get(key) for key in RUN_KEYS}})
+
+
+def failure(error: AimaError) -> dict[str, Any]:
+    """The error, whole for a program, and as lines that a model can act on."""
+    lines = [f"{error.code}: {error}"]
+    if error.hint:
+        lines.append(f"hint: {error.hint}")
+    lines += [f"next: call {wire_name(call['unit'])} with {compact(call['arguments'])}" for call in error.next]
+    return _result(_cut("\n".join(lines)), error.as_dict()) | {"isError": True}
+
+
+def compact(value: Any) -> str:
+    """JSON without spaces."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+class Progress:
+    """Stream items as MCP progress, which must only ever grow: phases are laid end to end, tokens counted."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._phase: str | None = None
+        self._base = self._last = 0.0
+
+    async def __call__(self, item: Mapping[str, Any]) -> None:
+        """Pass one item on."""
+        if "phase" not in item:
+            self._last += 1
+            await self._report(self._last, None, _words(item))
+            return
+        if item["phase"] != self._phase:
+            self._phase, self._base = item["phase"], self._last
+        reached = self._base + float(item.get("completed") or 0)
+        self._last = reached if reached > self._last else self._last + TICK
+        total = item.get("total")
+        await self._report(self._last, None if total is None else self._base + float(total), item["message"])
+
+
+def _words(item: Mapping[str, Any]) -> str:
+    """The text in a stream item: a token, a line. Items without any are shown as they are."""
+    return next((value for value in item.values() if isinstance(value, str)), None) or compact(item)
+
+
+def _result(text: str, structured: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        text.encode("utf-8")
+        compact(structured).encode("utf-8")
+    except UnicodeEncodeError:  # a file name that is not UTF-8: half a surrogate would end the whole session
+        text = text.encode("utf-8", "replace").decode("utf-8")
+        structured = json.loads(compact(structured).encode("utf-8", "replace"))
+    return {"content": [{"type": "text", "text": text}], "structuredContent": dict(structured), "isError": False}
+
+
+def _cut(text: str) -> str:
+    raw = text.encode("utf-8", "replace")
+    if len(raw) <= TEXT_BYTES:
+        return text
+    note = f"\n… cut: {len(raw)} bytes in all, whole in structuredContent"
+    return raw[: TEXT_BYTES - len(note.encode())].decode("utf-8", "ignore") + note

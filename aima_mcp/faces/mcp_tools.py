@@ -1,0 +1,76 @@
+"""MCP tools: the commands and queries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import mcp_types as types
+from mcp.server.context import HandlerResult
+from mcp.server.lowlevel import Server
+from mcp.shared.jsonrpc_dispatcher import progress_token_from_params
+
+from aima_lib.door import Caller, Door
+from aima_lib.errors import AimaError, InvalidArgument, NotFound
+from aima_lib.infra.progress import Send
+from aima_lib.names import did_you_mean, nearest
+from aima_lib.registry import Unit
+from aima_lib.runs import outcome_of
+from aima_mcp.faces.mcp_edge import Ctx, caller_of, refuse_cursor
+from aima_mcp.faces.mcp_results import Progress, failure, success, tool, unfinished, wire_name
+from aima_mcp.faces.mcp_watch import Watch
+
+KEY = "io.aima/idempotencyKey"
+WAIT_SECONDS = 45
+
+
+class Tools:
+    """Commands and queries."""
+
+    def __init__(self, door: Door, wait_seconds: float) -> None:
+        self._door, self._wait_seconds = door, wait_seconds
+        units = sorted(door.registry.of("command", "query"), key=lambda unit: unit.name)
+        self._units = {wire_name(unit.name): unit for unit in units}
+        self._list = types.ListToolsResult.model_validate({"tools": [tool(unit) for unit in units]}).model_dump(
+            by_alias=True, mode="json", exclude_none=True, exclude_unset=True
+        )
+
+    def register(self, server: Server[Watch]) -> None:
+        """Let the server answer for them."""
+        server.add_request_handler("tools/list", types.PaginatedRequestParams, self.list)
+        server.add_request_handler("tools/call", types.CallToolRequestParams, self.call)
+
+    async def list(self, _ctx: Ctx, params: types.PaginatedRequestParams) -> HandlerResult:
+        refuse_cursor(params)
+        return self._list
+
+    async def call(self, ctx: Ctx, params: types.CallToolRequestParams) -> HandlerResult:
+        unit = self._units.get(params.name)
+        if unit is None:
+            raise self._unknown(params.name)
+        key = (ctx.meta or {}).get(KEY)
+        if key is not None and not (isinstance(key, str) and key):
+            raise InvalidArgument(f"_meta[{KEY!r}] is a string that is not empty, not {key!r}")
+        send = Progress(ctx.session.report_progress) if progress_token_from_params(ctx.params) is not None else None
+        try:
+            if unit.durable:
+                return await self._run(unit, params.arguments, caller_of(ctx), send, key)
+            return success(unit, await self._door.call(unit.name, params.arguments, caller=caller_of(ctx), send=send, key=key))
+        except AimaError as error:
+            return failure(error)
+
+    async def _run(
+        self, unit: Unit, arguments: Mapping[str, Any] | None, caller: Caller, send: Send | None, key: str | None
+    ) -> dict[str, Any]:
+        """Start a durable unit and wait as long as clients do: most give up after a minute, and the run goes on without them."""
+        run = await self._door.start(unit.name, arguments, caller=caller, key=key)
+        if send is not None:
+            await send({"phase": "started", "message": f"run {run['id']}"})
+        if run["status"] == "running":
+            wait = {"run_id": run["id"], "timeout_seconds": self._wait_seconds}
+            run = (await self._door.call("run.wait", wait, caller=caller, send=send))["run"]
+        return unfinished(unit, run) if run["status"] == "running" else success(unit, outcome_of(dict(run)))
+
+    def _unknown(self, name: str) -> NotFound:
+        hint = did_you_mean(name, self._units) or "tools/list names them; unit_search finds one by words"
+        return NotFound(f"no tool called {name!r}", hint=hint, details={"nearest": nearest(name, self._units)})

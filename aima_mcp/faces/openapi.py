@@ -1,0 +1,147 @@
+"""The HTTP face described: OpenAPI 3.1, made from the unit files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from aima_lib.errors import BY_CODE
+from aima_lib.registry import SCHEMAS, Registry, Unit, inline
+from aima_mcp.faces import problem
+
+ALWAYS = ("invalid_argument", "unauthenticated", "permission_denied", "deadline_exceeded", "internal")
+REFUSALS = {405: "The method does not fit.", 406: "No format that the client accepts.", 413: "The body is too large.", 415: "Not JSON."}
+Node = dict[str, Any]
+
+
+def document(registry: Registry, version: str) -> Node:
+    """The whole document."""
+    paths: Node = {}
+    for unit in registry.of("command", "query"):
+        path = paths[f"/units/{unit.domain}/{unit.action}"] = {"post": _post(unit)}
+        if unit.kind == "query":
+            path["get"] = _get(unit)
+    domains = sorted({unit.domain for unit in registry.of("command", "query")})
+    return {
+        "openapi": "3.1.0",
+        "jsonSchemaDialect": "https://json-schema.org/draft/2020-12/schema",
+        "info": {"title": "AIMA", "version": version, "description": "AI inference, managed by AI: every unit over HTTP."},
+        "security": [{"key": []}],
+        "tags": [{"name": domain} for domain in [*domains, "openai", "host"]],
+        "paths": paths | _around(registry),
+        "components": {"securitySchemes": {"key": _scheme()}, "schemas": _schemas(), "responses": _responses()},
+    }
+
+
+def _post(unit: Unit) -> Node:
+    schema = unit.definition["inputSchema"]
+    examples = {f"example{i}": {"summary": e["title"], "value": e["input"]} for i, e in enumerate(_examples(unit), 1)}
+    body = {"required": bool(schema.get("required")), "content": {"application/json": {"schema": schema, "examples": examples}}}
+    headers = [_header("Accept", "text/event-stream streams items, then the result or an error.")]
+    if unit.durable:
+        headers += [
+            _header("Prefer", "respond-async returns the run at once, with 202."),
+            _header("Idempotency-Key", "The same key and input mean the same run."),
+        ]
+    return _operation(unit, unit.name.replace(".", "_")) | {"requestBody": body, "parameters": headers}
+
+
+def _get(unit: Unit) -> Node:
+    schema = unit.definition["inputSchema"]
+    required = schema.get("required", [])
+    parameters = [_parameter(key, spec, key in required) for key, spec in schema["properties"].items()]
+    return _operation(unit, unit.name.replace(".", "_") + "_get") | {"parameters": parameters}
+
+
+def _operation(unit: Unit, id: str) -> Node:
+    definition = unit.definition
+    stream = ["text/event-stream"] if unit.durable or "streamSchema" in definition else []
+    content: Node = {"application/json": {"schema": definition["outputSchema"]}} | {kind: {"schema": {"type": "string"}} for kind in stream}
+    responses: Node = {"200": {"description": definition["title"], "content": content}}
+    if unit.durable:
+        location = {"Location": {"description": "Where the run is.", "schema": {"type": "string"}}}
+        run = {"type": "object", "required": ["run"], "properties": {"run": {"$ref": "#/components/schemas/Run"}}}
+        responses["202"] = {"description": "The run has started.", "headers": location, "content": {"application/json": {"schema": run}}}
+    codes = dict.fromkeys([*definition["errors"], *ALWAYS])
+    responses |= {str(BY_CODE[code].http_status): {"$ref": f"#/components/responses/{code}"} for code in codes}
+    responses |= {str(status): {"$ref": f"#/components/responses/http_{status}"} for status in REFUSALS}
+    head = {"operationId": id, "tags": [unit.domain], "summary": definition["title"], "description": definition["description"]}
+    return head | {"x-scope": definition["scope"], "responses": responses}
+
+
+def _examples(unit: Unit) -> list[Mapping[str, Any]]:
+    return [example for example in unit.definition["examples"] if "output" in example]
+
+
+def _parameter(name: str, spec: Mapping[str, Any], required: bool) -> Node:
+    head: Node = {"name": name, "in": "query", "required": required, "description": spec["description"]}
+    if spec.get("type") == "object":
+        return head | {"content": {"application/json": {"schema": spec}}}
+    return head | {"schema": spec}
+
+
+def _header(name: str, description: str) -> Node:
+    return {"name": name, "in": "header", "required": False, "description": description, "schema": {"type": "string"}}
+
+
+def _schemas() -> Node:
+    def noun(name: str) -> Any:
+        path = SCHEMAS / "types" / f"{name}.json"
+        return inline(json.loads(path.read_text(encoding="utf-8")), path)
+
+    error = noun("error")
+    more = {
+        "type": {"type": "string", "description": "URN of the kind of error."},
+        "title": {"type": "string", "description": "The kind of error in words."},
+        "status": {"type": "integer", "description": "The HTTP status."},
+    }
+    whole = error | {"title": "Problem", "required": [*error["required"], *more], "properties": {**error["properties"], **more}}
+    return {"Problem": whole, "Run": noun("run"), "Event": noun("event")}
+
+
+def _responses() -> Node:
+    def response(description: str) -> Node:
+        return {"description": description, "content": {problem.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}}
+
+    named = {code: response((kind.__doc__ or code).splitlines()[0]) for code, kind in BY_CODE.items()}
+    return named | {f"http_{status}": response(text) for status, text in REFUSALS.items()}
+
+
+def _scheme() -> Node:
+    return {"type": "http", "scheme": "bearer", "description": "The home's key (the file `key` in it); x-api-key is taken too."}
+
+
+def _around(registry: Registry) -> Node:
+    """The paths that are no unit."""
+    uris = ", ".join(unit.definition["uriTemplate"] for unit in registry.of("resource"))
+    types = [unit.name for unit in registry.of("event")]
+    after = {"name": "after", "in": "query", "description": "Number of the last event seen.", "schema": {"type": "integer"}}
+    wanted = {"name": "types", "in": "query", "description": "Comma-separated events, or domain.*.", "schema": {"type": "string"}}
+    uri = {"name": "uri", "in": "query", "description": f"One of {uris}.", "schema": {"type": "string"}}
+    flag = {"type": "boolean", "default": False, "description": "Also end the engines."}
+    stop = {"type": "object", "additionalProperties": False, "properties": {"stop_engines": flag}}
+    return {
+        "/resources": {"get": _plain("resources", "Read or watch a resource", "application/json", parameters=[uri])},
+        "/events": {"get": _plain("events", f"Follow events: {', '.join(types)}", "text/event-stream", parameters=[after, wanted])},
+        "/v1/models": {"get": _plain("v1_models", "OpenAI: models that answer now", tag="openai")},
+        "/v1/chat/completions": {"post": _openai("v1_chat_completions", "OpenAI: chat")},
+        "/v1/completions": {"post": _openai("v1_completions", "OpenAI: complete")},
+        "/v1/embeddings": {"post": _openai("v1_embeddings", "OpenAI: embed")},
+        "/health": {"get": _plain("health", "Whether the host answers") | {"security": []}},
+        "/metrics": {"get": _plain("metrics", "Prometheus metrics", "text/plain")},
+        "/openapi.json": {"get": _plain("openapi", "This document")},
+        "/shutdown": {"post": _plain("shutdown", "End the host", requestBody={"content": {"application/json": {"schema": stop}}})},
+    }
+
+
+def _plain(id: str, summary: str, media_type: str = "application/json", *, tag: str = "host", **more: Any) -> Node:
+    schema = {"type": "object"} if media_type == "application/json" else {"type": "string"}
+    done = {"description": summary, "content": {media_type: {"schema": schema}}}
+    refused = {"$ref": "#/components/responses/unauthenticated"}
+    return {"operationId": id, "tags": [tag], "summary": summary, "responses": {"200": done, "401": refused}, **more}
+
+
+def _openai(id: str, summary: str) -> Node:
+    schema = {"type": "object", "required": ["model"], "properties": {"model": {"type": "string", "description": "A service or a model."}}}
+    return _plain(id, summary, tag="openai", requestBody={"required": True, "content": {"application/json": {"schema": schema}}})

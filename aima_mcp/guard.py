@@ -1,0 +1,81 @@
+"""What uvicorn leaves open: deadlines for heads and bodies, and a limit on connections."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+HEAD_SECONDS = 10.0
+BODY_SECONDS = 60.0
+KEEP_ALIVE_SECONDS = 30
+FULL = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n"
+
+
+def most_connections() -> int:
+    """Half of the files this process may open: the other half is for the store, models and engines."""
+    if sys.platform == "win32":
+        return 500
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 2000 if soft == resource.RLIM_INFINITY else max(16, min(2000, soft // 2))
+
+
+class GuardedProtocol(H11Protocol):
+    """A head must be whole within 10 s of its first byte or of the connection, a body within 60 s of its head."""
+
+    _deadline: asyncio.TimerHandle | None = None
+    _awaited: Any = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take a connection, unless there are too many."""
+        if len(self.connections) >= most_connections():
+            transport.write(FULL)
+            transport.close()
+        super().connection_made(transport)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the deadline with the connection."""
+        self._forget()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Judge by what is awaited after these bytes."""
+        if self.transport.is_closing():
+            return
+        super().data_received(data)
+        self._watch()
+
+    def on_response_complete(self) -> None:
+        """Between requests the keep-alive timer counts, not ours."""
+        super().on_response_complete()
+        self._watch()
+
+    def _watch(self) -> None:
+        """Keep one deadline for whatever the client owes now; more bytes of the same do not move it."""
+        awaited = None if self.transport.is_closing() else self.conn.their_state
+        idle = awaited is h11.IDLE and self.cycle is not None and not self.conn.trailing_data[0]
+        if awaited not in (h11.IDLE, h11.SEND_BODY) or idle:
+            self._forget()
+        elif awaited is not self._awaited:
+            self._forget()
+            self._awaited = awaited
+            self._deadline = self.loop.call_later(HEAD_SECONDS if awaited is h11.IDLE else BODY_SECONDS, self._late)
+
+    def _forget(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = self._awaited = None
+
+    def _late(self) -> None:
+        self._forget()
+        if self.conn.their_state is h11.IDLE and self.conn.our_state is h11.IDLE:
+            self.transport.write(b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+            self.transport.close()
+        else:
+            self.transport.abort()  # the app sees the client leave

@@ -1,0 +1,110 @@
+"""One home, one authority."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aima_lib.errors import FailedPrecondition
+from aima_lib.infra.home import Home, create_time, is_alive, write_private
+
+HOLD = """
+import sys
+from aima_lib.infra.home import Home
+home = Home(sys.argv[1])
+home.make()
+home.acquire("1.2.3")
+if len(sys.argv) > 2:
+    home.announce(sys.argv[2], "1.2.3")
+print("held", flush=True)
+sys.stdin.read()
+home.release()
+"""
+
+
+def holder(path: Path, *url: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(path), *url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_second_host_is_refused_and_told_the_first_ones_pid(home: Home) -> None:
+    with holder(home.path, "http://127.0.0.1:8484") as first:
+        with pytest.raises(FailedPrecondition, match=f"hosted by process {first.pid}") as raised:
+            home.acquire("9")
+        assert raised.value.details == {"pid": first.pid}
+        assert raised.value.hint == "use it through http://127.0.0.1:8484"
+        first.communicate()
+    home.acquire("9")
+    home.release()
+
+
+def test_an_embedded_host_says_so(home: Home) -> None:
+    with holder(home.path) as first:
+        found = home.host()
+        assert found is not None
+        assert (found.pid, found.url, found.version) == (first.pid, None, "1.2.3")
+        with pytest.raises(FailedPrecondition) as raised:
+            home.acquire("9")
+        assert "AIMA_HOME" in str(raised.value.hint)
+        first.communicate()
+    assert home.host() is None
+
+
+def test_a_killed_host_leaves_no_claim(home: Home) -> None:
+    with holder(home.path, "http://127.0.0.1:1") as first:
+        os.kill(first.pid, signal.SIGKILL)
+        first.communicate()
+    assert (home.path / "host.json").exists()
+    assert home.host() is None
+    home.acquire("9")
+    home.release()
+
+
+def test_a_reused_pid_is_not_the_host(home: Home) -> None:
+    record = {"pid": os.getpid(), "create_time": (create_time(os.getpid()) or 0.0) - 60, "url": None, "version": "1"}
+    write_private(home.path / "host.json", json.dumps(record))
+    assert home.host() is None
+    assert is_alive(os.getpid(), create_time(os.getpid()) or 0.0)
+
+
+@pytest.mark.parametrize("text", ["", "not json", "{}", '{"pid": "x"}'])
+def test_a_broken_record_is_no_host(home: Home, text: str) -> None:
+    (home.path / "host.json").write_text(text, encoding="utf-8")
+    assert home.host() is None
+
+
+def test_the_key_is_made_once_and_for_the_owner_only(home: Home) -> None:
+    key = home.key()
+    assert len(key) > 30
+    assert Home(home.path).key() == key
+    assert home.is_key(key)
+    assert not home.is_key(key[:-1])
+    assert not home.is_key("")
+    assert not home.is_key("ключ")
+    assert stat.S_IMODE((home.path / "key").stat().st_mode) == 0o600
+    assert stat.S_IMODE(home.path.stat().st_mode) == 0o700
+
+
+def test_aima_home_moves_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("AIMA_HOME", str(tmp_path / "elsewhere"))
+    assert Home().path == tmp_path / "elsewhere"
+    assert Home().id != Home(tmp_path).id
+    monkeypatch.delenv("AIMA_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Home().path == tmp_path / ".aima"
+
+
+def test_a_private_file_is_replaced_whole(tmp_path: Path) -> None:
+    write_private(tmp_path / "key", "one")
+    write_private(tmp_path / "key", "two")
+    assert (tmp_path / "key").read_text(encoding="utf-8") == "two"
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]
