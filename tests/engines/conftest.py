@@ -1,0 +1,65 @@
+"""A host inside the test, with real engines under real keepers."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aima_lib import runtime
+from aima_lib.gateway import Gateway
+from aima_lib.infra.home import Home
+
+HERE = Path(__file__).parent
+CONFIG = """
+[engines]
+grace_seconds = 1
+start_timeout_seconds = 30
+probe_seconds = 0.2
+llama_server = "{server}"
+"""
+
+
+class Hosted:
+    """A gateway, and short ways to call it."""
+
+    def __init__(self, gateway: Gateway, fixtures: Path) -> None:
+        self.gateway, self.fixtures = gateway, fixtures
+
+    async def call(self, name: str, **arguments: Any) -> Mapping[str, Any]:
+        return await self.gateway.call(name, arguments)
+
+    async def tiny(self, name: str = "tiny") -> str:
+        """The tiny model, imported under a name."""
+        await self.call("model.import", path=str(self.fixtures / "tiny.gguf"), name=name, mode="copy")
+        return name
+
+    def events(self, *types: str) -> list[dict[str, Any]]:
+        return self.gateway.services.events.list(0, 10_000, types)
+
+
+@pytest.fixture
+def llama_server(tmp_path: Path) -> Path:
+    """A llama-server on disk."""
+    script = tmp_path / "bin" / "llama-server"
+    script.parent.mkdir()
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} {HERE / "llama_server.py"} "$@"\n', encoding="utf-8")
+    script.chmod(0o755)
+    return script
+
+
+@pytest.fixture
+async def hosted(home: Home, fixtures: Path, llama_server: Path, anyio_backend: str) -> AsyncIterator[Hosted]:
+    """A hosted home; its engines are ended with it."""
+    (home.path / "config.toml").write_text(CONFIG.format(server=llama_server), encoding="utf-8")
+    async with runtime.host(home) as gateway:
+        try:
+            yield Hosted(gateway, fixtures)
+        finally:
+            for service in (await gateway.call("service.list"))["services"]:
+                await gateway.call("service.delete", {"service_id": service["id"]})
+            for engine in ("llamacpp", "llama-server"):
+                await gateway.call("engine.stop", {"name": engine, "force": True})

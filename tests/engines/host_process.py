@@ -1,0 +1,14 @@
+"""A process that hosts a home and does nothing else: `python host_process.py HOME`. Says "up" once it does."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+from aima_lib.infra.home import Home
+
+home = Home(sys.argv[1])
+home.make()
+home.acquire("test")
+print("up", flush=True)
+signal.pause()
