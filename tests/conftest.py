@@ -18,7 +18,8 @@ from aima_lib.gateway import Gateway  # noqa: E402
 from aima_lib.infra.home import Home  # noqa: E402
 from aima_lib.infra.store import Store  # noqa: E402
 from aima_lib.runtime import host  # noqa: E402
-from hubstub import Hub  # noqa: E402
+from tests.hub import Hub  # noqa: E402
+from tests.hub import furnish as fill  # noqa: E402
 from tests.tiny import write_tiny_gguf  # noqa: E402
 from tests.world import HostProcess, World, build_wheel, furnish, install  # noqa: E402
 
@@ -70,9 +71,10 @@ def fixtures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def hub(fixtures: Path) -> Iterator[Hub]:
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     """A model hub and package index of our own, over HTTP."""
-    with Hub() as running:
+    with Hub(tmp_path_factory.mktemp("hub")) as running:
+        fill(running)
         yield running
 
 

@@ -14,6 +14,7 @@ import io
 import json
 import socket
 import struct
+import tempfile
 import threading
 import time
 import zipfile
@@ -50,9 +51,9 @@ class Fault:
 
 @dataclass
 class Hub:
-    """Both servers, and what happened to them."""
+    """Both servers, and what happened to them. Without a root it serves a folder of its own, furnished."""
 
-    root: Path
+    given: Path | None = None
     port: int = 0
     html_only: bool = False
     counts: Counter[str] = field(default_factory=Counter)
@@ -63,6 +64,10 @@ class Hub:
     _ending: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> Hub:
+        self._folder = tempfile.TemporaryDirectory(prefix="hub-")
+        self.root = self.given or Path(self._folder.name)
+        if self.given is None:
+            furnish(self)
         self._servers = [_Server(("127.0.0.1", port), _handler(self, cdn)) for port, cdn in ((self.port, False), (0, True))]
         self._threads = [threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True) for server in self._servers]
         for thread in self._threads:
@@ -77,6 +82,7 @@ class Hub:
             server.server_close()
         for thread in self._threads:
             thread.join()
+        self._folder.cleanup()
 
     # Content
 

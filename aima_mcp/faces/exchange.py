@@ -67,6 +67,8 @@ class Exchange:
         """
         _refuse_media_type(self.headers)
         body = await self.body(limit)
+        if body == b"null":
+            raise InvalidArgument("the body is null, not an object")
         return strict_json.read(body) if body else {}
 
     async def reply(self, status: int, body: bytes, media_type: str, headers: Mapping[str, str] | None = None) -> None:
@@ -172,4 +174,4 @@ def _refuse_media_type(headers: Headers) -> None:
 
 def _too_large(limit: int) -> Refused:
     error = InvalidArgument(f"the body is larger than {limit / MIB:g} MiB", hint="put large things in files or models and name them")
-    return Refused(413, error, {"connection": "close"})
+    return Refused(413, error)  # no close: what still comes is read and dropped, or a reset would eat this reply

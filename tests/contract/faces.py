@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack, chdir
 from dataclasses import dataclass
 from functools import partial
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -84,7 +85,7 @@ class Library:
         keyed = {} if key is None else {"idempotency_key": key}
         try:
             with chdir(self._cwd):
-                return ok(getattr(getattr(self.aima, domain), action)(**arguments, **keyed))
+                return ok(getattr(getattr(self.aima, domain), f"{action}_" if iskeyword(action) else action)(**arguments, **keyed))
         except AimaError as error:
             return refused(error.as_dict())
 
@@ -161,6 +162,7 @@ class Mcp:
         try:
             result = self.portal.call(partial(self.client.call_tool, name.replace(".", "_"), dict(arguments), meta=meta))
         except MCPError as error:
+            assert error.error.data is not None, error.error
             return refused(error.error.data)
         assert result.structured_content is not None
         return refused(result.structured_content) if result.is_error else ok(result.structured_content)

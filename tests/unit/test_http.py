@@ -261,16 +261,14 @@ async def test_only_json_is_taken(world: World, kind: str, status: int) -> None:
 
 
 async def test_a_large_body_is_refused_by_its_length_and_by_its_bytes(world: World) -> None:
-    async def endless() -> AsyncIterator[bytes]:
-        while True:
+    async def unannounced() -> AsyncIterator[bytes]:
+        for _ in range(100):
             yield b" " * 65536
 
     refused = await world.http.post("/units/thing/any", content=b" " * (5 << 20), headers={"Content-Type": "application/json"})
     problem(refused, 413, "invalid_argument")
-    try:
-        problem(await world.http.post("/units/thing/any", content=endless(), headers={"Content-Type": "application/json"}), 413, "invalid_argument")
-    except httpx.TransportError:
-        pass  # the connection may close while the client still sends
+    refused = await world.http.post("/units/thing/any", content=unannounced(), headers={"Content-Type": "application/json"})
+    problem(refused, 413, "invalid_argument")
 
 
 @pytest.mark.parametrize(
@@ -449,7 +447,8 @@ async def test_only_pages_of_this_machine_may_call(world: World, origin: str, st
     assert answer.status_code == status
     assert answer.headers.get("access-control-allow-origin") == (origin if status == 200 else None)
     asked = {"Origin": origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
-    before = await httpx.AsyncClient(base_url=world.http.base_url, trust_env=False).options("/units/thing/echo", headers=asked)
+    async with httpx.AsyncClient(base_url=world.http.base_url, trust_env=False) as page:
+        before = await page.options("/units/thing/echo", headers=asked)
     assert before.status_code == (204 if status == 200 else 403)
 
 
