@@ -171,7 +171,7 @@ class World:
     def home(self) -> Home:
         return self.host.home
 
-    def call(self, name: str, **arguments: Any) -> Mapping[str, Any]:
+    def call(self, name: str, /, **arguments: Any) -> Mapping[str, Any]:
         """Call a unit by the library."""
         return self.aima.call(name, arguments)
 

@@ -26,7 +26,7 @@ from aima_lib.names import did_you_mean, slug
 from aima_lib.services import placement
 from aima_lib.services.admission import Admission
 from aima_lib.services.device import DeviceService
-from aima_lib.services.engine_catalog import EngineCatalog
+from aima_lib.services.engine_catalog import EngineCatalog, calls_tools
 from aima_lib.services.engine_news import EngineNews
 from aima_lib.services.model import ModelService
 from aima_lib.services.readiness import is_ours, says_a_token
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 WATCH_SECONDS = 0.5
 MISSES = 3  # probes without an answer before an engine counts as unhealthy: a long prompt may keep it busy
 ALIVE = ("starting", "ready")
-GONE: Document = {"health": "unknown", "pid": None, "keeper_pid": None, "base_url": None, "tasks": []}
+GONE: Document = {"health": "unknown", "pid": None, "keeper_pid": None, "base_url": None, "tasks": [], "tools": None}
 
 
 class EngineService:
@@ -171,8 +171,8 @@ class EngineService:
         document: Document = {
             "id": id, "engine": engine.name, "model_id": model["id"], "status": "starting", "health": "unknown", "pid": None,
             "keeper_pid": None, "started_at": now(), "ready_at": None, "base_url": f"http://127.0.0.1:{port}" if port else None,
-            "tasks": [], "device": device["id"], "placement": {"device": device["id"], "fallback": fallback}, "options": dict(options),
-            "service_id": service_id, "log_path": str(process.log_of(self._home, id)), "error": None,
+            "tasks": [], "tools": None, "device": device["id"], "placement": {"device": device["id"], "fallback": fallback},
+            "options": dict(options), "service_id": service_id, "log_path": str(process.log_of(self._home, id)), "error": None,
         }  # fmt: skip
         launch = self._plan(document)
         await self._store.put("instance", document)
@@ -242,9 +242,10 @@ class EngineService:
         announced = process.read_ready(self._home, document["id"])
         gpus = None if announced else await anyio.to_thread.run_sync(engine.gpus)
         placed = placement.observed(document, self._devices.devices(), announced, gpus)
+        properties = await self.wire.get(address, "/props", timeout=5)
         ready = await self._store.update(
             "instance", document["id"], status="ready", health="healthy", ready_at=now(), base_url=address.base_url,
-            tasks=list(launch.tasks), device=placed["device"], placement=placed, error=None,
+            tasks=list(launch.tasks), tools=calls_tools(properties[1]), device=placed["device"], placement=placed, error=None,
         )  # fmt: skip
         self._missed.pop(ready["id"], None)
         self._news.started(ready, adopted=False)

@@ -127,5 +127,11 @@ def _observed(instance: Document, properties: Mapping[str, Any]) -> Document:
         "modalities": ["text", *(name for name, there in heard.items() if there)],
         "context_length": settings.get("n_ctx"),
         "parallel": properties.get("total_slots"),
-        "tools": (properties.get("chat_template_caps") or {}).get("supports_tools"),
+        "tools": calls_tools(properties),
     }
+
+
+def calls_tools(properties: Mapping[str, Any]) -> bool | None:
+    """Whether the chat template shows tools to the model, as the engine's properties say; None when they do not."""
+    found = (properties.get("chat_template_caps") or {}).get("supports_tools")
+    return None if found is None else bool(found)

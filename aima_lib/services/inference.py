@@ -128,10 +128,27 @@ class InferenceService:
                 the engine goes away.
         """
         endpoint = self.resolve(request["model"], "chat")
-        _refuse_media(request["messages"], endpoint.model)
+        self.check(endpoint, request)
         body = {key: request[key] for key in CHAT_FIELDS if request.get(key) is not None}
         body |= {"model": endpoint.model, "messages": request["messages"], "stream": True, "stream_options": {"include_usage": True}}
         return await self._generate(endpoint, "chat", "/v1/chat/completions", body, send)
+
+    def check(self, endpoint: Endpoint, request: Mapping[str, Any]) -> None:
+        """Refuse what the engine would drop without a word.
+
+        Raises:
+            InvalidArgument: a message has parts the model cannot read.
+            FailedPrecondition: tools were given and its chat template has no place for them.
+        """
+        _refuse_media(request["messages"], endpoint.model)
+        if request.get("tools") and endpoint.instance.get("tools") is False:
+            options = {**endpoint.instance["options"], "chat_template": "qwen-tools"}
+            call = {
+                "unit": "service.create",
+                "arguments": {"model_id": endpoint.model, "name": f"{endpoint.model}-tools"[:64], "options": options},
+            }
+            message = f"the chat template of {endpoint.model} has no place for tools: the model would never see them"
+            raise FailedPrecondition(message, hint="take another model, or for Qwen2.5 Coder the template qwen-tools", next=[call])
 
     async def complete(self, request: Mapping[str, Any], send: Send = silent) -> Document:
         """Text that goes on from a prompt; `send` gets {delta: {content}} as it comes. Raises as `chat` does."""

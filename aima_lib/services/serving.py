@@ -34,6 +34,7 @@ class ServingService:
         limits = config["engines"]
         self._restarts = Restarts(int(limits["restart_limit"]), float(limits["restart_window_seconds"]))
         self._locks: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
+        self._ending: set[str] = set()
         self.meters: defaultdict[str, Meter] = defaultdict(Meter)
 
     # Reading
@@ -146,7 +147,13 @@ class ServingService:
         return freed
 
     async def _end(self, service: Document, timeout_seconds: float) -> int:
-        return await self._engines.end(service["instance_id"], timeout_seconds) if self._instance(service) else 0
+        if not self._instance(service):
+            return 0
+        self._ending.add(service["id"])
+        try:
+            return await self._engines.end(service["instance_id"], timeout_seconds)
+        finally:
+            self._ending.discard(service["id"])
 
     # Reconciling
 
@@ -155,15 +162,21 @@ class ServingService:
         task_status.started()
         async with anyio.create_task_group() as repairs:
             while True:
-                for record in self._store.find("service", desired_replicas=1):
-                    if record["error"] is None and not self._locks[record["id"]].locked():
+                for record in self._store.find("service"):
+                    if not self._locks[record["id"]].locked():
                         self._consider(record, repairs)
                 await anyio.sleep(RECONCILE_SECONDS)
 
     def _consider(self, record: Document, repairs: anyio.abc.TaskGroup) -> None:
         instance = self._instance(record)
         status = instance["status"] if instance else "stopped"
-        if status in ("ready", "starting"):
+        if not record["desired_replicas"]:
+            if (
+                status in ("ready", "starting") and record["id"] not in self._ending
+            ):  # nobody waits for its end: a caller left, or a host died
+                repairs.start_soon(self._end, record, 10.0)
+            return
+        if record["error"] or status in ("ready", "starting"):
             return
         if instance and status == "failed":
             self._restarts.note(record["id"], instance["started_at"])

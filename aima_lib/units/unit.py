@@ -42,10 +42,11 @@ async def _nowhere(item: Mapping[str, Any]) -> None:
 
 
 def _score(unit: Unit, words: list[str]) -> float:
-    """How well a unit answers these words: its name counts most, then its title, its description, its arguments."""
+    """How well a unit answers these words: its name counts most, then its title, what it says first, the rest, its arguments."""
     fields = (
         (unit.name.replace(".", " ").replace("_", " "), 3.0),
         (str(unit.definition["title"]), 2.0),
+        (str(unit.definition["description"]).partition(". ")[0], 1.5),
         (str(unit.definition["description"]), 1.0),
         (" ".join(unit.definition["inputSchema"]["properties"]), 0.5),
     )

@@ -160,10 +160,13 @@ class Quickstart:
         from aima_mcp.faces.progress import Silence, watcher
 
         seen = Noted(Silence() if self._quiet else watcher({"properties": {"phase": {}}}, False))
+        done = False
         try:
-            return await call(send=seen.send)
+            output = await call(send=seen.send)
+            done = True
+            return output
         finally:
-            seen.inner.close()
+            seen.inner.close(done)
 
     def _say(self, text: str) -> None:
         from aima_mcp.faces.render import err

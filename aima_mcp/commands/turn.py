@@ -36,7 +36,7 @@ async def ask(door: Door, model: str, messages: Sequence[Message], options: Mapp
     try:
         answer = await door.call("inference.chat", {"model": model, "messages": [*messages], **options}, send=tokens.send)
     finally:
-        tokens.close()
+        tokens.close(True)
     if not quiet:
         _note(answer)
     return answer

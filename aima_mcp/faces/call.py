@@ -64,13 +64,13 @@ def call_unit(home: Home, unit: Unit, arguments: Mapping[str, Any], manner: Mann
     try:
         output = through(home, work, needs_host=needs_host)
     except KeyboardInterrupt:
-        seen.inner.close()
+        seen.inner.close(False)
         _say_interrupted(seen.run_id)
         sys.exit(INTERRUPTED)
     except BaseException:
-        seen.inner.close()
+        seen.inner.close(False)
         raise
-    seen.inner.close()
+    seen.inner.close(True)
     _print(unit, output, manner, seen.inner)
 
 

@@ -30,7 +30,7 @@ class Exchange:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.headers = Headers(scope=scope)
-        self.started = False
+        self.started = self.finished = False
 
     @property
     def caller(self) -> Caller:
@@ -95,6 +95,7 @@ class Exchange:
 
     async def write(self, body: bytes, *, more: bool = True) -> None:
         """A piece of the body. Always a checkpoint: send() to a client that left returns at once, and a ready source would never yield."""
+        self.finished = not more
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
         await anyio.lowlevel.checkpoint()
 
@@ -126,7 +127,8 @@ class Exchange:
     async def _until_left(self, scope: anyio.CancelScope) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        scope.cancel()
+        if not self.finished:  # the end of a whole reply reads as a disconnect too
+            scope.cancel()
 
 
 def accepted(header: str | None, *offers: str) -> str | None:

@@ -34,6 +34,7 @@ CACHE: dict[CacheableMethod, CacheHint] = {
     "tools/list": CacheHint(LISTS_MS, "public"),
     "resources/list": CacheHint(LISTS_MS, "public"),
     "resources/templates/list": CacheHint(LISTS_MS, "public"),
+    "resources/read": CacheHint(0, "private"),
 }
 
 

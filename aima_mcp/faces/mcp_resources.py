@@ -10,7 +10,7 @@ from mcp.server.lowlevel import Server
 
 from aima_lib.door import Door
 from aima_mcp.faces.mcp_edge import Ctx, caller_of, refuse_cursor
-from aima_mcp.faces.mcp_results import compact, wire_name
+from aima_mcp.faces.mcp_results import COMPLETE, compact, wire_name
 from aima_mcp.faces.mcp_watch import Watch
 
 
@@ -40,16 +40,16 @@ class Resources:
 
     async def list(self, _ctx: Ctx, params: types.PaginatedRequestParams) -> HandlerResult:
         refuse_cursor(params)
-        return {"resources": self._fixed}
+        return {**COMPLETE, "resources": self._fixed}
 
     async def list_templates(self, _ctx: Ctx, params: types.PaginatedRequestParams) -> HandlerResult:
         refuse_cursor(params)
-        return {"resourceTemplates": self._templates}
+        return {**COMPLETE, "resourceTemplates": self._templates}
 
     async def read(self, ctx: Ctx, params: types.ReadResourceRequestParams) -> HandlerResult:
         uri = str(params.uri)
         found = await self._door.read(uri, caller=caller_of(ctx))
-        return {"contents": [{"uri": uri, "mimeType": found["mimeType"], "text": compact(found["content"])}]}
+        return {**COMPLETE, "contents": [{"uri": uri, "mimeType": found["mimeType"], "text": compact(found["content"])}]}
 
     async def subscribe(self, ctx: Ctx, params: types.SubscribeRequestParams) -> HandlerResult:
         await ctx.lifespan_context.subscribe(ctx, str(params.uri), caller_of(ctx))

@@ -13,6 +13,7 @@ TEXT_BYTES = 65_536
 TICK = 0.001  # what says "still at it" when a stage has no number
 TOOL_KEYS = ("title", "description", "inputSchema", "outputSchema", "annotations")
 RUN_KEYS = ("id", "unit", "status", "progress")
+COMPLETE = {"resultType": "complete"}  # 2026-07-28 demands it of every result; the SDK takes it out again for older clients
 RUN = {
     "type": "object",
     "description": "Only when the call has not ended within 45 s: the run that goes on. Follow it with run_wait, end it with run_cancel.",
@@ -43,9 +44,11 @@ def tool(unit: Unit) -> dict[str, Any]:
 
 def success(unit: Unit, output: Mapping[str, Any]) -> dict[str, Any]:
     """The output, whole for a program, and as text with the field that matters first."""
-    primary = unit.definition.get("primary", "")
+    primary = unit.definition.get("primary")
+    parts = [value for key, value in output.items() if key == primary]
     rest = {key: value for key, value in output.items() if key != primary}
-    parts = [output[primary]] * (primary in output) + [rest] * bool(rest)
+    if rest or not parts:
+        parts.append(rest)
     return _result(_cut("\n".join(part if isinstance(part, str) else compact(part) for part in parts)), output)
 
 
@@ -80,7 +83,7 @@ class Progress:
     def __init__(self, report: Report) -> None:
         self._report = report
         self._phase: str | None = None
-        self._base = self._last = 0.0
+        self._base, self._last = 0, 0.0
 
     async def __call__(self, item: Mapping[str, Any]) -> None:
         """Pass one item on."""
@@ -89,7 +92,7 @@ class Progress:
             await self._report(self._last, None, _words(item))
             return
         if item["phase"] != self._phase:
-            self._phase, self._base = item["phase"], self._last
+            self._phase, self._base = item["phase"], int(self._last)
         reached = self._base + float(item.get("completed") or 0)
         self._last = reached if reached > self._last else self._last + TICK
         total = item.get("total")
@@ -98,7 +101,8 @@ class Progress:
 
 def _words(item: Mapping[str, Any]) -> str:
     """The text in a stream item: a token, a line. Items without any are shown as they are."""
-    return next((value for value in item.values() if isinstance(value, str)), None) or compact(item)
+    inner = next((value for value in item.values() if isinstance(value, Mapping)), item)
+    return next((value for value in (*item.values(), *inner.values()) if isinstance(value, str)), None) or compact(item)
 
 
 def _result(text: str, structured: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,7 +112,7 @@ def _result(text: str, structured: Mapping[str, Any]) -> dict[str, Any]:
     except UnicodeEncodeError:  # a file name that is not UTF-8: half a surrogate would end the whole session
         text = text.encode("utf-8", "replace").decode("utf-8")
         structured = json.loads(compact(structured).encode("utf-8", "replace"))
-    return {"content": [{"type": "text", "text": text}], "structuredContent": dict(structured), "isError": False}
+    return {**COMPLETE, "content": [{"type": "text", "text": text}], "structuredContent": dict(structured), "isError": False}
 
 
 def _cut(text: str) -> str:

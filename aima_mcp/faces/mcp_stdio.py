@@ -91,11 +91,12 @@ async def over(source: int, sink: int) -> AsyncIterator[tuple[Incoming, Outgoing
     into, incoming = anyio.create_memory_object_stream[SessionMessage | Exception](0)
     outgoing, out_of = anyio.create_memory_object_stream[SessionMessage](0)
     wire = _Wire(source, sink)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(wire.receive, into, outgoing.clone())
-        tasks.start_soon(wire.send, out_of, tasks.cancel_scope)
-        yield incoming, outgoing
-        outgoing.close()
+    async with anyio.create_task_group() as sending:
+        sending.start_soon(wire.send, out_of, sending.cancel_scope)
+        async with outgoing, anyio.create_task_group() as receiving:
+            receiving.start_soon(wire.receive, into, outgoing.clone())
+            yield incoming, outgoing
+            receiving.cancel_scope.cancel()
 
 
 class _Wire:

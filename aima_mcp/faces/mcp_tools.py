@@ -17,7 +17,7 @@ from aima_lib.names import did_you_mean, nearest
 from aima_lib.registry import Unit
 from aima_lib.runs import outcome_of
 from aima_mcp.faces.mcp_edge import Ctx, caller_of, refuse_cursor
-from aima_mcp.faces.mcp_results import Progress, failure, success, tool, unfinished, wire_name
+from aima_mcp.faces.mcp_results import COMPLETE, Progress, failure, success, tool, unfinished, wire_name
 from aima_mcp.faces.mcp_watch import Watch
 
 KEY = "io.aima/idempotencyKey"
@@ -31,9 +31,8 @@ class Tools:
         self._door, self._wait_seconds = door, wait_seconds
         units = sorted(door.registry.of("command", "query"), key=lambda unit: unit.name)
         self._units = {wire_name(unit.name): unit for unit in units}
-        self._list = types.ListToolsResult.model_validate({"tools": [tool(unit) for unit in units]}).model_dump(
-            by_alias=True, mode="json", exclude_none=True, exclude_unset=True
-        )
+        listed = types.ListToolsResult.model_validate({**COMPLETE, "tools": [tool(unit) for unit in units]})
+        self._list = listed.model_dump(by_alias=True, mode="json", exclude_none=True, exclude_unset=True)
 
     def register(self, server: Server[Watch]) -> None:
         """Let the server answer for them."""

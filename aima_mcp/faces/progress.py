@@ -23,8 +23,8 @@ class Watcher(Protocol):
     async def send(self, item: Mapping[str, Any]) -> None:
         """One item."""
 
-    def close(self) -> None:
-        """The call is over."""
+    def close(self, done: bool) -> None:
+        """The call is over; `done` when it succeeded."""
 
 
 def watcher(stream: Mapping[str, Any] | None, as_json: bool) -> Watcher:
@@ -41,7 +41,7 @@ class Silence:
     async def send(self, item: Mapping[str, Any]) -> None:
         """Nothing."""
 
-    def close(self) -> None:
+    def close(self, done: bool) -> None:  # noqa: ARG002
         """Nothing."""
 
 
@@ -59,7 +59,7 @@ class Tokens:
             sys.stdout.flush()
             self.wrote += text
 
-    def close(self) -> None:
+    def close(self, done: bool) -> None:  # noqa: ARG002
         """End the line."""
         if self.wrote and not self.wrote.endswith("\n"):
             sys.stdout.write("\n")
@@ -81,7 +81,7 @@ class Lines:
         share = f" ({done / total:.0%})" if done is not None and total else ""
         err().print(f"{item['phase']}: {item['message']}{share}", soft_wrap=True)
 
-    def close(self) -> None:
+    def close(self, done: bool) -> None:  # noqa: ARG002
         """Nothing is left to say."""
 
 
@@ -108,23 +108,27 @@ class Bar:
         text = item["phase"] if done is not None else f"{item['phase']}: {_shortened(item['message'])}"
         self._progress.update(self._task, description=text, completed=done or 0, total=item.get("total"), amount=amount(item) + speed)
 
-    def close(self) -> None:
+    def close(self, done: bool) -> None:
         """Leave the last state on the screen."""
-        self._finish()
+        self._finish(done)
         self._progress.stop()
 
     def _next(self, item: Mapping[str, Any]) -> None:
-        self._finish()
+        self._finish(True)
         self._progress.start()
         self._phase, self._began, self._first = item["phase"], time.monotonic(), item.get("completed") or 0
         self._task = self._progress.add_task(item["phase"], total=None, amount="")
 
-    def _finish(self) -> None:
-        if self._task is not None:
-            task = next(task for task in self._progress.tasks if task.id == self._task)
-            self._progress.update(self._task, total=task.total or 1, completed=task.total or 1)
-            self._progress.stop_task(self._task)
-            self._task = None
+    def _finish(self, done: bool) -> None:
+        """A step whose call goes on, or ended well, was done whole, whatever its last item said."""
+        if self._task is None:
+            return
+        task = next(task for task in self._progress.tasks if task.id == self._task)
+        if done:
+            whole = amount({"completed": task.total, "total": task.total}) if task.total else ""
+            self._progress.update(self._task, total=task.total or 1, completed=task.total or 1, amount=whole)
+        self._progress.stop_task(self._task)
+        self._task = None
 
 
 def amount(item: Mapping[str, Any]) -> str:

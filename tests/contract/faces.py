@@ -266,7 +266,8 @@ def cli_outcome(code: int, stdout: str, stderr: str) -> Outcome:
     """Exit code 0 and the output on stdout, or the exit code of the error's class and the error as JSON on stderr."""
     if code == 0:
         return ok(json.loads(stdout))
-    body = json.loads(stderr[stderr.index("{") :])
+    lines = stderr.splitlines()  # progress may come before it
+    body = json.loads("\n".join(lines[next(place for place, line in enumerate(lines) if line.startswith("{")) :]))
     assert BY_CODE[body["code"]].exit_code == code
     assert stdout == ""
     return refused(body)

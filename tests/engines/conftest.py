@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import anyio
 import pytest
 
 from aima_lib import runtime
@@ -14,6 +15,7 @@ from aima_lib.gateway import Gateway
 from aima_lib.infra.home import Home
 
 HERE = Path(__file__).parent
+Found = TypeVar("Found")
 CONFIG = """
 [engines]
 grace_seconds = 1
@@ -29,16 +31,23 @@ class Hosted:
     def __init__(self, gateway: Gateway, fixtures: Path) -> None:
         self.gateway, self.fixtures = gateway, fixtures
 
-    async def call(self, name: str, **arguments: Any) -> Mapping[str, Any]:
-        return await self.gateway.call(name, arguments)
+    async def call(self, unit: str, /, **arguments: Any) -> Mapping[str, Any]:
+        return await self.gateway.call(unit, arguments)
 
     async def tiny(self, name: str = "tiny") -> str:
         """The tiny model, imported under a name."""
         await self.call("model.import", path=str(self.fixtures / "tiny.gguf"), name=name, mode="copy")
         return name
 
+    async def until(self, found: Callable[[], Found], seconds: float = 10.0) -> Found:
+        """What `found` returns as soon as it is true; the loops go on meanwhile."""
+        with anyio.fail_after(seconds):
+            while not (result := found()):
+                await anyio.sleep(0.01)
+        return result
+
     def events(self, *types: str) -> list[dict[str, Any]]:
-        return self.gateway.services.events.list(0, 10_000, types)
+        return self.gateway.services.events.page(0, 10_000, types)
 
 
 @pytest.fixture

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import signal
 import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[2]))  # an installed AIMA comes before the checkout's
 
 from aima_lib.infra.home import Home
 

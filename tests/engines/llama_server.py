@@ -14,7 +14,17 @@ def main() -> None:
     flags = argparse.ArgumentParser(prog="llama-server", allow_abbrev=False)
     for name in ("--model", "--alias", "--host", "--api-key-file"):
         flags.add_argument(name, required=True)
-    for name in ("--port", "--ctx-size", "--parallel", "--threads", "--batch-size", "--ubatch-size", "--cache-ram", "--n-gpu-layers", "--seed"):
+    for name in (
+        "--port",
+        "--ctx-size",
+        "--parallel",
+        "--threads",
+        "--batch-size",
+        "--ubatch-size",
+        "--cache-ram",
+        "--n-gpu-layers",
+        "--seed",
+    ):
         flags.add_argument(name, type=int)
     for name in ("--flash-attn", "--pooling", "--chat-template-file"):
         flags.add_argument(name)
@@ -27,6 +37,8 @@ def main() -> None:
     wanted.api_keys = Path(given.api_key_file).read_text(encoding="utf-8").split()
     wanted.n_ctx, wanted.n_parallel, wanted.n_batch, wanted.n_ubatch = given.ctx_size, given.parallel, given.batch_size, given.ubatch_size
     wanted.cpuparams.n_threads, wanted.cache_ram_mib, wanted.embedding = given.threads, given.cache_ram, given.embeddings
+    if given.embeddings:
+        wanted.pooling_type = llama.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
     try:
         server = llama.Server(wanted)
     except RuntimeError as error:

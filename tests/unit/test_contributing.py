@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import write_tiny_gguf
+from tests.tiny import write_tiny_gguf
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```(json|python|yaml|diff) (\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

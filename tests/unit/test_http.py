@@ -27,11 +27,22 @@ from tests.workshop import OPEN, unit, write_handlers, write_schemas
 pytestmark = pytest.mark.anyio
 DEADLINE = 20
 SSE = {"Accept": "text/event-stream"}
-COUNT = {"type": "object", "required": ["count"], "additionalProperties": False, "properties": {"count": {"type": "integer", "description": "How many."}}}
-ANY = {"type": "object", "additionalProperties": False, "properties": {
-    "whole": {"type": "integer", "description": "w"}, "part": {"type": "number", "description": "p"}, "flag": {"type": "boolean", "description": "f"},
-    "words": {"type": "array", "items": {"type": "string"}, "description": "ws"}, "numbers": {"type": "array", "items": {"type": "integer"}, "description": "n"},
-    "box": {"type": "object", "description": "b"}, "text": {"type": "string", "description": "t"}}}  # fmt: skip
+COUNT = {
+    "type": "object",
+    "required": ["count"],
+    "additionalProperties": False,
+    "properties": {"count": {"type": "integer", "description": "c"}},
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "whole": {"type": "integer"},
+    "part": {"type": "number"},
+    "flag": {"type": "boolean"},
+    "words": {"type": "array", "items": {"type": "string"}},
+    "numbers": {"type": "array", "items": {"type": "integer"}},
+    "box": {"type": "object"},
+    "text": {"type": "string"},
+}
+ANY = {"type": "object", "additionalProperties": False, "properties": {key: kind | {"description": key} for key, kind in KINDS.items()}}
 SAME = {"readOnlyHint": False, "idempotentHint": True, "destructiveHint": False, "openWorldHint": False}
 ONCE = SAME | {"idempotentHint": False}
 WORLD = [
@@ -45,7 +56,8 @@ WORLD = [
     unit("command", "thing.change", annotations=ONCE),
     unit("command", "thing.work", durable=True, inputSchema=COUNT, outputSchema=COUNT, annotations=SAME),
     unit("event", "thing.changed"),
-    unit("resource", "thing.all", scope="read", uriTemplate="aima://things", mimeType="application/json", outputSchema=OPEN, updatedBy=["thing.changed"]),
+    unit("resource", "thing.all", scope="read", uriTemplate="aima://things", mimeType="application/json", outputSchema=OPEN)
+    | {"updatedBy": ["thing.changed"]},
 ]
 HANDLERS = """
 gate, log, number = anyio.Event(), [], 0
@@ -231,7 +243,8 @@ async def test_query_parameters_become_what_the_schema_says(world: World, query:
 
 
 @pytest.mark.parametrize(
-    "query", ["whole=1.5", "whole=", "whole=1&whole=2", "part=NaN", "part=1_0", "flag=yes", "numbers=x", "box=%7B", "box=%5B%5D", "nothing=1"]
+    "query",
+    ["whole=1.5", "whole=", "whole=1&whole=2", "part=NaN", "part=1_0", "flag=yes", "numbers=x", "box=%7B", "box=%5B%5D", "nothing=1"],
 )
 async def test_query_parameters_of_another_type_are_refused(world: World, query: str) -> None:
     assert query.partition("=")[0] in problem(await world.http.get(f"/units/thing/any?{query}"), 400, "invalid_argument")["message"]
@@ -240,10 +253,22 @@ async def test_query_parameters_of_another_type_are_refused(world: World, query:
 @pytest.mark.parametrize(
     "body",
     [
-        b"{", b"[1]", b"null", b'"x"', b'{"count": 1, "count": 2}', b'{"count": NaN}', b'{"count": 1e999}', b'{"text": "\\ud800"}', b'{"text": "\xff"}',
-        b"\xef\xbb\xbf{}", b'{"box": ' + b"[" * 70 + b"]" * 70 + b"}", b"[" * 100_000, b'{"whole": ' + b"9" * 5000 + b"}", '{"whole": 1}'.encode("utf-16"),
+        b"{",
+        b"[1]",
+        b"null",
+        b'"x"',
+        b'{"count": 1, "count": 2}',
+        b'{"count": NaN}',
+        b'{"count": 1e999}',
+        b'{"text": "\\ud800"}',
+        b'{"text": "\xff"}',
+        b"\xef\xbb\xbf{}",
+        b'{"box": ' + b"[" * 70 + b"]" * 70 + b"}",
+        b"[" * 100_000,
+        b'{"whole": ' + b"9" * 5000 + b"}",
+        '{"whole": 1}'.encode("utf-16"),
     ],
-)  # fmt: skip
+)
 async def test_a_body_that_is_not_strict_json_is_refused(world: World, body: bytes) -> None:
     problem(await world.http.post("/units/thing/any", content=body, headers={"Content-Type": "application/json"}), 400, "invalid_argument")
 
@@ -251,10 +276,16 @@ async def test_a_body_that_is_not_strict_json_is_refused(world: World, body: byt
 @pytest.mark.parametrize(
     ("kind", "status"),
     [
-        ("application/json", 200), ("application/json; charset=utf-8", 200), ('Application/JSON;charset="UTF-8"', 200), ("application/jsonx", 415),
-        ("text/plain", 415), ("application/json; charset=utf-16", 415), ("application/x-www-form-urlencoded", 415), ("", 415),
+        ("application/json", 200),
+        ("application/json; charset=utf-8", 200),
+        ('Application/JSON;charset="UTF-8"', 200),
+        ("application/jsonx", 415),
+        ("text/plain", 415),
+        ("application/json; charset=utf-16", 415),
+        ("application/x-www-form-urlencoded", 415),
+        ("", 415),
     ],
-)  # fmt: skip
+)
 async def test_only_json_is_taken(world: World, kind: str, status: int) -> None:
     answer = await world.http.post("/units/thing/any", content=b"{}", headers={"Content-Type": kind} if kind else {})
     assert answer.status_code == status
@@ -274,10 +305,18 @@ async def test_a_large_body_is_refused_by_its_length_and_by_its_bytes(world: Wor
 @pytest.mark.parametrize(
     ("header", "best"),
     [
-        (None, "a/b"), ("*/*", "a/b"), ("c/d", "c/d"), ("a/b, c/d", "a/b"), ("a/b;q=0.1, c/d", "c/d"), ("c/*", "c/d"), ("x/y", None),
-        ("a/b;q=0, */*", "c/d"), ("a/b;q=x", None), ("text/html, */*;q=0.1", "a/b"),
+        (None, "a/b"),
+        ("*/*", "a/b"),
+        ("c/d", "c/d"),
+        ("a/b, c/d", "a/b"),
+        ("a/b;q=0.1, c/d", "c/d"),
+        ("c/*", "c/d"),
+        ("x/y", None),
+        ("a/b;q=0, */*", "c/d"),
+        ("a/b;q=x", None),
+        ("text/html, */*;q=0.1", "a/b"),
     ],
-)  # fmt: skip
+)
 def test_accept(header: str | None, best: str | None) -> None:
     assert accepted(header, "a/b", "c/d") == best
 
@@ -425,11 +464,25 @@ async def test_the_key_is_needed_everywhere_but_for_health(world: World) -> None
 @pytest.mark.parametrize(
     ("host", "status"),
     [
-        ("localhost", 200), ("LOCALHOST:1", 200), ("127.0.0.1:8484", 200), ("127.8.8.8", 200), ("[::1]:80", 200), ("evil.com", 421),
-        ("localhost.evil.com", 421), ("127.0.0.1.evil.com", 421), ("localhost@evil.com", 421), ("localhost:80@evil.com", 421), ("192.168.1.5", 421),
-        ("[::1", 421), ("[::1]x", 421), ("localhost:", 421), ("localhost:99999", 421), ("localhost/evil", 421), ("", 421),
+        ("localhost", 200),
+        ("LOCALHOST:1", 200),
+        ("127.0.0.1:8484", 200),
+        ("127.8.8.8", 200),
+        ("[::1]:80", 200),
+        ("evil.com", 421),
+        ("localhost.evil.com", 421),
+        ("127.0.0.1.evil.com", 421),
+        ("localhost@evil.com", 421),
+        ("localhost:80@evil.com", 421),
+        ("192.168.1.5", 421),
+        ("[::1", 421),
+        ("[::1]x", 421),
+        ("localhost:", 421),
+        ("localhost:99999", 421),
+        ("localhost/evil", 421),
+        ("", 421),
     ],
-)  # fmt: skip
+)
 async def test_only_this_hosts_names_are_answered(world: World, host: str, status: int) -> None:
     answer = await world.raw(f"GET /health HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
     assert answer.startswith(f"HTTP/1.1 {status} ".encode()), answer
@@ -438,10 +491,17 @@ async def test_only_this_hosts_names_are_answered(world: World, host: str, statu
 @pytest.mark.parametrize(
     ("origin", "status"),
     [
-        ("http://localhost:3000", 200), ("http://127.0.0.1", 200), ("http://[::1]:5", 200), ("http://localhost:1@evil.com", 403),
-        ("https://evil.com", 403), ("http://localhost.evil.com", 403), ("null", 403), ("http://localhost/", 403), ("file://", 403),
+        ("http://localhost:3000", 200),
+        ("http://127.0.0.1", 200),
+        ("http://[::1]:5", 200),
+        ("http://localhost:1@evil.com", 403),
+        ("https://evil.com", 403),
+        ("http://localhost.evil.com", 403),
+        ("null", 403),
+        ("http://localhost/", 403),
+        ("file://", 403),
     ],
-)  # fmt: skip
+)
 async def test_only_pages_of_this_machine_may_call(world: World, origin: str, status: int) -> None:
     answer = await world.http.get("/units/thing/echo?count=1", headers={"Origin": origin})
     assert answer.status_code == status
@@ -463,6 +523,17 @@ async def test_only_pages_of_this_machine_may_call(world: World, origin: str, st
 async def test_heads_that_mean_two_things_or_too_much_are_refused(world: World, head: str, status: bytes) -> None:
     answer = await world.raw(f"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{head}\r\n".encode())
     assert answer.split(b" ", 2)[1] == status, answer[:200]
+
+
+async def test_mcp_is_behind_the_same_door(world: World) -> None:
+    hello = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+    body = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": hello}
+    headers = {"Accept": "application/json, text/event-stream"}
+    answer = await world.http.post("/mcp", json=body, headers=headers)
+    assert answer.status_code == 200 and '"serverInfo"' in answer.text
+    async with httpx.AsyncClient(base_url=world.http.base_url, trust_env=False) as stranger:
+        problem(await stranger.post("/mcp", json=body, headers=headers), 401, "unauthenticated")
+    assert (await world.http.post("/mcp", json=body, headers=headers | {"Origin": "http://evil.com"})).status_code == 403
 
 
 # What it says of itself

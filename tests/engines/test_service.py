@@ -1,0 +1,87 @@
+"""Services: wanted, so running."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import anyio
+import pytest
+
+from aima_lib.errors import AlreadyExists, FailedPrecondition, NotFound
+from tests.engines.conftest import Hosted
+from tests.engines.test_engine import _spoil
+
+pytestmark = [pytest.mark.anyio, pytest.mark.engine]
+
+
+async def wait(hosted: Hosted, service_id: str, status: str, seconds: float = 15) -> dict[str, Any]:
+    serving = hosted.gateway.services.serving
+    return await hosted.until(lambda: (row := serving.get(service_id))["status"] == status and row, seconds)
+
+
+async def test_the_life_of_a_service(hosted: Hosted) -> None:
+    model = await hosted.tiny()
+    service = (await hosted.call("service.create", model_id=model))["service"]
+    assert (service["status"], service["ready_replicas"], service["health"]) == ("running", 1, "healthy")
+    assert (await hosted.call("service.create", model_id=model))["service"]["instance_id"] == service["instance_id"]
+    with pytest.raises(AlreadyExists, match="options is"):
+        await hosted.call("service.create", model_id=model, options={"threads": 1})
+    with pytest.raises(FailedPrecondition, match="in use by the service tiny"):
+        await hosted.call("engine.stop", instance_id=service["instance_id"])
+    await hosted.call("inference.chat", model="tiny", messages=[{"role": "user", "content": "hi"}], max_tokens=2)
+    metrics = (await hosted.call("service.status", service_id="tiny"))["metrics"]
+    assert metrics["error_rate"] == 0
+    assert metrics["ttft_p50_ms"] > 0
+    assert (await hosted.call("service.stop", service_id="tiny"))["service"]["status"] == "stopped"
+    with pytest.raises(FailedPrecondition, match="the service tiny is stopped") as caught:
+        await hosted.call("inference.chat", model="tiny", messages=[{"role": "user", "content": "hi"}])
+    await hosted.gateway.call(caught.value.next[0]["unit"], caught.value.next[0]["arguments"])
+    assert (await hosted.call("service.get", service_id="tiny"))["service"]["status"] == "running"
+    assert (await hosted.call("service.delete", service_id="tiny"))["freed_bytes"] > 5 << 20
+    with pytest.raises(NotFound):
+        await hosted.call("service.get", service_id="tiny")
+    seen = await hosted.until(lambda: (found := hosted.events("service.*"))[4:] and found)
+    assert [event["type"].removeprefix("service.") for event in seen] == ["created", "started", "stopped", "started", "stopped"]
+
+
+async def test_a_service_that_cannot_start_stays_as_failed_and_says_how_to_go_on(hosted: Hosted) -> None:
+    model = await hosted.tiny()
+    weights = hosted.gateway.services.models.path(hosted.gateway.services.store.get("model", model))
+    whole = weights.read_bytes()
+    await anyio.to_thread.run_sync(_spoil, weights)
+    with pytest.raises(FailedPrecondition, match="invalid magic") as caught:
+        await hosted.call("service.create", model_id=model)
+    assert [call["unit"] for call in caught.value.next][-2:] == ["service.start", "service.delete"]
+    failed = (await hosted.call("service.get", service_id="tiny"))["service"]
+    assert failed["status"] == "failed"
+    assert "invalid magic" in failed["error"]
+    assert len(hosted.events("service.failed")) == 1
+    assert hosted.events("service.restarted") == []
+    weights.resolve().write_bytes(whole)
+    assert (await hosted.call("service.start", service_id="tiny"))["service"]["status"] == "running"
+
+
+async def test_a_service_whose_engine_is_killed_is_restarted_and_says_so(hosted: Hosted) -> None:
+    model = await hosted.tiny()
+    service = (await hosted.call("service.create", model_id=model))["service"]
+    os.kill(hosted.gateway.services.engines.instance(service["instance_id"])["pid"], signal.SIGKILL)
+    await hosted.until(lambda: hosted.events("service.restarted"), 10)
+    again = await wait(hosted, "tiny", "running")
+    assert again["error"] is None
+    [restart] = hosted.events("service.restarted")
+    assert restart["payload"]["attempt"] == 1
+    assert restart["payload"]["delay_seconds"] == 1
+    assert "SIGKILL" in restart["payload"]["cause"]
+    assert (await hosted.call("service.status", service_id="tiny"))["restarts"] == 1
+
+
+async def test_a_start_that_is_cancelled_leaves_nothing_behind(hosted: Hosted) -> None:
+    model = await hosted.tiny()
+    run = await hosted.gateway.start("service.create", {"model_id": model})
+    await hosted.until(lambda: hosted.events("engine.start_progress"), 5)
+    await hosted.call("run.cancel", run_id=run["id"])
+    if (await hosted.call("run.get", run_id=run["id"]))["run"]["status"] == "cancelled":  # it may have been faster
+        await wait(hosted, "tiny", "stopped")
+    assert hosted.events("service.restarted") == []
