@@ -5,6 +5,28 @@ from __future__ import annotations
 from typing import Any, Literal, NotRequired, TypedDict
 
 
+class AvailableModel(TypedDict):
+    """Something inference.* can be asked for, or could."""
+
+    id: str
+    model_id: str
+    status: Literal['ready', 'loadable', 'unavailable']
+    tasks: list[Literal['chat', 'complete', 'embed']]
+    service_id: str | None
+    instance_id: str | None
+    reason: str | None
+
+
+class ChatMessage(TypedDict):
+    """One message of a conversation, in OpenAI's shape."""
+
+    role: Literal['system', 'developer', 'user', 'assistant', 'tool']
+    content: NotRequired[str | list[dict[str, Any]] | None]
+    name: NotRequired[str]
+    tool_calls: NotRequired[list[ToolCall]]
+    tool_call_id: NotRequired[str]
+
+
 class Device(TypedDict):
     """A processor or an accelerator of this machine."""
 
@@ -44,6 +66,51 @@ class DeviceSample(TypedDict):
     unknown: NotRequired[dict[str, Any]]
 
 
+class Engine(TypedDict):
+    """A program that runs models."""
+
+    name: str
+    title: str
+    version: str | None
+    installed: bool
+    status: Literal['running', 'available', 'unavailable']
+    reason: str | None
+    formats: list[str]
+    tasks: list[Literal['chat', 'complete', 'embed']]
+    launchers: list[str]
+    instances: list[EngineInstance]
+
+
+class EngineFeatures(TypedDict):
+    """What an engine can do."""
+
+    name: str
+    source: Literal['engine', 'declared']
+    instance_id: str | None
+    formats: list[str]
+    tasks: list[Literal['chat', 'complete', 'embed']]
+    options: list[str]
+    modalities: list[str]
+    context_length: int | None
+    parallel: int | None
+    tools: bool | None
+
+
+class EngineOptions(TypedDict):
+    """How an engine runs a model. What is left out is the engine's default."""
+
+    context_length: NotRequired[int]
+    parallel: NotRequired[int]
+    threads: NotRequired[int]
+    gpu_layers: NotRequired[int]
+    batch_size: NotRequired[int]
+    flash_attention: NotRequired[Literal['auto', 'on', 'off']]
+    embedding: NotRequired[bool]
+    pooling: NotRequired[Literal['mean', 'cls', 'last']]
+    chat_template: NotRequired[Literal['qwen-tools']]
+    seed: NotRequired[int]
+
+
 class Error(TypedDict):
     """What went wrong, for a program and for a person."""
 
@@ -63,6 +130,60 @@ class Event(TypedDict):
     time: str
     subject: str | None
     payload: dict[str, Any]
+
+
+class EngineInstance(TypedDict):
+    """One engine process with one model."""
+
+    id: str
+    engine: str
+    model_id: str
+    status: Literal['starting', 'ready', 'failed', 'stopped']
+    health: Literal['healthy', 'unhealthy', 'unknown']
+    pid: int | None
+    keeper_pid: int | None
+    started_at: str
+    ready_at: str | None
+    base_url: str | None
+    tasks: list[Literal['chat', 'complete', 'embed']]
+    tools: bool | None
+    device: str | None
+    placement: Placement
+    options: EngineOptions
+    service_id: str | None
+    log_path: str
+    error: str | None
+
+
+class Model(TypedDict):
+    """Weights on disk, ready for an engine to load."""
+
+    id: str
+    name: str
+    type: str | None
+    format: Literal['gguf', 'safetensors', 'onnx', 'tensorrt', 'pytorch', 'ctranslate2']
+    status: Literal['ready', 'corrupt']
+    size_bytes: int
+    digest: str | None
+    quantization: str | None
+    parameters: int | None
+    context_length: int | None
+    architecture: str | None
+    license: str | None
+    files: list[dict[str, Any]]
+    capabilities: list[str]
+    source: dict[str, Any]
+    requirements: dict[str, Any]
+    geometry: dict[str, Any]
+    created_at: str
+    verified_at: str | None
+
+
+class Placement(TypedDict):
+    """Where an engine computes, and why not where it was meant to."""
+
+    device: str | None
+    fallback: str | None
 
 
 class Progress(TypedDict):
@@ -89,6 +210,64 @@ class Run(TypedDict):
     error: dict[str, Any] | None
     created_at: str
     finished_at: str | None
+
+
+class Service(TypedDict):
+    """A model served for as long as it is wanted."""
+
+    id: str
+    name: str
+    model_id: str
+    engine: str
+    options: EngineOptions
+    status: Literal['starting', 'running', 'stopped', 'failed', 'stopping']
+    health: Literal['healthy', 'unhealthy', 'unknown']
+    desired_replicas: int
+    ready_replicas: int
+    endpoints: list[dict[str, Any]]
+    placement: dict[str, Any] | None
+    metrics: ServiceMetrics
+    instance_id: str
+    error: str | None
+    created_at: str
+
+
+class ServiceMetrics(TypedDict):
+    """What a service did in the last minute."""
+
+    requests_per_second: float
+    ttft_p50_ms: float | None
+    ttft_p99_ms: float | None
+    tokens_per_second: float | None
+    error_rate: float | None
+    queue_depth: int
+    window_seconds: float
+
+
+class Timings(TypedDict):
+    """How long an answer took."""
+
+    queue_ms: float | None
+    ttft_ms: float | None
+    total_ms: float
+    tokens_per_second: float | None
+
+
+class ToolCall(TypedDict):
+    """A function the model wants called."""
+
+    id: str
+    type: Literal['function']
+    function: dict[str, Any]
+
+
+class Usage(TypedDict):
+    """Tokens, as the engine counted them."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    cached_tokens: int | None
 
 
 class DeviceDetectResult(TypedDict):
@@ -121,11 +300,149 @@ class DeviceMetricsResult(TypedDict):
     devices: list[dict[str, Any]]
 
 
+class EngineFeaturesResult(TypedDict):
+    """EngineFeaturesResult"""
+
+    features: EngineFeatures
+
+
+class EngineGetResult(TypedDict):
+    """EngineGetResult"""
+
+    engine: Engine
+
+
+class EngineListResult(TypedDict):
+    """EngineListResult"""
+
+    engines: list[Engine]
+
+
+class EngineLogsResult(TypedDict):
+    """EngineLogsResult"""
+
+    lines: list[str]
+
+
+class EngineRestartResult(TypedDict):
+    """EngineRestartResult"""
+
+    instance: EngineInstance
+
+
+class EngineStartResult(TypedDict):
+    """EngineStartResult"""
+
+    instance: EngineInstance
+
+
+class EngineStopResult(TypedDict):
+    """EngineStopResult"""
+
+    stopped: list[str]
+    freed_bytes: int
+
+
 class EventListResult(TypedDict):
     """EventListResult"""
 
     events: list[Event]
     last: int
+
+
+class InferenceChatResult(TypedDict):
+    """InferenceChatResult"""
+
+    id: str
+    model: str
+    content: str
+    reasoning_content: str | None
+    tool_calls: list[ToolCall]
+    finish_reason: str
+    usage: dict[str, Any] | None
+    timings: Timings
+    placement: Placement
+
+
+class InferenceCompleteResult(TypedDict):
+    """InferenceCompleteResult"""
+
+    id: str
+    model: str
+    text: str
+    finish_reason: str
+    usage: dict[str, Any] | None
+    timings: Timings
+    placement: Placement
+
+
+class InferenceEmbedResult(TypedDict):
+    """InferenceEmbedResult"""
+
+    model: str
+    embeddings: list[list[float]]
+    dimensions: int
+    usage: Usage
+
+
+class InferenceModelsResult(TypedDict):
+    """InferenceModelsResult"""
+
+    models: list[AvailableModel]
+
+
+class ModelCreateResult(TypedDict):
+    """ModelCreateResult"""
+
+    model: Model
+
+
+class ModelDeleteResult(TypedDict):
+    """ModelDeleteResult"""
+
+    freed_bytes: int
+
+
+class ModelEstimateResourcesResult(TypedDict):
+    """ModelEstimateResourcesResult"""
+
+    memory: dict[str, Any]
+    disk_bytes: int | None
+    context_length: int
+    parallel: int
+    fits: list[dict[str, Any]]
+
+
+class ModelGetResult(TypedDict):
+    """ModelGetResult"""
+
+    model: Model
+
+
+class ModelImportResult(TypedDict):
+    """ModelImportResult"""
+
+    model: Model
+
+
+class ModelListResult(TypedDict):
+    """ModelListResult"""
+
+    models: list[Model]
+    total: int
+
+
+class ModelPullResult(TypedDict):
+    """ModelPullResult"""
+
+    model: Model
+
+
+class ModelVerifyResult(TypedDict):
+    """ModelVerifyResult"""
+
+    valid: bool
+    issues: list[dict[str, Any]]
 
 
 class RunCancelResult(TypedDict):
@@ -151,6 +468,58 @@ class RunWaitResult(TypedDict):
     """RunWaitResult"""
 
     run: Run
+
+
+class ServiceCreateResult(TypedDict):
+    """ServiceCreateResult"""
+
+    service: Service
+
+
+class ServiceDeleteResult(TypedDict):
+    """ServiceDeleteResult"""
+
+    freed_bytes: int
+
+
+class ServiceGetResult(TypedDict):
+    """ServiceGetResult"""
+
+    service: Service
+
+
+class ServiceListResult(TypedDict):
+    """ServiceListResult"""
+
+    services: list[Service]
+    total: int
+
+
+class ServiceLogsResult(TypedDict):
+    """ServiceLogsResult"""
+
+    lines: list[str]
+
+
+class ServiceStartResult(TypedDict):
+    """ServiceStartResult"""
+
+    service: Service
+
+
+class ServiceStatusResult(TypedDict):
+    """ServiceStatusResult"""
+
+    service: Service
+    instance: dict[str, Any] | None
+    metrics: ServiceMetrics
+    restarts: int
+
+
+class ServiceStopResult(TypedDict):
+    """ServiceStopResult"""
+
+    service: Service
 
 
 class SystemDoctorResult(TypedDict):

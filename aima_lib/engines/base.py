@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from aima_lib.errors import InvalidArgument
+from aima_lib.infra.launch import Launch
 from aima_lib.names import did_you_mean
 
-FOLDER, PORT = "{folder}", "{port}"
 DEFAULT_CONTEXT = 4096
 TEMPLATES = Path(__file__).parent / "templates"
 # What every way to start llama.cpp understands.
@@ -20,22 +20,6 @@ LLAMA_OPTIONS = frozenset(
         "seed",
     }
 )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """Everything needed to start an engine and know that it is up.
-
-    In `argv`, `{folder}` is the instance's private folder and `{port}` the port the launcher chose. `files` are written into that
-    folder, readable by the owner alone, before the start. With `announces` the engine chooses its port and says so in ready.json.
-    """
-
-    argv: tuple[str, ...]
-    alias: str
-    tasks: tuple[str, ...]
-    env: Mapping[str, str] = field(default_factory=dict)
-    files: Mapping[str, str] = field(default_factory=dict)
-    announces: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from aima_lib.engines.base import FOLDER, LLAMA_OPTIONS, PORT, TEMPLATES, Found, Launch, batch_of, context_of, tasks_of
+from aima_lib.engines.base import LLAMA_OPTIONS, TEMPLATES, Found, batch_of, context_of, tasks_of
 from aima_lib.engines.cause import illegal_instruction
+from aima_lib.infra.launch import FOLDER, PORT, Launch
 
 ASK_SECONDS = 10
 

@@ -10,7 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from aima_lib.engines.base import FOLDER, LLAMA_OPTIONS, TEMPLATES, Found, Launch, batch_of, context_of, tasks_of
+from aima_lib.engines.base import LLAMA_OPTIONS, TEMPLATES, Found, batch_of, context_of, tasks_of
+from aima_lib.infra.launch import FOLDER, Launch
 
 SERVER = Path(__file__).with_name("llamacpp_server.py")
 

@@ -64,7 +64,7 @@ class Store:
     def peek(self, kind: str, id: str) -> Document | None:
         """The document, or None."""
         for (body,) in self._reader.execute("SELECT body FROM documents WHERE kind = ? AND id = ?", (kind, id)):
-            return _loads(body)
+            return _loads(str(body))
         return None
 
     def find(self, kind: str, *, limit: int = -1, offset: int = 0, newest_first: bool = False, **equal: Any) -> list[Document]:
@@ -118,7 +118,7 @@ class Store:
 
         def merge(db: apsw.Connection) -> Document | None:
             for (body,) in db.execute("SELECT body FROM documents WHERE kind = ? AND id = ?", (kind, id)).fetchall():
-                merged = _loads(body) | changes
+                merged = _loads(str(body)) | changes
                 db.execute("UPDATE documents SET body = ? WHERE kind = ? AND id = ?", (_dumps(merged), kind, id))
                 return merged
             return None

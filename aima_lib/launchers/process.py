@@ -18,9 +18,9 @@ from typing import Any
 
 import psutil
 
-from aima_lib.engines.base import FOLDER, PORT, Launch
 from aima_lib.errors import FailedPrecondition, Unavailable
 from aima_lib.infra.home import Home, write_private
+from aima_lib.infra.launch import FOLDER, PORT, Launch
 
 KEEPER = Path(__file__).with_name("keeper.py")
 KEEPER_SECONDS = 10

@@ -13,12 +13,13 @@ from typing import Any
 import anyio
 from anyio.abc import TaskStatus
 
-from aima_lib.engines.base import Engine, Launch, refuse_unknown
+from aima_lib.engines.base import Engine, refuse_unknown
 from aima_lib.engines.cause import cause
 from aima_lib.engines.roster import roster
 from aima_lib.errors import AimaError, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from aima_lib.infra.clock import now
 from aima_lib.infra.events import Events
+from aima_lib.infra.launch import Launch
 from aima_lib.infra.progress import Send, silent
 from aima_lib.infra.store import Document, Store
 from aima_lib.launchers import process

@@ -102,5 +102,9 @@ class SubscribeWatch:
         while not self._told.empty():
             self._told.get()
 
+    def told(self) -> str:
+        """The next URI that is said to have changed."""
+        return self._told.get(timeout=SECONDS)
+
     def update(self, uri: str) -> None:
-        assert self._told.get(timeout=SECONDS) == uri
+        assert self.told() == uri

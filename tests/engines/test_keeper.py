@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from aima_lib.engines.base import Launch
 from aima_lib.infra.home import Home
+from aima_lib.infra.launch import Launch
 from aima_lib.launchers import process
 from tests.world import until
 

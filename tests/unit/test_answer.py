@@ -33,16 +33,19 @@ async def streamed(*pieces: bytes) -> list[dict[str, Any]]:
             for piece in (HEAD, *pieces):
                 await stream.send(piece)
 
-    wire, heard = Wire(), list[dict[str, Any]]()
+    wire, heard, refused = Wire(), list[dict[str, Any]](), list[AimaError]()
     async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener, anyio.create_task_group() as tasks:
         tasks.start_soon(listener.serve, serve)
         port = listener.extra(anyio.abc.SocketAttribute.local_port)
         try:
             async for item in wire.stream(Address("engine", f"http://127.0.0.1:{port}", "key"), "/v1/chat/completions", {}):
                 heard.append(item)
-        finally:
-            await wire.close()
-            tasks.cancel_scope.cancel()
+        except AimaError as error:
+            refused.append(error)
+        await wire.close()
+        tasks.cancel_scope.cancel()
+    for error in refused:
+        raise error
     return heard
 
 

@@ -1,0 +1,155 @@
+"""Events that only faults cause, caused for real: on a second host of the installed wheel, whose engines are killed and stopped."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from anyio.from_thread import BlockingPortal
+
+from aima_lib import Aima, AimaError
+from tests.contract.faces import REGISTRY, mcp_http
+from tests.contract.watching import HttpWatch, ListenWatch, SubscribeWatch
+from tests.world import HostProcess, World, furnish, until
+
+pytestmark = pytest.mark.filterwarnings("ignore:resources/(un)?subscribe is removed")
+FAULTS = """
+[devices]
+sample_seconds = 0.1
+memory_alert_fraction = {fraction}
+"""
+QUICK = "[engines]\nprobe_seconds = 0.2\nrestart_limit = 2\n"
+Event = Mapping[str, Any]
+
+
+class Faulty:
+    """A host to do harm to."""
+
+    def __init__(self, host: HostProcess, aima: Aima) -> None:
+        self.host, self.aima = host, aima
+
+    def engine(self) -> int:
+        """The engine process of the service `tiny`."""
+        service = self.aima.call("service.status", {"service_id": "tiny"})
+        return int(service["instance"]["pid"])
+
+    def events(self, type: str) -> list[Event]:
+        found: list[Event] = self.aima.call("event.list", {"after": 0, "types": [type], "limit": 1000})["events"]
+        for event in found:
+            assert REGISTRY[type].payload.first_error(event["payload"]) is None
+        return found
+
+    def heard(self, type: str) -> Event:
+        """The newest event of the type, once there is one."""
+        return until(lambda: self.events(type), 30, type)[-1]
+
+
+@pytest.fixture(scope="module")
+def faulty(world: World, config: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faulty]:
+    settings = config.replace("[engines]\n", QUICK)
+    host = HostProcess(world.host.python, tmp_path_factory.mktemp("faulty") / "home", world.folder, settings).start()
+    try:
+        with Aima(host.home.path) as aima:
+            furnish(aima)
+            yield Faulty(host, aima)
+            world.note(host.counted())
+    finally:
+        host.stop()
+
+
+def test_an_engine_that_hangs_is_unhealthy_until_it_goes_on(faulty: Faulty) -> None:
+    pid = faulty.engine()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        changed = faulty.heard("engine.health_changed")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert changed["payload"]["old_status"] == "healthy"
+    until(lambda: faulty.heard("engine.health_changed")["payload"]["new_status"] == "healthy", 30, "its health")
+
+
+def test_a_request_that_fails_says_so_without_its_prompt(faulty: Faulty) -> None:
+    secret = "confidential "
+    with pytest.raises(AimaError) as raised:
+        faulty.aima.call("inference.chat", {"model": "tiny", "messages": [{"role": "user", "content": secret * 3000}]})
+    failed = faulty.heard("inference.request_failed")
+    assert failed["payload"]["code"] == raised.value.code
+    assert secret.strip() not in str(failed)
+
+
+def test_a_killed_engine_is_restarted_and_in_the_end_given_up(faulty: Faulty) -> None:
+    def status() -> str:
+        return str(faulty.aima.call("service.get", {"service_id": "tiny"})["service"]["status"])
+
+    os.kill(faulty.engine(), signal.SIGKILL)
+    assert "tiny" in str(faulty.heard("engine.error"))
+    assert faulty.heard("service.restarted")["payload"]["attempt"] == 1
+    while status() != "failed":
+        until(lambda: status() in ("running", "failed"), 30, "the restart")
+        if status() == "running":
+            os.kill(faulty.engine(), signal.SIGKILL)
+            until(lambda: status() != "running", 30, "the death")
+    assert faulty.heard("service.failed")["payload"]["cause"]
+    faulty.aima.call("service.start", {"service_id": "tiny"})
+
+
+def used(http: httpx.Client) -> tuple[int, int]:
+    """Bytes of memory in use, and in all, as AIMA sees them."""
+    [cpu] = http.get("/units/device/metrics", params={"device_id": "cpu"}).json()["devices"]
+    return int(cpu["now"]["memory_used_bytes"]), int(cpu["now"]["memory_total_bytes"])
+
+
+def test_memory_that_fills_up_is_told_and_seen_by_whoever_watches(world: World, config: str, portal: BlockingPortal, tmp_path: Path) -> None:
+    """The threshold lies a little above what is in use; then this test takes twice that little."""
+    busy, total = used(world.http)
+    settings = config + FAULTS.format(fraction=min(0.999, busy / total + 0.015))
+    host = HostProcess(world.host.python, tmp_path / "home", world.folder, settings).start()
+    try:
+        with ExitStack() as stack:
+            http = stack.enter_context(host.client())
+            until(lambda: http.get("/units/event/list", params={"types": "device.health_changed", "after": 0}).json()["events"], 30, "the first sample")
+            subscriber = SubscribeWatch(stack, portal, host)
+            listener = mcp_http(stack, portal, host, "2026-07-28").client
+            uris = {"device.metrics_by_id": "aima://device/cpu/metrics", "device.health_by_id": "aima://device/cpu/health"}
+            watches = {name: HttpWatch(stack, http, uri) for name, uri in uris.items()}
+            listens = [ListenWatch(stack, portal, listener, uri) for uri in uris.values()]
+            for uri in uris.values():
+                subscriber.subscribe(uri)
+            with filled(0.03 * total):
+                for name, watch in watches.items():
+                    assert REGISTRY[name].output.first_error(watch.update()) is None
+                for listen in listens:
+                    listen.update()
+                assert {subscriber.told(), subscriber.told()} == set(uris.values())
+                alerts = http.get("/units/event/list", params={"types": "device.metrics_alert", "after": 0}).json()["events"]
+            assert alerts[0]["payload"]["metric"] == "memory_fraction"
+            world.note(host.counted())
+    finally:
+        host.stop()
+
+
+class filled:
+    """So many bytes of memory, taken and given back."""
+
+    def __init__(self, size: float) -> None:
+        self._size = int(size) // mmap.PAGESIZE * mmap.PAGESIZE
+
+    def __enter__(self) -> None:
+        assert psutil.virtual_memory().available > 2 * self._size, "this machine has too little memory for the test"
+        self._taken = mmap.mmap(-1, self._size)
+        block = b"\1" * (16 << 20)
+        for start in range(0, self._size - len(block), len(block)):
+            self._taken[start : start + len(block)] = block
+
+    def __exit__(self, *reason: object) -> None:
+        self._taken.close()
+
+
