@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from aima_lib.door import OWNER, Caller
-from aima_lib.errors import AimaError, Internal, Unavailable
+from aima_lib.errors import AimaError, FailedPrecondition, Internal, Unavailable
 from aima_lib.infra.home import Home, Host
 from aima_lib.infra.progress import Send
 from aima_lib.registry import Registry
@@ -69,6 +69,8 @@ class Attached:
         key: str | None = None,
     ) -> Mapping[str, Any]:
         """See Door.start."""
+        if name in self.registry and not self.registry[name].durable:
+            raise FailedPrecondition(f"{name} is not a run: its result comes at once", hint="call it")
         run: Mapping[str, Any] = await self._post(name, arguments, {"Prefer": "respond-async"} | ({"Idempotency-Key": key} if key else {}))
         return run["run"]  # type: ignore[no-any-return]
 

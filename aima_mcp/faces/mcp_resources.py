@@ -49,7 +49,8 @@ class Resources:
     async def read(self, ctx: Ctx, params: types.ReadResourceRequestParams) -> HandlerResult:
         uri = str(params.uri)
         found = await self._door.read(uri, caller=caller_of(ctx))
-        return {**COMPLETE, "contents": [{"uri": uri, "mimeType": found["mimeType"], "text": compact(found["content"])}]}
+        text = compact(found["content"]).encode("utf-8", "replace").decode("utf-8")  # a file name may hold half a surrogate pair
+        return {**COMPLETE, "contents": [{"uri": uri, "mimeType": found["mimeType"], "text": text}]}
 
     async def subscribe(self, ctx: Ctx, params: types.SubscribeRequestParams) -> HandlerResult:
         await ctx.lifespan_context.subscribe(ctx, str(params.uri), caller_of(ctx))

@@ -99,10 +99,15 @@ class Progress:
         await self._report(self._last, None if total is None else self._base + float(total), item["message"])
 
 
-def _words(item: Mapping[str, Any]) -> str:
-    """The text in a stream item: a token, a line. Items without any are shown as they are."""
-    inner = next((value for value in item.values() if isinstance(value, Mapping)), item)
-    return next((value for value in (*item.values(), *inner.values()) if isinstance(value, str)), None) or compact(item)
+def _words(item: Any) -> str:
+    """The text that a stream item wraps, a token or a line: {"delta": {"content": "Paris"}}. Without one, the item as it is."""
+    inner = item
+    while isinstance(inner, Mapping):
+        given = [value for value in inner.values() if value is not None]
+        if len(given) != 1:
+            break
+        inner = given[0]
+    return inner if isinstance(inner, str) else compact(item)
 
 
 def _result(text: str, structured: Mapping[str, Any]) -> dict[str, Any]:
