@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import httpx
@@ -23,7 +24,7 @@ class Attached:
     def __init__(self, home: Home, host: Host) -> None:
         assert host.url is not None
         self.registry = Registry.described()
-        self.host = host
+        self.home, self.host = home, host
         self._http = httpx.AsyncClient(
             base_url=host.url,
             headers={"Authorization": f"Bearer {home.key()}"},
@@ -49,8 +50,8 @@ class Attached:
         headers = {"Idempotency-Key": key} if key else {}
         if send is None:
             return await self._post(name, arguments, headers)
-        body = self._http.stream("POST", _path(name), json=_object(arguments), headers=headers | {"Accept": "text/event-stream"})
-        async for kind, data in self._events(body):
+        headers |= {"Accept": "text/event-stream"}
+        async for kind, data in self._events("POST", _path(name), json=_object(arguments), headers=headers):
             if kind == "item":
                 await send(data)
             elif kind == "result":
@@ -76,7 +77,7 @@ class Attached:
 
     async def read(self, uri: str, *, caller: Caller = OWNER) -> Mapping[str, Any]:  # noqa: ARG002
         """See Door.read."""
-        response = await self._ask(self._http.get("/resources", params={"uri": uri}))
+        response = await self._ask("GET", "/resources", params={"uri": uri})
         return {"uri": uri, "mimeType": response.headers["content-type"].partition(";")[0], "content": response.json()}
 
     async def follow(
@@ -88,41 +89,56 @@ class Attached:
     ) -> AsyncIterator[Mapping[str, Any]]:
         """See Door.follow."""
         parameters = {"types": ",".join(types)} | ({} if after is None else {"after": str(after)})
-        async for _, data in self._events(self._http.stream("GET", "/events", params=parameters)):
+        async for _, data in self._events("GET", "/events", params=parameters):
             yield data
 
     async def _post(self, name: str, arguments: Mapping[str, Any] | None, headers: Mapping[str, str]) -> Mapping[str, Any]:
-        response = await self._ask(self._http.post(_path(name), json=_object(arguments), headers=dict(headers)))
+        response = await self._ask("POST", _path(name), json=_object(arguments), headers=dict(headers))
         body: Mapping[str, Any] = response.json()
         return body
 
-    async def _ask(self, request: Any) -> httpx.Response:
-        try:
-            response: httpx.Response = await request
-        except httpx.HTTPError as error:
-            raise self._away(error) from error
-        if response.is_error:
-            raise _error_in(response)
+    async def _ask(self, method: str, path: str, **request: Any) -> httpx.Response:
+        async with self._sent(method, path, **request) as response:
+            await response.aread()
         return response
 
-    async def _events(self, request: Any) -> AsyncIterator[tuple[str, Any]]:
-        try:
-            async with request as response:
+    async def _events(self, method: str, path: str, **request: Any) -> AsyncIterator[tuple[str, Any]]:
+        async with self._sent(method, path, **request) as response:
+            kind, data = "message", []
+            async for line in response.aiter_lines():
+                field, _, value = line.partition(": ")
+                if field == "event":
+                    kind = value
+                elif field == "data":
+                    data.append(value)
+                elif not line and data:
+                    yield kind, json.loads("\n".join(data))
+                    kind, data = "message", []
+
+    @asynccontextmanager
+    async def _sent(self, method: str, path: str, **request: Any) -> AsyncIterator[httpx.Response]:
+        """The response to a request, its error raised. A host that came back elsewhere is found again, as nothing was sent to it yet."""
+        async with AsyncExitStack() as stack:
+            try:
+                try:
+                    response = await stack.enter_async_context(self._http.stream(method, path, **request))
+                except httpx.ConnectError:
+                    if not self._moved():
+                        raise
+                    response = await stack.enter_async_context(self._http.stream(method, path, **request))
                 if response.is_error:
                     await response.aread()
                     raise _error_in(response)
-                kind, data = "message", []
-                async for line in response.aiter_lines():
-                    field, _, value = line.partition(": ")
-                    if field == "event":
-                        kind = value
-                    elif field == "data":
-                        data.append(value)
-                    elif not line and data:
-                        yield kind, json.loads("\n".join(data))
-                        kind, data = "message", []
-        except httpx.HTTPError as error:
-            raise self._away(error) from error
+                yield response
+            except httpx.HTTPError as error:
+                raise self._away(error) from error
+
+    def _moved(self) -> bool:
+        found = self.home.host()
+        if found is None or found.url is None or found.url == self.host.url:
+            return False
+        self.host, self._http.base_url = found, httpx.URL(found.url)
+        return True
 
     def _away(self, error: httpx.HTTPError) -> Unavailable:
         return Unavailable(f"the host (process {self.host.pid}, {self.host.url}) does not answer: {error}", hint="aima start")

@@ -14,11 +14,11 @@ from starlette.types import Message, Receive, Scope, Send
 from aima_lib import __version__
 from aima_lib.errors import AimaError, InvalidArgument, NotFound, Unavailable
 from aima_lib.gateway import Gateway
-from aima_mcp.faces import http, mcp, metrics, openai, openapi, strict_json
-from aima_mcp.faces.entrance import Entrance, cross_origin, preflight
-from aima_mcp.faces.exchange import MIB, ClientLeft, Exchange
-from aima_mcp.faces.http import refuse_method
-from aima_mcp.faces.problem import Refused
+from aima_mcp.faces import http, mcp, openai, strict_json
+from aima_mcp.faces.http import metrics, openapi, refuse_method
+from aima_mcp.faces.http.entrance import Entrance, cross_origin, preflight
+from aima_mcp.faces.http.exchange import MIB, ClientLeft, Exchange
+from aima_mcp.faces.http.problem import Refused
 
 log = logging.getLogger(__name__)
 GRACE_SECONDS = 0.6

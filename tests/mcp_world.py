@@ -20,7 +20,7 @@ from aima_lib.infra.home import Home
 from aima_lib.infra.store import Store
 from aima_lib.registry import Registry
 from aima_mcp.faces.mcp import McpFace, build
-from aima_mcp.faces.mcp_stdio import over
+from aima_mcp.faces.mcp.stdio import over
 from tests.workshop import unit, write_handlers, write_schemas
 
 ERAS = ("legacy", "2026-07-28")

@@ -57,4 +57,4 @@ def _score(unit: Unit, words: list[str]) -> float:
 def _alike(word: str, other: str) -> bool:
     """Whether two words are one but for an ending: model and models, pull and pulled."""
     short, long = sorted((word, other), key=len)
-    return len(short) > 2 and long.startswith(short) and len(long) - len(short) <= 3 or word == other
+    return word == other or (len(short) > 2 and long.startswith(short) and len(long) - len(short) <= 3)

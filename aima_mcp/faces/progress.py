@@ -41,7 +41,7 @@ class Silence:
     async def send(self, item: Mapping[str, Any]) -> None:
         """Nothing."""
 
-    def close(self, done: bool) -> None:  # noqa: ARG002
+    def close(self, done: bool) -> None:
         """Nothing."""
 
 
@@ -81,7 +81,7 @@ class Lines:
         share = f" ({done / total:.0%})" if done is not None and total else ""
         err().print(f"{item['phase']}: {item['message']}{share}", soft_wrap=True)
 
-    def close(self, done: bool) -> None:  # noqa: ARG002
+    def close(self, done: bool) -> None:
         """Nothing is left to say."""
 
 

@@ -21,7 +21,7 @@ from aima_lib.infra.store import Store
 from aima_lib.registry import Registry
 from aima_mcp import server
 from aima_mcp.faces import strict_json
-from aima_mcp.faces.exchange import accepted
+from aima_mcp.faces.http.exchange import accepted
 from tests.workshop import OPEN, unit, write_handlers, write_schemas
 
 pytestmark = pytest.mark.anyio

@@ -17,8 +17,8 @@ from aima_lib import __version__
 from aima_lib.errors import NotFound
 from aima_lib.infra.home import Home
 from aima_mcp.faces.mcp import build
-from aima_mcp.faces.mcp_results import TEXT_BYTES, Progress, failure, success, tool, unfinished
-from aima_mcp.faces.mcp_watch import concerns
+from aima_mcp.faces.mcp.results import TEXT_BYTES, Progress, failure, success, tool, unfinished
+from aima_mcp.faces.mcp.watch import concerns
 from tests.mcp_world import DEADLINE, ERAS, World, client_of, opened, text_of, until
 
 pytestmark = [

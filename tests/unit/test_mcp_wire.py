@@ -20,8 +20,8 @@ from mcp import Client, StdioServerParameters
 from aima_lib import __version__
 from aima_lib.door import OWNER
 from aima_lib.infra.home import Home
-from aima_mcp.faces.mcp_json import Refused, id_in, read_message
-from aima_mcp.faces.mcp_stdio import Lines
+from aima_mcp.faces.mcp.jsonrpc import Refused, id_in, read_message
+from aima_mcp.faces.mcp.stdio import Lines
 from tests.mcp_world import DEADLINE, World, opened, serve, until
 
 pytestmark = [

@@ -13,7 +13,7 @@ import httpx
 import openai
 import pytest
 
-from aima_mcp.faces.openai_fields import Wrong, checked
+from aima_mcp.faces.openai.fields import Wrong, checked
 from tests.tiny import write_tiny_gguf
 from tests.world import ROOT, HostProcess, until
 

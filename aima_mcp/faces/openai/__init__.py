@@ -16,9 +16,9 @@ from aima_lib.services.answer import Answer
 from aima_lib.services.inference import Endpoint
 from aima_lib.services.wire import translated
 from aima_mcp.faces import strict_json
-from aima_mcp.faces.exchange import MIB, Exchange
-from aima_mcp.faces.openai_fields import Wrong, checked
-from aima_mcp.faces.problem import Refused
+from aima_mcp.faces.http.exchange import MIB, Exchange
+from aima_mcp.faces.http.problem import Refused
+from aima_mcp.faces.openai.fields import Wrong, checked
 
 if TYPE_CHECKING:
     import aiohttp
@@ -69,6 +69,8 @@ class OpenAiFace:
         with self._counted(UNITS[task]):
             self._gateway.allow(UNITS[task], exchange.caller)
             endpoint = self._resolve(request["model"], task)
+            if task == "chat":
+                self._gateway.services.inference.check(endpoint, request)
             request["model"] = endpoint.model
             await exchange.while_connected(lambda: self._relay(exchange, endpoint, task, request))
 

@@ -16,9 +16,9 @@ from aima_lib.infra.progress import Send
 from aima_lib.names import did_you_mean, nearest
 from aima_lib.registry import Unit
 from aima_lib.runs import outcome_of
-from aima_mcp.faces.mcp_edge import Ctx, caller_of, refuse_cursor
-from aima_mcp.faces.mcp_results import COMPLETE, Progress, failure, success, tool, unfinished, wire_name
-from aima_mcp.faces.mcp_watch import Watch
+from aima_mcp.faces.mcp.edge import Ctx, caller_of, refuse_cursor
+from aima_mcp.faces.mcp.results import COMPLETE, Progress, failure, success, tool, unfinished, wire_name
+from aima_mcp.faces.mcp.watch import Watch
 
 KEY = "io.aima/idempotencyKey"
 WAIT_SECONDS = 45

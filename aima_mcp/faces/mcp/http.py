@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from aima_lib.errors import InvalidArgument
-from aima_mcp.faces.mcp_json import Refused, read
+from aima_mcp.faces.mcp.jsonrpc import Refused, read
 
 BODY_BYTES = 4 * 1024 * 1024
 _LOOPBACK = r"(?:localhost|127\.0\.0\.1|\[::1\])(?::[0-9]{1,5})?"

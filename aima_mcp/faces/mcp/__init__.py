@@ -17,12 +17,12 @@ from mcp.server.lowlevel import NotificationOptions, Server
 
 from aima_lib import __version__
 from aima_lib.door import Door
-from aima_mcp.faces.mcp_edge import boundary
-from aima_mcp.faces.mcp_http import McpHttp
-from aima_mcp.faces.mcp_resources import Resources
-from aima_mcp.faces.mcp_stdio import stdio
-from aima_mcp.faces.mcp_tools import WAIT_SECONDS, Tools
-from aima_mcp.faces.mcp_watch import Watch
+from aima_mcp.faces.mcp.edge import boundary
+from aima_mcp.faces.mcp.http import McpHttp
+from aima_mcp.faces.mcp.resources import Resources
+from aima_mcp.faces.mcp.stdio import stdio
+from aima_mcp.faces.mcp.tools import WAIT_SECONDS, Tools
+from aima_mcp.faces.mcp.watch import Watch
 
 INSTRUCTIONS = """AIMA runs AI inference on this machine: it finds the hardware, fetches models, starts engines and serves them.
 Start with system_info (what this machine is) and inference_models (what can be asked right now). unit_search finds a tool by words.

@@ -9,10 +9,10 @@ from aima_lib.errors import AimaError, InvalidArgument, NotFound
 from aima_lib.gateway import Gateway
 from aima_lib.registry import Unit
 from aima_lib.units.run import INSIDE
-from aima_mcp.faces import query, sse
-from aima_mcp.faces.exchange import MIB, Exchange, accepted
-from aima_mcp.faces.problem import Refused
-from aima_mcp.faces.sse import EventStream
+from aima_mcp.faces.http import query, sse
+from aima_mcp.faces.http.exchange import MIB, Exchange, accepted
+from aima_mcp.faces.http.problem import Refused
+from aima_mcp.faces.http.sse import EventStream
 
 BODY_LIMIT = 4 * MIB
 LONGEST_KEY = 255

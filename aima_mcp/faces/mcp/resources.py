@@ -9,9 +9,9 @@ from mcp.server.context import HandlerResult
 from mcp.server.lowlevel import Server
 
 from aima_lib.door import Door
-from aima_mcp.faces.mcp_edge import Ctx, caller_of, refuse_cursor
-from aima_mcp.faces.mcp_results import COMPLETE, compact, wire_name
-from aima_mcp.faces.mcp_watch import Watch
+from aima_mcp.faces.mcp.edge import Ctx, caller_of, refuse_cursor
+from aima_mcp.faces.mcp.results import COMPLETE, compact, wire_name
+from aima_mcp.faces.mcp.watch import Watch
 
 
 class Resources:

@@ -8,7 +8,7 @@ from typing import Any
 
 from aima_lib.errors import BY_CODE
 from aima_lib.registry import SCHEMAS, Registry, Unit, inline
-from aima_mcp.faces import problem
+from aima_mcp.faces.http import problem
 
 ALWAYS = ("invalid_argument", "unauthenticated", "permission_denied", "deadline_exceeded", "internal")
 REFUSALS = {405: "The method does not fit.", 406: "No format that the client accepts.", 413: "The body is too large.", 415: "Not JSON."}

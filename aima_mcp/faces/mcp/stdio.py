@@ -20,7 +20,7 @@ from mcp.shared.message import SessionMessage
 from mcp_types import INVALID_REQUEST, JSONRPCError, JSONRPCMessage, JSONRPCNotification, JSONRPCRequest, JSONRPCResponse, RequestId
 
 from aima_lib.errors import InvalidArgument
-from aima_mcp.faces.mcp_json import HEAD_BYTES, Refused, id_in, read_message
+from aima_mcp.faces.mcp.jsonrpc import HEAD_BYTES, Refused, id_in, read_message
 
 LONGEST_BYTES = 16 * 1024 * 1024
 CHUNK_BYTES = 65_536

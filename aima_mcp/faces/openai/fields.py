@@ -103,6 +103,8 @@ def checked(task: str, body: Any) -> dict[str, Any]:
         raise Wrong("model must name a service or a model; GET /v1/models lists them", "model")
     if NEEDED[task] not in body:
         raise Wrong(f"{NEEDED[task]} is missing", NEEDED[task])
+    if task == "chat" and not _are_messages(body["messages"]):
+        raise Wrong("messages must be an array of objects with role and content", "messages")
     if not isinstance(body.get("stream", False), bool | None):
         raise Wrong("stream must be true or false", "stream")
     request = dict(body)
@@ -110,3 +112,12 @@ def checked(task: str, body: Any) -> dict[str, Any]:
         longest = request.pop("max_completion_tokens")
         request.setdefault("max_tokens", longest)
     return request
+
+
+def _are_messages(value: Any) -> bool:
+    """Whether this has the shape of a conversation; what is in it, the engine judges."""
+
+    def objects(items: Any) -> bool:
+        return isinstance(items, list) and all(isinstance(item, Mapping) for item in items)
+
+    return objects(value) and all(objects(each.get("content")) for each in value if isinstance(each.get("content"), list))

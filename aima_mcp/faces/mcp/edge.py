@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from aima_lib.door import OWNER, Caller
 from aima_lib.errors import AimaError, Internal, InvalidArgument, NotFound
-from aima_mcp.faces.mcp_watch import Watch
+from aima_mcp.faces.mcp.watch import Watch
 
 HANDSHAKE_NOT_FOUND = -32002
 NOBODY = Caller("nobody", frozenset())

@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 from aima_lib.door import OWNER, Caller
 from aima_lib.errors import InvalidArgument, PermissionDenied, Unauthenticated
 from aima_lib.infra.home import Home
-from aima_mcp.faces.problem import Refused
+from aima_mcp.faces.http.problem import Refused
 
 HEAD_LIMIT = 32 << 10
 WILDCARDS = ("0.0.0.0", "::", "")

@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 
 from aima_mcp.faces import strict_json
-from aima_mcp.faces.exchange import Exchange
+from aima_mcp.faces.http.exchange import Exchange
 
 MEDIA_TYPE = "text/event-stream"
 HEADERS = {"content-type": MEDIA_TYPE, "cache-control": "no-store", "x-accel-buffering": "no"}

@@ -11,8 +11,9 @@ from starlette.types import Message, Receive, Scope, Send
 
 from aima_lib.door import Caller
 from aima_lib.errors import AimaError, InvalidArgument
-from aima_mcp.faces import problem, strict_json
-from aima_mcp.faces.problem import Refused
+from aima_mcp.faces import strict_json
+from aima_mcp.faces.http import problem
+from aima_mcp.faces.http.problem import Refused
 
 MIB = 1 << 20
 T = TypeVar("T")
