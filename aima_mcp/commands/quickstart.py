@@ -157,16 +157,11 @@ class Quickstart:
     async def _watched(self, call: Callable[..., Awaitable[Fields]]) -> Fields:
         """A durable call, with its progress."""
         from aima_mcp.faces.call import Noted
-        from aima_mcp.faces.progress import Silence, watcher
+        from aima_mcp.faces.progress import Silence, seen_by, watcher
 
         seen = Noted(Silence() if self._quiet else watcher({"properties": {"phase": {}}}, False))
-        done = False
-        try:
-            output = await call(send=seen.send)
-            done = True
-            return output
-        finally:
-            seen.inner.close(done)
+        with seen_by(seen.inner):
+            return await call(send=seen.send)
 
     def _say(self, text: str) -> None:
         from aima_mcp.faces.render import err

@@ -7,7 +7,7 @@ from typing import Any
 
 from aima_lib.door import Door
 from aima_lib.errors import FailedPrecondition, InvalidArgument
-from aima_mcp.faces.progress import Silence, Tokens
+from aima_mcp.faces.progress import Silence, Tokens, seen_by
 from aima_mcp.faces.render import err
 
 Message = Mapping[str, Any]
@@ -33,10 +33,8 @@ async def only_model(door: Door) -> str:
 async def ask(door: Door, model: str, messages: Sequence[Message], options: Mapping[str, Any], *, quiet: bool = False) -> Mapping[str, Any]:
     """The model's answer, as inference.chat gives it; unless quiet, its text goes to standard output as it comes."""
     tokens = Silence() if quiet else Tokens()
-    try:
+    with seen_by(tokens):
         answer = await door.call("inference.chat", {"model": model, "messages": [*messages], **options}, send=tokens.send)
-    finally:
-        tokens.close(True)
     if not quiet:
         _note(answer)
     return answer

@@ -14,7 +14,7 @@ from aima_lib.errors import DeadlineExceeded
 from aima_lib.infra.home import Home
 from aima_lib.registry import Unit
 from aima_mcp.faces.doorway import through
-from aima_mcp.faces.progress import Silence, Tokens, Watcher, watcher
+from aima_mcp.faces.progress import Silence, Tokens, Watcher, seen_by, watcher
 from aima_mcp.faces.render import err, show, show_json
 
 # What these start outlives the command: an engine, a service, or a pool of connections to them.
@@ -62,15 +62,11 @@ def call_unit(home: Home, unit: Unit, arguments: Mapping[str, Any], manner: Mann
     # What the gateway will refuse starts no host.
     needs_host = (unit.durable or unit.domain in HOSTED_DOMAINS) and unit.input.first_error(arguments) is None
     try:
-        output = through(home, work, needs_host=needs_host)
+        with seen_by(seen.inner):
+            output = through(home, work, needs_host=needs_host)
     except KeyboardInterrupt:
-        seen.inner.close(False)
         _say_interrupted(seen.run_id)
         sys.exit(INTERRUPTED)
-    except BaseException:
-        seen.inner.close(False)
-        raise
-    seen.inner.close(True)
     _print(unit, output, manner, seen.inner)
 
 

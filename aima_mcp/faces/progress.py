@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from aima_mcp.faces.render import err, size
@@ -33,6 +34,17 @@ def watcher(stream: Mapping[str, Any] | None, as_json: bool) -> Watcher:
     if "phase" in shape:
         return Bar() if err().is_terminal else Lines()
     return Silence() if as_json or "delta" not in shape else Tokens()
+
+
+@contextmanager
+def seen_by(watcher: Watcher) -> Iterator[None]:
+    """A call that is watched: at its end the watcher hears whether it succeeded."""
+    done = False
+    try:
+        yield
+        done = True
+    finally:
+        watcher.close(done)
 
 
 class Silence:

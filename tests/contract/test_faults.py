@@ -7,7 +7,6 @@ import os
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -107,40 +106,58 @@ def used(http: httpx.Client) -> tuple[int, int]:
     return int(cpu["now"]["memory_used_bytes"]), int(cpu["now"]["memory_total_bytes"])
 
 
-def test_memory_that_fills_up_is_told_and_seen_by_whoever_watches(world: World, config: str, portal: BlockingPortal, tmp_path: Path) -> None:
+def test_memory_that_fills_up_is_told_and_seen_by_whoever_watches(
+    world: World, config: str, portal: BlockingPortal, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """The threshold lies a little above what is in use; then this test takes twice that little."""
-    busy, total = used(world.http)
-    settings = config + FAULTS.format(fraction=min(0.999, busy / total + 0.015))
-    host = HostProcess(world.host.python, tmp_path / "home", world.folder, settings).start()
-    try:
-        with ExitStack() as stack:
-            http = stack.enter_context(host.client())
-            until(lambda: http.get("/units/event/list", params={"types": "device.health_changed", "after": 0}).json()["events"], 30, "the first sample")
-            subscriber = SubscribeWatch(stack, portal, host)
-            listener = mcp_http(stack, portal, host, "2026-07-28").client
-            uris = {"device.metrics_by_id": "aima://device/cpu/metrics", "device.health_by_id": "aima://device/cpu/health"}
-            watches = {name: HttpWatch(stack, http, uri) for name, uri in uris.items()}
-            listens = [ListenWatch(stack, portal, listener, uri) for uri in uris.values()]
-            for uri in uris.values():
-                subscriber.subscribe(uri)
-            with filled(0.03 * total):
-                for name, watch in watches.items():
-                    assert REGISTRY[name].output.first_error(watch.update()) is None
-                for listen in listens:
-                    listen.update()
-                assert {subscriber.told(), subscriber.told()} == set(uris.values())
-                alerts = http.get("/units/event/list", params={"types": "device.metrics_alert", "after": 0}).json()["events"]
-            assert alerts[0]["payload"]["metric"] == "memory_fraction"
-            world.note(host.counted())
-    finally:
-        host.stop()
+    for _ in range(3):  # somebody else's process may have taken that little first
+        busy, total = used(world.http)
+        settings = config + FAULTS.format(fraction=min(0.999, busy / total + 0.02))
+        host = HostProcess(world.host.python, tmp_path_factory.mktemp("full") / "home", world.folder, settings).start()
+        try:
+            if seen_by_watchers(host, portal, int(0.04 * total)):
+                world.note(host.counted())
+                return
+        finally:
+            host.stop()
+    raise AssertionError("this machine's memory moves too much to tell")
+
+
+def seen_by_watchers(host: HostProcess, portal: BlockingPortal, size: int) -> bool:
+    """Take the memory, and see every watcher hear of it. False when the alert came before that."""
+    uris = {"device.metrics_by_id": "aima://device/cpu/metrics", "device.health_by_id": "aima://device/cpu/health"}
+    with ExitStack() as stack:
+        http = stack.enter_context(host.client())
+        subscriber = SubscribeWatch(stack, portal, host)
+        listener = mcp_http(stack, portal, host, "2026-07-28").client
+        watches = {name: HttpWatch(stack, http, uri) for name, uri in uris.items()}
+        listens = [ListenWatch(stack, portal, listener, uri) for uri in uris.values()]
+        for uri in uris.values():
+            subscriber.subscribe(uri)
+        if alerts(http):
+            return False
+        with filled(size):
+            for name, watch in watches.items():
+                assert REGISTRY[name].output.first_error(watch.update()) is None
+            for listen in listens:
+                listen.update()
+            assert {subscriber.told(), subscriber.told()} == set(uris.values())
+            [alert] = alerts(http)
+        assert alert["payload"]["metric"] == "memory_fraction"
+        assert REGISTRY["device.metrics_alert"].payload.first_error(alert["payload"]) is None
+    return True
+
+
+def alerts(http: httpx.Client) -> list[Event]:
+    found: list[Event] = http.get("/units/event/list", params={"types": "device.metrics_alert", "after": 0}).json()["events"]
+    return found
 
 
 class filled:
     """So many bytes of memory, taken and given back."""
 
-    def __init__(self, size: float) -> None:
-        self._size = int(size) // mmap.PAGESIZE * mmap.PAGESIZE
+    def __init__(self, size: int) -> None:
+        self._size = size // mmap.PAGESIZE * mmap.PAGESIZE
 
     def __enter__(self) -> None:
         assert psutil.virtual_memory().available > 2 * self._size, "this machine has too little memory for the test"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import queue
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -39,14 +40,16 @@ class HttpWatch:
 
 
 def sse(response: httpx.Response) -> Iterator[tuple[str, Any]]:
-    """(event, data) of a stream of server-sent events."""
-    kind = "message"
+    """(event, data) of a stream of server-sent events. Heartbeats do not make a silence shorter."""
+    kind, end = "message", time.monotonic() + SECONDS
     for line in response.iter_lines():
+        assert time.monotonic() < end, "nothing but heartbeats came"
         field, _, value = line.partition(": ")
         if field == "event":
             kind = value
         elif field == "data":
             yield kind, value if value == "[DONE]" else json.loads(value)
+            end = time.monotonic() + SECONDS
         elif not line:
             kind = "message"
 

@@ -113,7 +113,7 @@ def test_what_cannot_be_says_why(http: httpx.Client) -> None:
     assert "tokens" in refused(
         http.post(chat, json=CHAT | {"messages": [{"role": "user", "content": "word " * 3000}]}), 400, "invalid_argument"
     )
-    refused(http.post(chat, json=CHAT | {"messages": 5}), 400, "invalid_argument")
+    refused(http.post(chat, json=CHAT | {"messages": 5}), 400, "invalid_argument", "messages")
     refused(http.post(chat, content=b"{", headers={"Content-Type": "application/json"}), 400, "invalid_argument")
     refused(http.post(chat, content=b"{}", headers={"Content-Type": "text/plain"}), 415, "invalid_argument")
     refused(http.get(chat), 405, "invalid_argument")

@@ -1,0 +1,286 @@
+"""The command line: what it reads from a schema, what it prints, which code it ends with, and the host it starts and stops."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aima_lib.infra.home import Home
+from aima_lib.registry import definitions
+from aima_mcp.faces import arguments
+from aima_mcp.faces.cli import DOTTED, UnitCommand, command_line, definition
+from aima_mcp.main import run
+from tests.hub import Fault, Hub
+from tests.world import environment, until
+
+ROOT = Path(__file__).parents[2]
+CALLABLE = [unit for unit in definitions() if unit["kind"] in ("command", "query")]
+EXAMPLES = [(unit, example["input"]) for unit in CALLABLE for example in unit["examples"]]
+
+
+def read(name: str, *line: str) -> dict[str, Any]:
+    """The arguments a command line means."""
+    found = definition(name)
+    assert found is not None
+    command = UnitCommand(found)
+    context = command.make_context(command.name, list(line))
+    return arguments.gather(found["inputSchema"], context.params, context.meta[DOTTED])
+
+
+def aima(home: Home, *line: str, stdin: str = "", seconds: float = 60) -> subprocess.CompletedProcess[str]:
+    """One command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "aima_mcp.main", *line],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        env=around(home),
+        check=False,
+    )
+
+
+def around(home: Home) -> dict[str, str]:
+    return environment(home.path) | {"PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture
+def stopped_after(home: Home) -> Iterator[Home]:
+    """A home on a free port, whose host is gone when the test is over."""
+    (home.path / "config.toml").write_text("[server]\nport = 0\n", encoding="utf-8")
+    yield home
+    assert aima(home, "stop").returncode == 0
+    assert home.host() is None
+
+
+# Reading
+
+
+@pytest.mark.parametrize(("unit", "given"), EXAMPLES, ids=lambda value: value["name"] if "name" in value and "kind" in value else "")
+def test_every_example_survives_its_own_command_line(unit: dict[str, Any], given: dict[str, Any]) -> None:
+    words = shlex.split(command_line(unit["name"], given))
+    assert words[:3] == ["aima", *unit["name"].split(".")]
+    assert read(unit["name"], *words[3:]) == given
+
+
+def test_the_first_required_text_needs_no_option() -> None:
+    assert read("run.get", "a") == read("run.get", "--run-id", "a") == read("run.get", "--run-id=a") == {"run_id": "a"}
+
+
+def test_what_was_not_given_is_left_out() -> None:
+    assert read("run.list") == {}
+
+
+def test_options_go_over_the_base(tmp_path: Path) -> None:
+    base = tmp_path / "base.json"
+    base.write_text('{"limit": 1, "offset": 2}', encoding="utf-8")
+    assert read("run.list", "--input", f"@{base}", "--limit", "5") == {"limit": 5, "offset": 2}
+
+
+def test_parts_of_an_object_are_set_one_by_one() -> None:
+    line = ("m", "--options", '{"threads": 2}', "--options.context_length", "4096", "--options.chat_template=qwen")
+    assert read("service.create", *line)["options"] == {"threads": 2, "context_length": 4096, "chat_template": "qwen"}
+
+
+def test_a_value_that_is_no_number_reaches_the_gateway_as_it_is() -> None:
+    assert read("run.list", "--limit", "many") == {"limit": "many"}
+    assert read("run.list", "--limit", "1e1") == {"limit": 10.0}
+    assert read("run.list", "--limit", "NaN") == {"limit": "NaN"}
+
+
+def test_a_relative_path_means_the_folder_of_who_types(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("here.gguf").touch()
+    assert read("model.import", "here.gguf") == {"path": str(tmp_path / "here.gguf")}
+
+
+# Answers and refusals
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["run", "list", "--no-such-option"],
+        ["run", "list", "--input", "{"],
+        ["run", "list", "--input", '{"limit": 1, "limit": 1}'],
+        ["run", "list", "--input", "[]"],
+        ["run", "list", "--input", "@/no/such/file"],
+        ["run", "get", "a", "--run-id", "b"],
+        ["run", "get", "a", "b"],
+        ["run", "fly"],
+        ["serve", "--port", "much"],
+    ],
+    ids=shlex.join,
+)
+def test_a_wrong_command_line_is_an_invalid_argument(line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*line, "--json"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert json.loads(said.err)["code"] == "invalid_argument"
+
+
+def test_the_gateway_judges_values_and_codes_follow_the_error(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    at = ["--home", str(home.path)]
+    assert run([*at, "device", "metrics", "--window-seconds", "long"]) == 2
+    assert "invalid_argument: device.metrics: window_seconds" in capsys.readouterr().err
+    assert run([*at, "run", "get", "nothing-1", "--json"]) == 5
+    said = capsys.readouterr()
+    assert said.out == "" and json.loads(said.err)["code"] == "not_found"
+    assert run([*at, "run", "list", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"runs": [], "total": 0}
+
+
+def test_an_error_names_the_commands_that_may_mend_it(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--home", str(home.path), "run", "get", "nothing-1"]) == 5
+    assert "try:  aima run list" in capsys.readouterr().err
+
+
+def test_what_the_gateway_refuses_starts_no_host(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--home", str(home.path), "model", "pull", "--json"]) == 2
+    assert json.loads(capsys.readouterr().err)["code"] == "invalid_argument"
+    assert home.host() is None
+
+
+def test_the_help_imports_nothing_heavy() -> None:
+    code = "import sys; from aima_mcp.main import run; code = run(['--help']); sys.exit(code or ' '.join(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    heavy = {
+        "anyio",
+        "asyncio",
+        "httpx",
+        "jsonschema",
+        "jsonschema_rs",
+        "mcp",
+        "psutil",
+        "rich",
+        "starlette",
+        "uvicorn",
+        "yaml",
+        "apsw",
+        "aiohttp",
+    }
+    assert "Units:" in done.stdout
+    assert heavy.isdisjoint(done.stderr.split()), heavy & set(done.stderr.split())
+
+
+@pytest.mark.parametrize("unit", CALLABLE, ids=lambda unit: unit["name"])
+def test_help_says_what_comes_out_and_how_it_fails(unit: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*unit["name"].split("."), "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "Output:" in said and "Examples:" in said
+    assert all(f"--{key.replace('_', '-')}" in said for key in unit["inputSchema"]["properties"])
+    assert all(code in said for code in unit["errors"])
+
+
+def test_the_client_configuration_starts_this_aima(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--home", str(home.path), "mcp", "config"]) == 0
+    server = json.loads(capsys.readouterr().out)["mcpServers"]["aima"]
+    assert Path(server["command"]).is_absolute() and server["args"][-1] == "mcp"
+    assert server["env"] == {"AIMA_HOME": str(home.path)}
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["completion", shell]) == 0
+    assert "_AIMA_COMPLETE" in capsys.readouterr().out
+
+
+def test_nobody_hosts_and_status_says_so(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--home", str(home.path), "status"]) == 0
+    assert "no host runs" in capsys.readouterr().out
+    assert run(["--home", str(home.path), "stop", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"stopped": False, "pid": None}
+
+
+# With a host
+
+
+def test_a_host_is_started_once_seen_and_stopped(stopped_after: Home) -> None:
+    home = stopped_after
+    first, again = (json.loads(aima(home, "start", "--json").stdout) for _ in range(2))
+    assert first["started"] and not again["started"] and first["pid"] == again["pid"]
+    assert json.loads(aima(home, "status", "--json").stdout)["host"]["pid"] == first["pid"]
+    assert json.loads(aima(home, "system", "info", "--json").stdout)["pid"] == first["pid"], "a command goes through the host"
+    seen = [json.loads(line)["type"] for line in aima(home, "events", "--types", "device.*", "--after", "0", "--json").stdout.splitlines()]
+    assert seen and set(seen) == {"device.detected"}
+    assert aima(home, "key").stdout.strip() == home.key()
+    assert aima(home, "doctor").returncode == 0
+    offered = subprocess.run(
+        [sys.executable, "-m", "aima_mcp.main"],
+        env=around(home) | {"_AIMA_COMPLETE": "bash_complete", "COMP_WORDS": "aima device info --device-id ", "COMP_CWORD": "4"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "plain,cpu" in offered.stdout, "ids are asked of the host"
+
+
+def test_a_taken_port_is_no_reason_not_to_start(home: Home) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        (home.path / "config.toml").write_text(f"[server]\nport = {taken.getsockname()[1]}\n", encoding="utf-8")
+        assert aima(home, "start").returncode == 0
+        refused = aima(home, "serve")
+        assert refused.returncode == 7 and "is hosted by process" in refused.stderr
+        assert aima(home, "stop").returncode == 0
+
+
+def test_a_host_that_cannot_start_shows_the_end_of_its_log(home: Home) -> None:
+    (home.path / "config.toml").write_text("[no_such_section]\n", encoding="utf-8")
+    done = aima(home, "model", "verify", "anything")
+    assert done.returncode == 2 and "no_such_section" in done.stderr
+    (home.path / "config.toml").write_text("", encoding="utf-8")
+    (home.path / "aima.db").write_bytes(b"not a database, whatever its name says" * 100)
+    done = aima(home, "start")
+    assert done.returncode == 11 and "aima.db" in done.stderr and "host.log" in done.stderr
+
+
+def test_interrupting_a_pull_leaves_it_to_the_host(stopped_after: Home, tmp_path: Path) -> None:
+    home = stopped_after
+    with Hub(tmp_path / "hub") as hub:
+        (tmp_path / "hub").mkdir(exist_ok=True)
+        hub.add_repo("a/slow", {"slow.gguf": bytes(2_000_000)})
+        hub.faults = {"slow.gguf": Fault(bytes_per_second=100_000)}
+        with (home.path / "config.toml").open("a", encoding="utf-8") as config:
+            config.write(f'[sources]\nhuggingface_endpoint = "{hub.url}"\n')
+        words = [sys.executable, "-m", "aima_mcp.main", "model", "pull", "a/slow"]
+        with subprocess.Popen(words, env=around(home), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as pull:
+            until(lambda: sum(hub.counts.values()) > 0, 30, "the first bytes")
+            pull.send_signal(signal.SIGINT)
+            out, err = pull.communicate(timeout=30)
+        assert (pull.returncode, out) == (130, "")
+        [going] = json.loads(aima(home, "run", "list", "--status", "running", "--json").stdout)["runs"]
+        assert f"aima run wait {going['id']}" in err and f"aima run cancel {going['id']}" in err
+        late = aima(home, "model", "pull", "a/slow", "--timeout", "0.3", "--json")
+        assert late.returncode == 10 and "goes on" in late.stderr
+        assert json.loads(aima(home, "run", "cancel", going["id"], "--json").stdout)["run"]["status"] == "cancelled"
+
+
+def test_a_run_can_be_left_to_the_host_and_waited_for(stopped_after: Home, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF\3\0\0\0")
+    begun = [aima(stopped_after, "model", "import", str(broken), "--no-wait", "--idempotency-key", "once", "--json") for _ in range(2)]
+    first, second = (json.loads(done.stdout)["run"]["id"] for done in begun)
+    assert first == second
+    waited = json.loads(aima(stopped_after, "run", "wait", first, "--json").stdout)["run"]
+    assert waited["status"] == "failed" and waited["error"]["code"]
+
+
+def test_events_are_followed_until_interrupted(stopped_after: Home) -> None:
+    home = stopped_after
+    words = [sys.executable, "-m", "aima_mcp.main", "events", "--follow", "--json", "--types", "device.detected"]
+    with subprocess.Popen(words, env=around(home), stdout=subprocess.PIPE, text=True) as follower:
+        assert follower.stdout is not None
+        first = json.loads(follower.stdout.readline())
+        assert aima(home, "device", "detect", "--json").returncode == 0
+        assert json.loads(follower.stdout.readline())["seq"] > first["seq"]
+        follower.send_signal(signal.SIGINT)
+        assert follower.wait(20) == 0
