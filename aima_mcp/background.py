@@ -18,6 +18,8 @@ from aima_mcp.loopback import ask
 START_SECONDS, STOP_SECONDS, POLL_SECONDS = 15.0, 60.0, 0.05
 LOG_LINES = 15
 Found = TypeVar("Found")
+# Held to the end of this process, because they are meant to outlive it: Python warns of a child that is dropped while it runs.
+_started: list[subprocess.Popen[bytes]] = []
 
 
 def living(home: Home) -> Host | None:
@@ -54,6 +56,7 @@ def start(home: Home, address: str | None = None, port: int | None = None) -> Ho
             [sys.executable, "-m", "aima_mcp.main", "serve", *(options or _free_port(home))],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=home.path, env=_environment(home), start_new_session=True,
         )  # fmt: skip
+    _started.append(child)
     found = _until(lambda: _answering(home) or (child.poll() is not None and _ended(home)), START_SECONDS)
     if isinstance(found, Host):
         return found

@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from aima_lib import __version__
+from aima_lib.registry import SCHEMAS, Unit, inline
 from aima_mcp.faces import arguments as words
 
 DOTTED = "aima.dotted"
@@ -34,17 +35,11 @@ COMMANDS = {
 }
 
 
-def schemas() -> Path:
-    """Where the unit files are: in the package of a wheel, at the top of a checkout."""
-    package = Path(importlib.import_module("aima_lib").__file__ or "").parent
-    return package / "schemas" if (package / "schemas").is_dir() else package.parent / "schemas"
-
-
 @cache
 def domains() -> dict[str, list[str]]:
     """Domain → its actions, without reading what they take."""
     found: dict[str, list[str]] = {}
-    for path in sorted(schemas().glob("*/*.json")):
+    for path in sorted(SCHEMAS.glob("*/*.json")):
         if path.parent.name != "types" and _is_callable(path):
             found.setdefault(path.parent.name, []).append(path.stem)
     return found
@@ -56,10 +51,8 @@ def _is_callable(path: Path) -> bool:
 
 def definition(name: str) -> Mapping[str, Any] | None:
     """A unit's file, with its references inlined, or None."""
-    from aima_lib.registry import inline
-
     domain, _, action = name.partition(".")
-    path = schemas() / domain / f"{action}.json"
+    path = SCHEMAS / domain / f"{action}.json"
     if action not in domains().get(domain, ()):
         return None
     found: Mapping[str, Any] = inline(json.loads(path.read_text(encoding="utf-8")), path)
@@ -123,7 +116,6 @@ class UnitCommand(click.Command):
 
     def invoke(self, ctx: click.Context) -> None:
         from aima_lib.infra.home import Home
-        from aima_lib.registry import Unit
         from aima_mcp.faces.call import Manner, call_unit
 
         given = ctx.params

@@ -1,65 +1,67 @@
-"""Commits of the store against bare apsw with the same durability: `python tests/bench/store.py`.
-
-Each writes 1 KB documents with synchronous=FULL; the store pays for its thread, its queue and its futures, and gains from groups.
-"""
+"""Store commits against bare apsw, both with synchronous=FULL: `python tests/bench/store.py`. About 20 s."""
 
 from __future__ import annotations
 
 import json
 import tempfile
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import anyio
 import apsw
+import measure
 
 from aima_lib.infra.store import Store
 
-COUNT = 2_000
-BODY = {"text": "x" * 1000}
+assert measure.ROOT
+SECONDS = 2.5
+DOCUMENT = {"name": "x" * 900, "status": "running"}
+
+
+async def ours(path: Path, writers: int) -> float:
+    """Documents a second, from so many tasks at once."""
+    store, done = Store(path), 0
+    end = time.perf_counter() + SECONDS
+
+    async def write(writer: int) -> None:
+        nonlocal done
+        number = 0
+        while time.perf_counter() < end:
+            await store.insert("model", {"id": f"{writer}-{number}", **DOCUMENT})
+            number += 1
+            done += 1
+
+    async with anyio.create_task_group() as tasks:
+        for writer in range(writers):
+            tasks.start_soon(write, writer)
+    store.close()
+    return done / SECONDS
 
 
 def bare(path: Path, group: int) -> float:
-    """Commits a second of apsw alone, `group` rows a commit."""
+    """Rows a second into the same table, so many to a commit."""
     db = apsw.Connection(str(path))
-    for pragma in ("journal_mode=WAL", "synchronous=FULL"):
-        list(db.execute(f"PRAGMA {pragma}"))
-    db.execute("CREATE TABLE documents (kind TEXT, id TEXT, body TEXT, UNIQUE (kind, id))")
-    began = time.perf_counter()
-    for start in range(0, COUNT, group):
+    db.execute("PRAGMA journal_mode=WAL").fetchall()
+    db.execute("PRAGMA synchronous=FULL")
+    db.execute("CREATE TABLE documents (kind TEXT NOT NULL, id TEXT NOT NULL, body TEXT NOT NULL CHECK (json_valid(body)), UNIQUE (kind, id))")
+    done, end = 0, time.perf_counter() + SECONDS
+    while time.perf_counter() < end:
         with db:
-            for number in range(start, start + group):
-                db.execute("INSERT INTO documents VALUES (?, ?, ?)", ("bench", str(number), json.dumps(BODY)))
-    return COUNT / (time.perf_counter() - began)
+            for _ in range(group):
+                db.execute("INSERT INTO documents VALUES (?, ?, ?)", ("model", str(done), json.dumps({"id": str(done), **DOCUMENT})))
+                done += 1
+    db.close()
+    return done / SECONDS
 
 
-async def ours(path: Path, group: int) -> float:
-    """The same through the store, `group` callers waiting side by side."""
-    store = Store(path)
-    began = time.perf_counter()
-    for start in range(0, COUNT, group):
-        async with anyio.create_task_group() as tasks:
-            for number in range(start, start + group):
-                tasks.start_soon(partial(store.put, "bench", {"id": str(number), **BODY}))
-    took = time.perf_counter() - began
-    store.close()
-    return COUNT / took
-
-
-def in_a_folder(measure: Callable[[Path, int], float], group: int) -> float:
+async def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        return measure(Path(folder) / "bench.db", group)
-
-
-def main() -> None:
-    print("rows at once   apsw rows/s   store rows/s   store/apsw")
-    for group in (1, 10, 100):
-        plain = in_a_folder(bare, group)
-        store = in_a_folder(lambda path, size: anyio.run(ours, path, size), group)
-        print(f"{group:12}   {plain:11,.0f}   {store:12,.0f}   {store / plain:10.2f}")
+        for writers in (1, 8, 64):
+            mine = await ours(Path(folder) / f"ours-{writers}.db", writers)
+            for group in sorted({1, writers}):
+                other = bare(Path(folder) / f"bare-{writers}-{group}.db", group)
+                print(f"{writers:>3} writers: {mine:>9.0f} documents/s   bare apsw, {group:>2} a commit: {other:>9.0f}/s   ratio {mine / other:>6.2f}", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    anyio.run(main)
