@@ -5,11 +5,12 @@ Both clients attach to the home's host when there is one and host the home thems
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import keyword
 import queue
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -35,21 +36,39 @@ class AsyncAima:
 
     def __init__(self, home: str | Path | None = None) -> None:
         self._home = Home(home)
-        self._stack = AsyncExitStack()
         self._door: Door | None = None
         self._tasks: TaskGroup | None = None
+        self._leave = anyio.Event()
+        self._life: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        await self._stack.__aenter__()
-        self._door = await self._stack.enter_async_context(_opened(self._home))
-        self._tasks = await self._stack.enter_async_context(anyio.create_task_group())
+        opened = asyncio.Event()
+        self._life = asyncio.create_task(self._live(opened), name="aima-client")
+        waiting = asyncio.create_task(opened.wait())
+        try:
+            await asyncio.wait({self._life, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
+            if not opened.is_set():
+                self._life.cancel()
+        if self._life.done():
+            await self._life  # it did not open: this says why
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._tasks is not None:
-            self._tasks.cancel_scope.cancel()
-        await self._stack.__aexit__(kind, error, trace)
-        self._door = None
+        self._leave.set()
+        if self._life is not None:
+            with anyio.CancelScope(shield=True):
+                await self._life
+
+    async def _live(self, opened: asyncio.Event) -> None:
+        """Hold the door open in a task of its own: what the caller's block raises stays what it is, and joins no task group of ours."""
+        async with _opened(self._home) as door, anyio.create_task_group() as tasks:
+            self._door, self._tasks = door, tasks
+            opened.set()
+            await self._leave.wait()
+            self._door = None
+            tasks.cancel_scope.cancel()
 
     @property
     def door(self) -> Door:
@@ -70,8 +89,9 @@ class AsyncAima:
 
     def stream(self, name: str, /, **arguments: Any) -> AsyncStream:
         """Iterate over a call's progress or tokens; `.result` holds its output afterwards."""
+        door = self.door
         assert self._tasks is not None
-        return AsyncStream(self.door, self._tasks, name, arguments)
+        return AsyncStream(door, self._tasks, name, arguments)
 
     async def read(self, uri: str) -> Mapping[str, Any]:
         """What is at a resource's URI now."""

@@ -29,8 +29,10 @@ log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
-async def host(home: Home) -> AsyncIterator[Gateway]:
+async def host(home: Home, *, passing: bool = False) -> AsyncIterator[Gateway]:
     """Host a home until the block ends: lock it, recover what a crash left, run the loops.
+
+    passing: answer a call or two and leave; nothing is taken up or brought up that could not be finished.
 
     Raises:
         FailedPrecondition: another process hosts it, or its store is damaged.
@@ -45,7 +47,7 @@ async def host(home: Home) -> AsyncIterator[Gateway]:
         store = Store(home.path / "aima.db")
         try:
             gateway = _build(home, settings, registry, store)
-            async with _running(gateway):
+            async with _running(gateway, passing):
                 yield gateway
         finally:
             store.close()
@@ -65,17 +67,19 @@ def _build(home: Home, settings: config.Config, registry: Registry, store: Store
 
 
 @asynccontextmanager
-async def _running(gateway: Gateway) -> AsyncIterator[None]:
+async def _running(gateway: Gateway, passing: bool) -> AsyncIterator[None]:
     services = gateway.services
     async with anyio.create_task_group() as loops, anyio.create_task_group() as work:
         await loops.start(_kept_up, services.events.run)
         await services.devices.detect()
         await services.engines.adopt()
-        for service in (services.devices, services.models, services.engines, services.serving):
+        for service in (services.devices, services.models, services.engines):
             await loops.start(_kept_up, service.run)
         gateway.runs.open(work, gateway.execute)
-        if taken := await gateway.runs.recover():
-            log.info("took up again: %s", ", ".join(taken))
+        if not passing:
+            await loops.start(_kept_up, services.serving.run)
+            if taken := await gateway.runs.recover():
+                log.info("took up again: %s", ", ".join(taken))
         try:
             yield
         finally:

@@ -1,5 +1,6 @@
 """What an agent does, without the agent: `python examples/mcp_agent.py [MODEL]` speaks MCP over stdio to `aima mcp`."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import anyio
 from mcp import Client
 from mcp.client.stdio import StdioServerParameters, stdio_client
 
-AIMA = StdioServerParameters(command=str(Path(sys.executable).with_name("aima")), args=["mcp"])
+HOME = {"AIMA_HOME": os.environ["AIMA_HOME"]} if "AIMA_HOME" in os.environ else None  # a client passes on little of its environment
+AIMA = StdioServerParameters(command=str(Path(sys.executable).with_name("aima")), args=["mcp"], env=HOME)
 
 
 async def main() -> None:

@@ -21,10 +21,19 @@ NOTICE = {"type": "object", "required": ["number"], "additionalProperties": Fals
 
 def unit(kind: str, name: str, **keys: Any) -> dict[str, Any]:
     """A unit file's content with what every kind needs filled in."""
-    body: dict[str, Any] = {"$schema": "../unit.schema.json", "kind": kind, "name": name, "title": name, "description": f"The {kind} {name} of a test."}
+    body: dict[str, Any] = {
+        "$schema": "../unit.schema.json",
+        "kind": kind,
+        "name": name,
+        "title": name,
+        "description": f"The {kind} {name} of a test.",
+    }
     if kind in ("command", "query"):
         body |= {"scope": "read", "inputSchema": OPEN | {"additionalProperties": False}, "outputSchema": OPEN, "errors": []}
-        body |= {"annotations": {"readOnlyHint": kind == "query", "idempotentHint": True}, "examples": [{"title": "it", "input": {}, "output": {}}]}
+        body |= {
+            "annotations": {"readOnlyHint": kind == "query", "idempotentHint": True},
+            "examples": [{"title": "it", "input": {}, "output": {}}],
+        }
     if kind == "event":
         body |= {"payloadSchema": NOTICE}
     return body | keys

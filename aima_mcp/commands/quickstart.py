@@ -191,10 +191,11 @@ def _how_to_go_on(home: Home, report: Fields) -> None:
     from aima_mcp.commands.mcp import client_config
     from aima_mcp.faces.render import err
 
+    key = home.key() if err().is_terminal else "from `aima key`"  # shown to a person, kept out of logs
     lines = (
         "",
         "talk to it:         aima chat",
-        f"OpenAI clients:     base URL {report['openai_base_url']}, model {report['service_id']}, key from `aima key`",
+        f"OpenAI clients:     base URL {report['openai_base_url']}, model {report['service_id']}, key {key}",
         "Claude Desktop:     put this into its configuration",
         json.dumps(client_config(str(home.path)), indent=2),
         "end everything:     aima stop",

@@ -48,7 +48,7 @@ async def _opened(home: Home, host: Host | None) -> AsyncIterator[Door]:
     if host is None:
         from aima_lib.runtime import host as hosting
 
-        async with hosting(home) as gateway:
+        async with hosting(home, passing=True) as gateway:
             yield gateway
         return
     from aima_lib.attached import Attached

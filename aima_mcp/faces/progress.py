@@ -91,7 +91,8 @@ class Lines:
         self._phase, self._told = item["phase"], moment
         done, total = item.get("completed"), item.get("total")
         share = f" ({done / total:.0%})" if done is not None and total else ""
-        err().print(f"{item['phase']}: {item['message']}{share}", soft_wrap=True)
+        step = "" if item["message"].startswith(item["phase"]) else f"{item['phase']}: "
+        err().print(f"{step}{item['message']}{share}", soft_wrap=True)
 
     def close(self, done: bool) -> None:
         """Nothing is left to say."""

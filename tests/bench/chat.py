@@ -41,7 +41,9 @@ async def ask(session: aiohttp.ClientSession, url: str, key: str, model: str, fi
     """One client: request after request."""
     while time.perf_counter() < end:
         began, first = time.perf_counter(), 0.0
-        async with session.post(f"{url}/v1/chat/completions", json=BODY | {"model": model}, headers={"Authorization": f"Bearer {key}"}) as answer:
+        async with session.post(
+            f"{url}/v1/chat/completions", json=BODY | {"model": model}, headers={"Authorization": f"Bearer {key}"}
+        ) as answer:
             assert answer.status == 200, await answer.text()
             async for line in answer.content:
                 if line.startswith(b"data: {") and json.loads(line[6:]).get("choices", [{}])[:1] != []:
@@ -71,7 +73,10 @@ async def main(host: HostProcess, instance: dict[str, Any]) -> None:
         engine = await load(str(instance["base_url"]), engine_key, "tiny", clients)
         for name, unit, scale, place in (("requests/s", "", 1, 0), ("first token", " ms", 1000, 1), ("tokens/s", "", 1, 2)):
             ours, theirs = aima[place] * scale, engine[place] * scale
-            print(f"{clients:>3} clients  {name:<12} AIMA {ours:>9.1f}{unit:<3}  engine {theirs:>9.1f}{unit:<3}  ratio {ours / theirs:>6.2f}", flush=True)
+            print(
+                f"{clients:>3} clients  {name:<12} AIMA {ours:>9.1f}{unit:<3}  engine {theirs:>9.1f}{unit:<3}  ratio {ours / theirs:>6.2f}",
+                flush=True,
+            )
 
 
 def furnished() -> None:

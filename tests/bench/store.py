@@ -43,7 +43,9 @@ def bare(path: Path, group: int) -> float:
     db = apsw.Connection(str(path))
     db.execute("PRAGMA journal_mode=WAL").fetchall()
     db.execute("PRAGMA synchronous=FULL")
-    db.execute("CREATE TABLE documents (kind TEXT NOT NULL, id TEXT NOT NULL, body TEXT NOT NULL CHECK (json_valid(body)), UNIQUE (kind, id))")
+    db.execute(
+        "CREATE TABLE documents (kind TEXT NOT NULL, id TEXT NOT NULL, body TEXT NOT NULL CHECK (json_valid(body)), UNIQUE (kind, id))"
+    )
     done, end = 0, time.perf_counter() + SECONDS
     while time.perf_counter() < end:
         with db:
@@ -60,7 +62,10 @@ async def main() -> None:
             mine = await ours(Path(folder) / f"ours-{writers}.db", writers)
             for group in sorted({1, writers}):
                 other = bare(Path(folder) / f"bare-{writers}-{group}.db", group)
-                print(f"{writers:>3} writers: {mine:>9.0f} documents/s   bare apsw, {group:>2} a commit: {other:>9.0f}/s   ratio {mine / other:>6.2f}", flush=True)
+                print(
+                    f"{writers:>3} writers: {mine:>9.0f} documents/s   bare apsw, {group:>2} a commit: {other:>9.0f}/s   ratio {mine / other:>6.2f}",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

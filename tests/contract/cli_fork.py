@@ -7,10 +7,6 @@ import os
 import sys
 import traceback
 
-import aima_lib.attached
-import aima_lib.registry
-import aima_mcp.faces.call
-import aima_mcp.faces.render
 from aima_mcp.main import main
 
 

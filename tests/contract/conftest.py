@@ -94,7 +94,11 @@ class Faces:
 
     def _post(self, message: str, headers: Mapping[str, str] | None = None) -> Mapping[str, Any]:
         given = json.loads(message)
-        routing = {"MCP-Protocol-Version": MODERN, "Mcp-Method": "tools/call", "Mcp-Name": given["params"].get("name", "")} if headers is None else headers
+        routing = (
+            {"MCP-Protocol-Version": MODERN, "Mcp-Method": "tools/call", "Mcp-Name": given["params"].get("name", "")}
+            if headers is None
+            else headers
+        )
         accept = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
         response = self._world.http.post("/mcp", content=message.encode(), headers={**accept, **routing})
         text = response.text
@@ -115,7 +119,9 @@ class Faces:
         host: HostProcess = self._world.host
         command = [str(host.python), "-m", "aima_mcp.main", "mcp"]
         process = self._stack.enter_context(
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=host.cwd, env=environment(host.home.path))
+            subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=host.cwd, env=environment(host.home.path)
+            )
         )
         assert process.stdin is not None
         assert process.stdout is not None

@@ -222,7 +222,14 @@ class Cli:
     def call_text(self, name: str, text: str, key: str | None = None) -> Outcome:
         command = [str(self._host.python), "-m", "aima_mcp.main", *cli_words(name, key)]
         done = subprocess.run(
-            command, input=text, capture_output=True, text=True, cwd=self._host.cwd, env=environment(self.home.path), timeout=120, check=False
+            command,
+            input=text,
+            capture_output=True,
+            text=True,
+            cwd=self._host.cwd,
+            env=environment(self.home.path),
+            timeout=120,
+            check=False,
         )
         return cli_outcome(done.returncode, done.stdout, done.stderr)
 
@@ -234,7 +241,12 @@ class CliFork:
         self.home = host.home
         self._process = stack.enter_context(
             subprocess.Popen(
-                [str(host.python), str(FORKING)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=host.cwd, env=environment(host.home.path)
+                [str(host.python), str(FORKING)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                cwd=host.cwd,
+                env=environment(host.home.path),
             )
         )
         self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -47,4 +47,11 @@ def filler(spec: Mapping[str, Any]) -> Any:
         return spec["enum"][0]
     kind = spec.get("type", "integer")
     kind = kind[0] if isinstance(kind, list) else kind
-    return {"string": "x", "integer": spec.get("minimum", 1), "number": spec.get("minimum", 1), "boolean": False, "array": [], "object": {}}[kind]
+    return {
+        "string": "x",
+        "integer": spec.get("minimum", 1),
+        "number": spec.get("minimum", 1),
+        "boolean": False,
+        "array": [],
+        "object": {},
+    }[kind]

@@ -40,9 +40,7 @@ def client(world: World) -> Iterator[openai.OpenAI]:
         yield opened
 
 
-@pytest.mark.parametrize(
-    "face", ["library", "async_library", "embedded", "http", "mcp_stdio", "mcp_http", "mcp_http_handshake", "cli"]
-)
+@pytest.mark.parametrize("face", ["library", "async_library", "embedded", "http", "mcp_stdio", "mcp_http", "mcp_http_handshake", "cli"])
 def test_every_door_gives_the_same_text(faces: Faces, answer: str, face: str) -> None:
     outcome = faces[face].call("inference.chat", QUESTION)
     assert outcome.code == "ok", outcome.body

@@ -168,5 +168,3 @@ class filled:
 
     def __exit__(self, *reason: object) -> None:
         self._taken.close()
-
-

@@ -44,8 +44,14 @@ def test_a_query_in_a_url_is_held_to_its_schema(faces: Faces, world: World, name
     path = f"/units/{name.replace('.', '/')}"
     wrong = [{"no_such_key": "1"}]
     if required := schema.get("required"):
-        wrong.append({key: "x" for key in schema["properties"] if key not in required and schema["properties"][key].get("type") == "string"})
-    wrong += [{key: "no such value"} for key, spec in schema["properties"].items() if spec.get("type") in ("integer", "number", "boolean", "object")]
+        wrong.append(
+            {key: "x" for key in schema["properties"] if key not in required and schema["properties"][key].get("type") == "string"}
+        )
+    wrong += [
+        {key: "no such value"}
+        for key, spec in schema["properties"].items()
+        if spec.get("type") in ("integer", "number", "boolean", "object")
+    ]
     for parameters in wrong:
         response = client.get(path, params=parameters)
         assert (response.status_code, response.json()["code"]) == (400, "invalid_argument"), (parameters, response.text)
@@ -58,7 +64,20 @@ def test_a_query_in_a_url_is_held_to_its_schema(faces: Faces, world: World, name
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "null", '"text"', "5", '{"a": NaN}', '{"a": 1e999}', '{"a": "\\ud800"}', "{" * 200, '{"name": "tiny"} trailing', "\ufeff{}"],
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        '"text"',
+        "5",
+        '{"a": NaN}',
+        '{"a": 1e999}',
+        '{"a": "\\ud800"}',
+        "{" * 200,
+        '{"name": "tiny"} trailing',
+        "\ufeff{}",
+    ],
     ids=lambda text: json.dumps(text)[:20],
 )
 @pytest.mark.parametrize("face", ["http", "cli_fork"])

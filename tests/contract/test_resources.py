@@ -49,7 +49,8 @@ def read(faces: Faces, world: World, face: str, uri: str) -> Outcome:
 
 @pytest.mark.parametrize("face", ["library", "http", "mcp_stdio", "mcp_http", "mcp_http_handshake"])
 @pytest.mark.parametrize(
-    ("name", "place"), [pytest.param(unit.name, place, id=f"{unit.name}-{place}") for unit in RESOURCES for place in range(len(unit.definition["examples"]))]
+    ("name", "place"),
+    [pytest.param(unit.name, place, id=f"{unit.name}-{place}") for unit in RESOURCES for place in range(len(unit.definition["examples"]))],
 )
 def test_an_example_is_true_on_this_face(faces: Faces, world: World, face: str, name: str, place: int) -> None:
     example = REGISTRY[name].definition["examples"][place]

@@ -62,7 +62,9 @@ def settled(home: Path, sha256: str) -> None:
 def start(host: HostProcess, key: str) -> str:
     """Ask for the model and do not wait."""
     with host.client() as client:
-        answer = client.post("/units/model/pull", json={"repo": REPO, "name": "large"}, headers={"Prefer": "respond-async", "Idempotency-Key": key})
+        answer = client.post(
+            "/units/model/pull", json={"repo": REPO, "name": "large"}, headers={"Prefer": "respond-async", "Idempotency-Key": key}
+        )
         return str(answer.raise_for_status().json()["run"]["id"])
 
 
@@ -110,7 +112,9 @@ def test_a_pull_outlives_a_hundred_kills(python: Path, large: Hub, tmp_path: Pat
         assert len(created) == pulls, "a model was recorded more than once, or its event lost"
     again = large.counts[CDN_PATH] - pulls * SIZE
     record_property("refetched_bytes_per_kill", again / COUNT)
-    print(f"\n{COUNT} kills over {pulls} pulls: {again / COUNT / MIB:.2f} MiB fetched again per kill, {ended['attempts']} attempts of the last")
+    print(
+        f"\n{COUNT} kills over {pulls} pulls: {again / COUNT / MIB:.2f} MiB fetched again per kill, {ended['attempts']} attempts of the last"
+    )
     assert again <= COUNT * 32 * MIB
     assert again / COUNT <= 32 * MIB
 
@@ -157,7 +161,9 @@ def test_a_thousand_pulls_of_one_model_are_one_transfer(python: Path, large: Hub
 def small_disk(folder: Path, size: int) -> Iterator[Path]:
     """A file system of so many bytes."""
     folder.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "tmpfs", str(folder)], capture_output=True, text=True, check=False)
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+    )
     if mount.returncode != 0:
         pytest.skip(f"no small disk without the right to mount: {mount.stderr.strip()}")
     try:
@@ -167,7 +173,11 @@ def small_disk(folder: Path, size: int) -> Iterator[Path]:
 
 
 def test_a_pull_that_cannot_fit_is_refused_before_it_begins(python: Path, large: Hub, tmp_path: Path) -> None:
-    with small_disk(tmp_path / "disk", SIZE // 2) as disk, hosting(python, disk / "home", large, tmp_path) as host, Aima(host.home.path) as aima:
+    with (
+        small_disk(tmp_path / "disk", SIZE // 2) as disk,
+        hosting(python, disk / "home", large, tmp_path) as host,
+        Aima(host.home.path) as aima,
+    ):
         with pytest.raises(AimaError) as raised:
             aima.call("model.pull", {"repo": REPO})
         assert raised.value.code == "resource_exhausted"

@@ -55,7 +55,13 @@ def test_an_unknown_key_names_the_nearest(tmp_path: Path, text: str, unknown: st
 
 @pytest.mark.parametrize(
     "text",
-    ["[server]\nport = 'high'\n", "[server]\nport = 70000\n", "server = 5\n", "[events]\nretention_count = 1\n", "[engines]\ngrace_seconds = nan\n"],
+    [
+        "[server]\nport = 'high'\n",
+        "[server]\nport = 70000\n",
+        "server = 5\n",
+        "[events]\nretention_count = 1\n",
+        "[engines]\ngrace_seconds = nan\n",
+    ],
 )
 def test_a_wrong_value_is_refused_naming_the_file(tmp_path: Path, text: str) -> None:
     with pytest.raises(InvalidArgument, match=r"config\.toml: "):

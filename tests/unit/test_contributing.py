@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tests.tiny import write_tiny_gguf
 
 ROOT = Path(__file__).parents[2]

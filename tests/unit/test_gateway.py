@@ -42,7 +42,15 @@ UNITS = [
     unit("command", "thing.change", scope="write"),
     unit("command", "thing.execute", scope="exec"),
     unit("command", "thing.work", durable=True, inputSchema=COUNT, outputSchema=COUNT),
-    unit("resource", "thing.one", uriTemplate="aima://thing/{thing_id}", mimeType="application/json", scope="logs", outputSchema=OPEN, updatedBy=[]),
+    unit(
+        "resource",
+        "thing.one",
+        uriTemplate="aima://thing/{thing_id}",
+        mimeType="application/json",
+        scope="logs",
+        outputSchema=OPEN,
+        updatedBy=[],
+    ),
     unit("event", "thing.changed"),
 ]
 HANDLERS = """

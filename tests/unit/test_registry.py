@@ -84,7 +84,9 @@ def test_a_reference_is_inlined_and_a_broken_one_named(load: Load, tmp_path: Pat
     (types / "inner.json").write_text(json.dumps({"type": "string", "description": "inner"}), encoding="utf-8")
     outer = {"type": "object", "properties": {"name": {"$ref": "../types/inner.json"}}}
     (types / "outer.json").write_text(json.dumps(outer), encoding="utf-8")
-    registry = load(GOOD, PULL | {"outputSchema": {"type": "object", "properties": {"thing": {"$ref": "../types/outer.json", "description": "mine"}}}})
+    registry = load(
+        GOOD, PULL | {"outputSchema": {"type": "object", "properties": {"thing": {"$ref": "../types/outer.json", "description": "mine"}}}}
+    )
     thing = registry["thing.pull"].definition["outputSchema"]["properties"]["thing"]
     assert thing == {**outer, "properties": {"name": {"type": "string", "description": "inner"}}, "description": "mine"}
     (types / "outer.json").unlink()
@@ -93,7 +95,15 @@ def test_a_reference_is_inlined_and_a_broken_one_named(load: Load, tmp_path: Pat
 
 
 def test_a_resource_takes_its_templates_variables(load: Load) -> None:
-    resource = unit("resource", "thing.one", uriTemplate="aima://thing/{thing_id}", mimeType="application/json", scope="read", outputSchema=OPEN, updatedBy=[])
+    resource = unit(
+        "resource",
+        "thing.one",
+        uriTemplate="aima://thing/{thing_id}",
+        mimeType="application/json",
+        scope="read",
+        outputSchema=OPEN,
+        updatedBy=[],
+    )
     registry = load("@handles('thing.one')\nasync def one(ctx, thing_id):\n    return {}\n", resource)
     found = registry.resource("aima://thing/tiny.v1")
     assert found is not None
@@ -104,7 +114,15 @@ def test_a_resource_takes_its_templates_variables(load: Load) -> None:
 
 
 def test_a_resource_whose_handler_takes_something_else_is_refused(load: Load) -> None:
-    resource = unit("resource", "thing.one", uriTemplate="aima://thing/{thing_id}", mimeType="application/json", scope="read", outputSchema=OPEN, updatedBy=[])
+    resource = unit(
+        "resource",
+        "thing.one",
+        uriTemplate="aima://thing/{thing_id}",
+        mimeType="application/json",
+        scope="read",
+        outputSchema=OPEN,
+        updatedBy=[],
+    )
     with pytest.raises(SchemaError, match=r"schemas/thing/one\.json says thing_id; .* takes id"):
         load("@handles('thing.one')\nasync def one(ctx, id):\n    return {}\n", resource)
 
