@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from aima_lib.errors import FailedPrecondition
+from aima_lib.gateway import Gateway
 from aima_lib.infra.home import Home, create_time, is_alive, write_private
+from aima_lib.runtime import host
 
 HOLD = """
 import sys
@@ -108,3 +110,13 @@ def test_a_private_file_is_replaced_whole(tmp_path: Path) -> None:
     write_private(tmp_path / "key", "two")
     assert (tmp_path / "key").read_text(encoding="utf-8") == "two"
     assert [path.name for path in tmp_path.iterdir()] == ["key"]
+
+
+@pytest.mark.anyio
+async def test_a_home_that_is_hosted_is_well_and_refuses_a_second_host(hosted: Gateway, home: Home) -> None:
+    assert (await hosted.call("system.doctor"))["healthy"] is True
+    assert (await hosted.call("system.info"))["url"] is None
+    with pytest.raises(FailedPrecondition, match=f"hosted by process {os.getpid()}"):
+        async with host(home):
+            raise AssertionError("two hosts of one home")
+    assert (await hosted.call("system.info"))["pid"] == os.getpid()
