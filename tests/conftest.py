@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -22,6 +23,9 @@ from tests.hub import Hub  # noqa: E402
 from tests.hub import furnish as fill  # noqa: E402
 from tests.tiny import write_tiny_gguf  # noqa: E402
 from tests.world import HostProcess, World, build_wheel, furnish, install  # noqa: E402
+
+# A suite started in the background of a shell ignores Ctrl-C, and so would every process that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Engines of tests die soon after their host, and nothing reaches beyond this machine.
 CONFIG = """

@@ -7,9 +7,9 @@ import os
 import sys
 import traceback
 
-import aima_lib.attached  # noqa: F401 - what a call imports late is here before the fork
+import aima_lib.attached
 import aima_lib.registry  # noqa: F401
-import aima_mcp.faces.call  # noqa: F401
+import aima_mcp.faces.call
 import aima_mcp.faces.render  # noqa: F401
 from aima_mcp.main import main
 

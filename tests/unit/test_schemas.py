@@ -79,7 +79,7 @@ def test_an_input_is_closed_and_its_defaults_obey_it(name: str) -> None:
             assert key not in schema.get("required", []), f"{name}.{key} is required and has a default"
 
 
-@pytest.mark.parametrize("name", CALLABLE)
+@pytest.mark.parametrize("name", [name for name, unit in CALLABLE.items() if "primary" in unit])
 def test_the_primary_field_is_one_of_the_output(name: str) -> None:
     unit = CALLABLE[name]
     assert unit["primary"] in unit["outputSchema"]["properties"]
