@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import anyio
-import httpx
 import openai
 import pytest
 
@@ -133,7 +132,7 @@ def test_a_stream_that_its_reader_leaves_ends_in_the_engine(world: World) -> Non
     long = QUESTION | {"max_tokens": 900}
     with world.http.stream("POST", "/units/inference/chat", json=long, headers={"Accept": "text/event-stream"}) as response:
         next(sse(response))
-    with openai.OpenAI(base_url=f"{world.host.url}/v1", api_key=world.home.key(), max_retries=0, timeout=httpx.Timeout(60)) as client:
+    with openai.OpenAI(base_url=f"{world.host.url}/v1", api_key=world.home.key(), max_retries=0, timeout=60) as client:
         assert client.chat.completions.create(**QUESTION).choices[0].message.content
 
 

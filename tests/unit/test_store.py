@@ -127,7 +127,7 @@ async def test_parallel_updates_lose_nothing(store: Store) -> None:
 
 async def test_a_full_disk_is_told_as_such_and_the_store_goes_on(store: Store) -> None:
     await store.insert("model", {"id": "before"})
-    [(pages,)] = await store.submit(lambda db: db.execute("PRAGMA page_count").fetchall())  # type: ignore[arg-type]
+    [(pages,)] = await store.submit(lambda db: db.execute("PRAGMA page_count").fetchall())
     await store.submit(lambda db: list(db.execute(f"PRAGMA max_page_count = {pages + 2}")))
     with pytest.raises(ResourceExhausted, match="refused a write"):
         await store.insert("model", {"id": "huge", "text": "x" * 100_000})
