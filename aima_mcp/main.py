@@ -40,7 +40,7 @@ def _misused(error: click.UsageError, as_json: bool) -> int:
 
 
 def _failed(error: AimaError, as_json: bool) -> int:
-    from aima_mcp.faces.render import show_error
+    from aima_mcp.faces.cli.render import show_error
 
     show_error(error, as_json, [command_line(call["unit"], call["arguments"]) for call in error.next])
     return error.exit_code

@@ -51,8 +51,8 @@ def command(
 
 def _once(home: Home, model: str | None, messages: list[dict[str, Any]], options: Mapping[str, Any], as_json: bool) -> None:
     from aima_mcp.commands.turn import ask, only_model
-    from aima_mcp.faces.doorway import through
-    from aima_mcp.faces.render import show_json
+    from aima_mcp.faces.cli.doorway import through
+    from aima_mcp.faces.cli.render import show_json
 
     async def work(door: Door) -> Mapping[str, Any]:
         return await ask(door, model or await only_model(door), messages, options, quiet=as_json)
@@ -72,7 +72,7 @@ class Conversation:
     def run(self) -> None:
         """Ask and answer."""
         from aima_mcp.commands.turn import only_model
-        from aima_mcp.faces.doorway import through
+        from aima_mcp.faces.cli.doorway import through
 
         if sys.platform != "win32":
             import readline  # noqa: F401  (gives input() its arrows and history)
@@ -98,8 +98,8 @@ class Conversation:
         """A turn that fails or is stopped leaves the conversation as it was before."""
         from aima_lib.errors import AimaError
         from aima_mcp.commands.turn import ask
-        from aima_mcp.faces.doorway import through
-        from aima_mcp.faces.render import show_error
+        from aima_mcp.faces.cli.doorway import through
+        from aima_mcp.faces.cli.render import show_error
 
         messages = [*self._messages, {"role": "user", "content": text}]
 

@@ -16,8 +16,8 @@ from aima_mcp.commands.base import as_json, home_of
 @click.pass_context
 def command(ctx: click.Context, as_json: bool) -> None:
     """Check the machine, and call every unit in a way that changes nothing. Ends with 1 when something is broken."""
-    from aima_mcp.faces.doorway import through
-    from aima_mcp.faces.render import out, show_json, table
+    from aima_mcp.faces.cli.doorway import through
+    from aima_mcp.faces.cli.render import out, show_json, table
 
     async def check(door: Door) -> dict[str, object]:
         return dict(await door.call("system.doctor"))

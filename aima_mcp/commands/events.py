@@ -20,7 +20,7 @@ from aima_mcp.commands.base import home_of
 @click.pass_context
 def command(ctx: click.Context, follow: bool, types: tuple[str, ...], after: int | None, as_json: bool) -> None:
     """Show the event log: number, time, name, what it is about, and what it carries."""
-    from aima_mcp.faces.doorway import through
+    from aima_mcp.faces.cli.doorway import through
 
     names = [name for given in types for name in given.split(",") if name]
     chosen: dict[str, Any] = ({"types": names} if names else {}) | ({} if after is None else {"after": after})
@@ -44,6 +44,6 @@ def _print(event: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(event, ensure_ascii=False))
         return
-    from aima_mcp.faces.render import word
+    from aima_mcp.faces.cli.render import word
 
     click.echo(f"{event['seq']:>6}  {event['time']}  {event['type']:<26} {event['subject'] or '–'}  {word(event['payload'])}")

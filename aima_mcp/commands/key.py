@@ -15,7 +15,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
     home = home_of(ctx)
     home.make()
     if as_json:
-        from aima_mcp.faces.render import show_json
+        from aima_mcp.faces.cli.render import show_json
 
         show_json({"key": home.key(), "path": str(home.path / "key")})
     else:

@@ -21,7 +21,7 @@ def command(ctx: click.Context) -> None:
     """Serve MCP over standard input and output. Starts a host in the background if none runs: what an agent begins goes on without it."""
     if ctx.invoked_subcommand is not None:
         return
-    from aima_mcp.faces.doorway import through
+    from aima_mcp.faces.cli.doorway import through
     from aima_mcp.faces.mcp import build
 
     async def serve(door: Door) -> None:

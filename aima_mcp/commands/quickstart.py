@@ -31,8 +31,8 @@ Fields = Mapping[str, Any]
 def command(ctx: click.Context, name: str | None, listing: bool, yes: bool, as_json: bool) -> None:
     """Find a model that fits this machine, fetch and verify it, serve it, and ask it something. Again, it only asks."""
     from aima_lib.services import recipes
-    from aima_mcp.faces.doorway import through
-    from aima_mcp.faces.render import show_json
+    from aima_mcp.faces.cli.doorway import through
+    from aima_mcp.faces.cli.render import show_json
 
     known = recipes.load()
     if listing:
@@ -105,7 +105,7 @@ class Quickstart:
 
     async def _fetch(self, door: Door, recipe: Fields) -> None:
         """The model, from the first source that can be reached."""
-        from aima_mcp.faces.render import size
+        from aima_mcp.faces.cli.render import size
 
         try:
             await door.call("model.get", {"model_id": recipe["name"]})
@@ -156,15 +156,15 @@ class Quickstart:
 
     async def _watched(self, call: Callable[..., Awaitable[Fields]]) -> Fields:
         """A durable call, with its progress."""
-        from aima_mcp.faces.call import Noted
-        from aima_mcp.faces.progress import Silence, seen_by, watcher
+        from aima_mcp.faces.cli.call import Noted
+        from aima_mcp.faces.cli.progress import Silence, seen_by, watcher
 
         seen = Noted(Silence() if self._quiet else watcher({"properties": {"phase": {}}}, False))
         with seen_by(seen.inner):
             return await call(send=seen.send)
 
     def _say(self, text: str) -> None:
-        from aima_mcp.faces.render import err
+        from aima_mcp.faces.cli.render import err
 
         if not self._quiet:
             err().print(text, soft_wrap=True)
@@ -176,7 +176,7 @@ def _free(sample: Fields) -> int | None:
 
 
 def _list(known: Sequence[Fields], as_json: bool) -> None:
-    from aima_mcp.faces.render import out, show_json, table
+    from aima_mcp.faces.cli.render import out, show_json, table
 
     if as_json:
         show_json({"recipes": list(known)})
@@ -189,7 +189,7 @@ def _how_to_go_on(home: Home, report: Fields) -> None:
     import json
 
     from aima_mcp.commands.mcp import client_config
-    from aima_mcp.faces.render import err
+    from aima_mcp.faces.cli.render import err
 
     key = home.key() if err().is_terminal else "from `aima key`"  # shown to a person, kept out of logs
     lines = (

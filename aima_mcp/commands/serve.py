@@ -19,7 +19,7 @@ def command(ctx: click.Context, host: str | None, port: int | None) -> None:
     """
     import anyio
 
-    from aima_mcp.faces.doorway import lone
+    from aima_mcp.faces.cli.doorway import lone
     from aima_mcp.server import serve
 
     home = home_of(ctx)

@@ -15,7 +15,7 @@ from aima_mcp.commands.base import as_json, home_of
 def command(ctx: click.Context, host: str | None, port: int | None, as_json: bool) -> None:
     """Host AIMA in the background. If a host runs already, say where."""
     from aima_mcp import background
-    from aima_mcp.faces.render import out, show_json
+    from aima_mcp.faces.cli.render import out, show_json
 
     home = home_of(ctx)
     running = background.living(home)

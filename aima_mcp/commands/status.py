@@ -23,8 +23,8 @@ COLUMNS = {
 def command(ctx: click.Context, as_json: bool) -> None:
     """Show the host, services, models and devices. Starts nothing: without a host it says so."""
     from aima_mcp import background
-    from aima_mcp.faces.doorway import through
-    from aima_mcp.faces.render import out, show_json
+    from aima_mcp.faces.cli.doorway import through
+    from aima_mcp.faces.cli.render import out, show_json
 
     home = home_of(ctx)
     found = background.living(home)
@@ -47,7 +47,7 @@ async def _collect(door: Door) -> dict[str, Any]:
 def _show(state: dict[str, Any]) -> None:
     from rich.text import Text
 
-    from aima_mcp.faces.render import out, table
+    from aima_mcp.faces.cli.render import out, table
 
     host = state["host"]
     up = f"up {host['uptime_seconds']:.0f} s"
@@ -59,7 +59,7 @@ def _show(state: dict[str, Any]) -> None:
 
 def _short(part: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A device's memory as one figure and its kind, and no more than a few of its capabilities."""
-    from aima_mcp.faces.render import size
+    from aima_mcp.faces.cli.render import size
 
     if part != "devices":
         return rows

@@ -14,7 +14,7 @@ from aima_mcp.commands.base import as_json, home_of
 def command(ctx: click.Context, keep_engines: bool, as_json: bool) -> None:
     """End the host and its engines, and wait until it is gone. Nothing to do when none runs."""
     from aima_mcp import background
-    from aima_mcp.faces.render import out, show_json
+    from aima_mcp.faces.cli.render import out, show_json
 
     home = home_of(ctx)
     found = background.living(home)

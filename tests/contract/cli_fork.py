@@ -9,8 +9,8 @@ import traceback
 
 import aima_lib.attached
 import aima_lib.registry  # noqa: F401
-import aima_mcp.faces.call
-import aima_mcp.faces.render  # noqa: F401
+import aima_mcp.faces.cli.call
+import aima_mcp.faces.cli.render  # noqa: F401
 from aima_mcp.main import main
 
 

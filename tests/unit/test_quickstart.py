@@ -17,7 +17,7 @@ from aima_lib.infra.home import Home
 from aima_lib.services import recipes
 from aima_mcp import background
 from aima_mcp.commands.quickstart import Quickstart
-from aima_mcp.faces.doorway import through
+from aima_mcp.faces.cli.doorway import through
 from aima_mcp.main import run
 from tests.hub import Hub
 from tests.tiny import write_tiny_gguf

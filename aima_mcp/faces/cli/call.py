@@ -13,9 +13,9 @@ from aima_lib.door import Door
 from aima_lib.errors import DeadlineExceeded
 from aima_lib.infra.home import Home
 from aima_lib.registry import Unit
-from aima_mcp.faces.doorway import through
-from aima_mcp.faces.progress import Silence, Tokens, Watcher, seen_by, watcher
-from aima_mcp.faces.render import err, show, show_json
+from aima_mcp.faces.cli.doorway import through
+from aima_mcp.faces.cli.progress import Silence, Tokens, Watcher, seen_by, watcher
+from aima_mcp.faces.cli.render import err, show, show_json
 
 # What these start outlives the command: an engine, a service, or a pool of connections to them.
 HOSTED_DOMAINS = frozenset({"engine", "inference", "service"})

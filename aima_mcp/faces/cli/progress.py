@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from aima_mcp.faces.render import err, size
+from aima_mcp.faces.cli.render import err, size
 
 if TYPE_CHECKING:
     from rich.progress import TaskID

@@ -19,7 +19,7 @@ from click.shell_completion import CompletionItem
 
 from aima_lib.errors import InvalidArgument
 from aima_mcp.faces import strict_json
-from aima_mcp.faces.complete import ids_for
+from aima_mcp.faces.cli.complete import ids_for
 
 NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
 DOTTED = re.compile(r"--([a-z][a-z0-9_-]*)\.([A-Za-z0-9_.-]+)(?:=(.*))?", re.DOTALL)

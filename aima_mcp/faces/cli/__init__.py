@@ -16,7 +16,7 @@ import click
 
 from aima_lib import __version__
 from aima_lib.registry import SCHEMAS, Unit, inline
-from aima_mcp.faces import arguments as words
+from aima_mcp.faces.cli import arguments as words
 
 DOTTED = "aima.dotted"
 # Command → the module that has it, and what the help says, so that the help imports none of them.
@@ -116,7 +116,7 @@ class UnitCommand(click.Command):
 
     def invoke(self, ctx: click.Context) -> None:
         from aima_lib.infra.home import Home
-        from aima_mcp.faces.call import Manner, call_unit
+        from aima_mcp.faces.cli.call import Manner, call_unit
 
         given = ctx.params
         arguments = words.gather(self.schema, given, ctx.meta[DOTTED])
