@@ -29,10 +29,11 @@ log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
-async def host(home: Home, *, passing: bool = False) -> AsyncIterator[Gateway]:
+async def host(home: Home, *, passing: bool = False, registry: Registry | None = None) -> AsyncIterator[Gateway]:
     """Host a home until the block ends: lock it, recover what a crash left, run the loops.
 
     passing: answer a call or two and leave; nothing is taken up or brought up that could not be finished.
+    registry: the units to answer; AIMA's own when not given.
 
     Raises:
         FailedPrecondition: another process hosts it, or its store is damaged.
@@ -41,7 +42,7 @@ async def host(home: Home, *, passing: bool = False) -> AsyncIterator[Gateway]:
     """
     home.make()
     settings = config.load(home.path)
-    registry = Registry.load(units)
+    registry = registry or Registry.load(units)
     home.acquire(__version__)
     try:
         store = Store(home.path / "aima.db")

@@ -14,11 +14,11 @@ import anyio
 import mcp_types as types
 from mcp import Client
 
-from aima_lib import config, runtime, units
+from aima_lib import units
 from aima_lib.gateway import Gateway
 from aima_lib.infra.home import Home
-from aima_lib.infra.store import Store
 from aima_lib.registry import Registry
+from aima_lib.runtime import host
 from aima_mcp.faces.mcp import McpFace, build
 from aima_mcp.faces.mcp.stdio import over
 from tests.workshop import unit, write_handlers, write_schemas
@@ -117,11 +117,8 @@ async def opened(home: Home, tmp_path: Path) -> AsyncIterator[World]:
     package = write_handlers(tmp_path, name, HANDLERS)
     own = Registry.load(package, write_schemas(tmp_path / "schemas", *WORLD))
     registry = Registry(dict(Registry.load(units)) | dict(own))
-    store = Store(home.path / "aima.db")
-    gateway = runtime._build(home, config.load(home.path), registry, store)
-    async with runtime._running(gateway):
+    async with host(home, registry=registry) as gateway:
         yield World(gateway, build(gateway, wait_seconds=0.2), sys.modules[f"{name}.only"])
-    store.close()
 
 
 async def until(true: Callable[[], bool]) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import anyio
 import pytest
 
-from aima_lib import config, runtime
 from aima_lib.door import OWNER, Caller
 from aima_lib.errors import (
     AimaError,
@@ -25,8 +24,8 @@ from aima_lib.errors import (
 )
 from aima_lib.gateway import Gateway
 from aima_lib.infra.home import Home
-from aima_lib.infra.store import Store
 from aima_lib.registry import Registry
+from aima_lib.runtime import host
 from tests.workshop import OPEN, unit, write_handlers, write_schemas
 
 pytestmark = pytest.mark.anyio
@@ -108,14 +107,12 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
 
 
 @pytest.fixture
-async def gateway(home: Home, registry: Registry, store: Store) -> AsyncIterator[Gateway]:
-    """Built by the composition root itself, from other unit files."""
+async def gateway(home: Home, registry: Registry) -> AsyncIterator[Gateway]:
+    """A host of other unit files, beside AIMA's events."""
     (home.path / "config.toml").write_text("[calls]\nquery_timeout_seconds = 1\n", encoding="utf-8")
-    built = runtime._build(home, config.load(home.path), registry, store)
-    async with anyio.create_task_group() as tasks:
-        built.runs.open(tasks, built.execute)
-        yield built
-        tasks.cancel_scope.cancel()
+    events = {unit.name: unit for unit in Registry.described().of("event")}
+    async with host(home, registry=Registry(events | dict(registry))) as hosted:
+        yield hosted
 
 
 async def test_a_call_goes_through_with_its_stream(gateway: Gateway) -> None:
@@ -247,7 +244,7 @@ async def test_a_resource_is_read_by_uri_and_an_unknown_one_refused(gateway: Gat
 async def test_following_refuses_what_is_no_event(gateway: Gateway) -> None:
     with pytest.raises(InvalidArgument, match=r"thing\.chnaged") as raised:
         gateway.follow(types=["thing.chnaged"])
-    assert raised.value.hint == "did you mean thing.changed?"
+    assert "thing.changed" in str(raised.value.hint)
     gateway.follow(types=["thing.*"])
 
 

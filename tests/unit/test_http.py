@@ -14,11 +14,11 @@ import anyio
 import httpx
 import pytest
 
-from aima_lib import config, runtime, units
+from aima_lib import units
 from aima_lib.gateway import Gateway
 from aima_lib.infra.home import Home
-from aima_lib.infra.store import Store
 from aima_lib.registry import Registry
+from aima_lib.runtime import host
 from aima_mcp import server
 from aima_mcp.faces import strict_json
 from aima_mcp.faces.http.exchange import accepted
@@ -152,8 +152,7 @@ async def world(home: Home, tmp_path: Path, anyio_backend: str) -> AsyncIterator
     name = f"handlers_{tmp_path.name.replace('-', '_')}"
     package = write_handlers(tmp_path, name, HANDLERS)
     own = Registry.load(package, write_schemas(tmp_path / "schemas", *WORLD))
-    store = Store(home.path / "aima.db")
-    gateway = runtime._build(home, config.load(home.path), Registry(dict(Registry.load(units)) | dict(own)), store)
+    registry = Registry(dict(Registry.load(units)) | dict(own))
     urls: list[str] = []
     ready = anyio.Event()
 
@@ -162,14 +161,13 @@ async def world(home: Home, tmp_path: Path, anyio_backend: str) -> AsyncIterator
         ready.set()
 
     with server.listen("127.0.0.1", 0) as listener:
-        async with runtime._running(gateway), anyio.create_task_group() as tasks:
+        async with host(home, registry=registry) as gateway, anyio.create_task_group() as tasks:
             tasks.start_soon(server._serve, gateway, "127.0.0.1", listener, began)
             await ready.wait()
             headers = {"Authorization": f"Bearer {home.key()}"}
             async with httpx.AsyncClient(base_url=urls[0], headers=headers, trust_env=False, timeout=DEADLINE) as client:
                 yield World(gateway, client, sys.modules[f"{name}.only"], int(urls[0].rpartition(":")[2]), home.key())
                 await client.post("/shutdown")
-    store.close()
 
 
 async def until(true: Callable[[], bool]) -> None:
