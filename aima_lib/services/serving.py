@@ -84,7 +84,7 @@ class ServingService:
         Raises:
             NotFound: no such model or engine.
             InvalidArgument: an option the engine does not understand.
-            AlreadyExists: a service of that name serves something else.
+            AlreadyExists: a service of that name serves something else. One that has failed serves nothing, and is replaced.
             FailedPrecondition, ResourceExhausted, DeadlineExceeded: it did not start; it stays, as failed, and the error says how to go on.
         """
         model = self._model(model_id)
@@ -93,7 +93,10 @@ class ServingService:
         id = slug(name or model_id)
         wanted = {"model_id": model_id, "engine": chosen, "options": dict(options or {})}
         async with self._locks[id]:
-            if old := self._store.peek("service", id):
+            old = self._store.peek("service", id)
+            if old and self._view(old)["status"] == "failed":  # it serves nothing: what the error advised may take its place
+                await self._store.update("service", id, **wanted, instance_id=slug(f"{chosen}-{id}"))
+            elif old:
                 self._refuse_other(old, wanted)
             else:
                 record = {"id": id, "name": name or model_id, **wanted, "desired_replicas": 1, "error": None, "created_at": now()}

@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
-from aima_lib.errors import AlreadyExists, FailedPrecondition, NotFound
+from aima_lib.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted
 from tests.engines.conftest import Hosted
 from tests.engines.test_engine import _spoil
 
@@ -85,3 +85,13 @@ async def test_a_start_that_is_cancelled_leaves_nothing_behind(hosted: Hosted) -
     if (await hosted.call("run.get", run_id=run["id"]))["run"]["status"] == "cancelled":  # it may have been faster
         await wait(hosted, "tiny", "stopped")
     assert hosted.events("service.restarted") == []
+
+
+async def test_a_failed_service_gives_way_to_what_its_error_advised(hosted: Hosted) -> None:
+    model = await hosted.tiny()
+    with pytest.raises(ResourceExhausted) as caught:
+        await hosted.call("service.create", model_id=model, name="big", options={"context_length": 1 << 20, "parallel": 64})
+    advised = caught.value.next[0]
+    assert advised["unit"] == "service.create" and advised["arguments"]["name"] == "big"
+    small = await hosted.call("service.create", **advised["arguments"] | {"options": {"context_length": 256}})
+    assert small["service"]["status"] == "running" and small["service"]["options"] == {"context_length": 256}
