@@ -106,7 +106,7 @@ class Attached:
     async def _events(self, method: str, path: str, **request: Any) -> AsyncIterator[tuple[str, Any]]:
         async with self._sent(method, path, **request) as response:
             kind, data = "message", []
-            async for line in response.aiter_lines():
+            async for line in _lines(response.aiter_text()):
                 field, _, value = line.partition(": ")
                 if field == "event":
                     kind = value
@@ -143,6 +143,15 @@ class Attached:
 
     def _away(self, error: httpx.HTTPError) -> Unavailable:
         return Unavailable(f"the host (process {self.host.pid}, {self.host.url}) does not answer: {error}", hint="aima start")
+
+
+async def _lines(texts: AsyncIterator[str]) -> AsyncIterator[str]:
+    """Lines that end in LF and nothing else: a text may hold what `splitlines` also takes for the end of one, such as U+2028."""
+    rest = ""
+    async for text in texts:
+        *lines, rest = (rest + text).split("\n")
+        for line in lines:
+            yield line
 
 
 def _path(name: str) -> str:

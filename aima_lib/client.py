@@ -9,8 +9,10 @@ import asyncio
 import inspect
 import keyword
 import queue
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,6 +28,7 @@ from aima_lib.infra.home import Home
 from aima_lib.registry import Registry, Unit
 
 _END = object()
+_OPEN: set[Aima] = set()
 
 
 class AsyncAima:
@@ -111,22 +114,25 @@ class AsyncStream:
     def __init__(self, door: Door, tasks: TaskGroup, name: str, arguments: Mapping[str, Any]) -> None:
         self.result: Mapping[str, Any] | None = None
         self._error: AimaError | None = None
+        self._scope = anyio.CancelScope()
         self._send, self._items = anyio.create_memory_object_stream[Mapping[str, Any]](64)
         tasks.start_soon(self._run, door, name, arguments)
 
     async def _run(self, door: Door, name: str, arguments: Mapping[str, Any]) -> None:
         async with self._send:
             try:
-                self.result = await door.call(name, arguments, send=self._send.send)
+                with self._scope:
+                    self.result = await door.call(name, arguments, send=self._send.send)
             except AimaError as error:
                 self._error = error
-            except anyio.BrokenResourceError:
-                return  # the reader left before the end
 
     async def __aiter__(self) -> AsyncIterator[Mapping[str, Any]]:
-        async with self._items:
+        try:
             async for item in self._items:
                 yield item
+        finally:  # a reader that leaves early ends the call
+            self._scope.cancel()
+            self._items.close()
         if self._error is not None:
             raise self._error
 
@@ -142,6 +148,8 @@ class Aima:
             self._portal = opening.enter_context(start_blocking_portal())
             self._aima = opening.enter_context(self._portal.wrap_async_context_manager(AsyncAima(home)))
             self._stack = opening.pop_all()
+        _OPEN.add(self)
+        _await_exit()
 
     def __enter__(self) -> Self:
         return self
@@ -150,7 +158,8 @@ class Aima:
         self.close()
 
     def close(self) -> None:
-        """Leave the host, or stop hosting."""
+        """Leave the host, or stop hosting. A program that ends without it is closed at its end."""
+        _OPEN.discard(self)
         self._stack.close()
 
     def call(self, name: str, arguments: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None) -> Mapping[str, Any]:
@@ -171,6 +180,18 @@ class Aima:
 
     def __getattr__(self, domain: str) -> _Domain:
         return _domain(self.call, domain)
+
+
+@cache
+def _await_exit() -> None:
+    """Close at the program's end what is open: the threads that serve it would keep the program, and `atexit` waits for them."""
+
+    def close() -> None:
+        threading.main_thread().join()
+        for aima in list(_OPEN):
+            aima.close()
+
+    threading.Thread(target=close, name="aima-exit").start()
 
 
 class Stream:

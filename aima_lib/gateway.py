@@ -110,8 +110,9 @@ class Gateway:
         if not caller.may("read"):
             raise PermissionDenied(f"{caller.name} may not read events", hint="ask the owner for a key with the scope read")
         known = {unit.name for unit in self.registry.of("event")}
+        known |= {f"{name.partition('.')[0]}.*" for name in known}
         for name in types:
-            if name not in known and name.removesuffix(".*") not in {event.partition(".")[0] for event in known}:
+            if name not in known:
                 raise InvalidArgument(f"no event called {name!r}", hint=did_you_mean(name, known))
         return self.services.events.follow(after, types)
 
@@ -120,7 +121,7 @@ class Gateway:
         if unit := self._callable.get(name):
             return unit
         close = nearest(name, self._callable)
-        call = {"unit": "unit.search", "arguments": {"query": name.replace(".", " ").replace("_", " ").strip() or "list"}}
+        call = {"unit": "unit.search", "arguments": {"query": name[:100].replace(".", " ").replace("_", " ").strip() or "list"}}
         raise NotFound(f"no unit called {name!r}", hint=did_you_mean(name, self._callable), next=[call], details={"nearest": close})
 
     def allow(self, name: str, caller: Caller) -> Unit:

@@ -10,9 +10,14 @@ from collections.abc import Collection, Iterable
 LONGEST = 64
 
 
-def slug(text: str) -> str:
-    """`text` as an id: lower case letters, digits, dots, underscores and dashes, at most 64 characters."""
-    return re.sub(r"[^a-z0-9._]+", "-", text.lower()).strip("-._")[:LONGEST].strip("-._") or "unnamed"
+def slug(text: str, longest: int = LONGEST) -> str:
+    """`text` as an id: lower case letters, digits, dots, underscores and dashes, at most `longest` characters."""
+    return re.sub(r"[^a-z0-9._]+", "-", text.lower()).strip("-._")[:longest].strip("-._") or "unnamed"
+
+
+def instance_id(engine: str, whose: str) -> str:
+    """The id of the process that `engine` runs for a service or a model: long enough that no two of them share one."""
+    return slug(f"{engine}-{whose}", 2 * LONGEST)
 
 
 def fresh(stem: str, taken: Collection[str]) -> str:

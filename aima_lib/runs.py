@@ -127,9 +127,8 @@ class Runs:
             unit = self._registry.get(run["unit"])
             if unit is None or not unit.durable or not unit.definition["annotations"]["idempotentHint"]:
                 why = f"the host ended during {run['unit']}, which may not be done twice"
-                error = Unavailable(
-                    why, hint="look at what it left, then call it again", next=[{"unit": run["unit"], "arguments": run["input"]}]
-                )
+                again = [{"unit": run["unit"], "arguments": run["input"]}] if unit else []
+                error = Unavailable(why, hint="look at what it left, then call it again", next=again)
                 await self._store.update("run", run["id"], status="interrupted", finished_at=now(), error=error.as_dict())
                 continue
             run = await self._store.update("run", run["id"], attempts=run["attempts"] + 1)
@@ -155,20 +154,22 @@ class Runs:
                 await self._store.update("run", run["id"], progress=live.progress)
 
         outcome: dict[str, Any] = {}
-        with live.scope:
-            try:
-                outcome = {"status": "succeeded", "result": dict(await self._execute(unit, run["input"], caller, run["id"], send))}
-            except AimaError as error:
-                outcome = {"status": "failed", "error": error.as_dict()}
-        if live.cancelled and not outcome:
-            outcome = {"status": "cancelled", "error": Cancelled(f"run {run['id']} was cancelled").as_dict()}
-        # Without an outcome the host itself is going down: the record stays `running`, and the next host takes it up.
-        with anyio.CancelScope(shield=True):
-            if outcome:
-                await self._close(run["id"], live, outcome)
-            live.done.set()
-            live.news.set()
-            self._live.pop(run["id"], None)
+        try:
+            with live.scope:
+                try:
+                    outcome = {"status": "succeeded", "result": dict(await self._execute(unit, run["input"], caller, run["id"], send))}
+                except AimaError as error:
+                    outcome = {"status": "failed", "error": error.as_dict()}
+        finally:
+            if live.cancelled and not outcome:
+                outcome = {"status": "cancelled", "error": Cancelled(f"run {run['id']} was cancelled").as_dict()}
+            # Without an outcome the host itself is going down: the record stays `running`, and the next host takes it up.
+            with anyio.CancelScope(shield=True):
+                if outcome:
+                    await self._close(run["id"], live, outcome)
+                live.done.set()
+                live.news.set()
+                self._live.pop(run["id"], None)
 
     async def _close(self, run_id: str, live: _Live, outcome: Mapping[str, Any]) -> None:
         try:

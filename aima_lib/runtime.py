@@ -14,6 +14,7 @@ from aima_lib.errors import AimaError
 from aima_lib.gateway import Gateway
 from aima_lib.infra.events import Events
 from aima_lib.infra.home import Home
+from aima_lib.infra.retention import Retention
 from aima_lib.infra.store import Store
 from aima_lib.registry import Registry
 from aima_lib.runs import Runs
@@ -57,7 +58,7 @@ async def host(home: Home, *, passing: bool = False, registry: Registry | None =
 
 
 def _build(home: Home, settings: config.Config, registry: Registry, store: Store) -> Gateway:
-    events = Events(store, {unit.name: unit for unit in registry.of("event")}, settings["events"])
+    events = Events(store, {unit.name: unit for unit in registry.of("event")})
     devices = DeviceService(settings, store, events)
     models = ModelService(settings, home.path, store, events, devices)
     engines = EngineService(settings, home.path, store, events, models, devices)
@@ -71,7 +72,7 @@ def _build(home: Home, settings: config.Config, registry: Registry, store: Store
 async def _running(gateway: Gateway, passing: bool) -> AsyncIterator[None]:
     services = gateway.services
     async with anyio.create_task_group() as loops, anyio.create_task_group() as work:
-        await loops.start(_kept_up, services.events.run)
+        await loops.start(_kept_up, Retention(services.store, services.config["events"]).run)
         await services.devices.detect()
         await services.engines.adopt()
         for service in (services.devices, services.models, services.engines):

@@ -14,7 +14,6 @@ from aima_lib.infra.events import Events
 from aima_lib.infra.store import Store
 from aima_lib.registry import Registry
 
-RETENTION = {"retention_days": 14, "retention_count": 200_000}
 OPEN = {"type": "object", "properties": {}}
 NOTICE = {"type": "object", "required": ["number"], "additionalProperties": False, "properties": {"number": {"type": "integer"}}}
 
@@ -70,4 +69,4 @@ def write_handlers(folder: Path, name: str, source: str) -> ModuleType:
 def events_of(store: Store, folder: Path, *names: str) -> Events:
     """A log that knows these events; each carries one number."""
     registry = Registry.described(write_schemas(folder, *(unit("event", name) for name in names)))
-    return Events(store, dict(registry), RETENTION)
+    return Events(store, dict(registry))

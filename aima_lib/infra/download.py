@@ -85,7 +85,7 @@ class Download:
                     return
             except Again as error:
                 failures = 1 if self._have > before else failures + 1
-                before = self._have
+                before = max(before, self._have)  # a server that always begins anew gets no further by getting as far again
                 if failures > self.pace.attempts:
                     raise self._interrupted(error) from error
                 backoff = self.pace.first_wait_seconds * 2 ** (failures - 1)

@@ -11,14 +11,13 @@ import json
 import logging
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import anyio
 import apsw
 
 from aima_lib.errors import Internal
-from aima_lib.infra.clock import now, stamp
+from aima_lib.infra.clock import now
 from aima_lib.infra.store import Store
 from aima_lib.registry import Unit
 
@@ -31,8 +30,8 @@ log = logging.getLogger(__name__)
 class Events:
     """The log and its followers. `types` are the event units by name."""
 
-    def __init__(self, store: Store, types: Mapping[str, Unit], retention: Mapping[str, Any]) -> None:
-        self._store, self._types, self._retention = store, types, retention
+    def __init__(self, store: Store, types: Mapping[str, Unit]) -> None:
+        self._store, self._types = store, types
         self._recent: deque[Event] = deque(maxlen=KEPT)
         self._news = anyio.Event()
         self._subscribers: list[Callable[[Event], None]] = []
@@ -101,27 +100,20 @@ class Events:
             else:
                 await anyio.lowlevel.checkpoint()
 
-    def page(self, after: int, limit: int, types: Collection[str] = (), subject: str | None = None) -> list[Event]:
-        """A page of the log, oldest first. A type ending in `.*` means its whole domain."""
-        where, values = ["seq > ?"], [after]
+    def page(self, after: int | None, limit: int, types: Collection[str] = (), subject: str | None = None) -> list[Event]:
+        """A page of the log, oldest first: from number `after` on, or the newest. A type ending in `.*` means its whole domain."""
+        where, values = ["seq > ?"], [after or 0]
         if types:
             where.append("(" + " OR ".join("type GLOB ?" for _ in types) + ")")
             values += list(types)  # type: ignore[arg-type]
         if subject is not None:
             where.append("subject = ?")
             values.append(subject)  # type: ignore[arg-type]
-        sql = f"SELECT seq, type, time, subject, payload FROM events WHERE {' AND '.join(where)} ORDER BY seq LIMIT ?"
+        order = "DESC" if after is None else "ASC"
+        sql = f"SELECT seq, type, time, subject, payload FROM events WHERE {' AND '.join(where)} ORDER BY seq {order} LIMIT ?"
         rows = self._store.read(sql, (*values, limit))
+        rows = rows[::-1] if after is None else rows
         return [{"seq": s, "type": t, "time": m, "subject": j, "payload": json.loads(p)} for s, t, m, j, p in rows]
-
-    async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Drop, once an hour, what is older or more than the owner wants to keep."""
-        task_status.started()
-        while True:
-            oldest = stamp(datetime.now(UTC) - timedelta(days=float(self._retention["retention_days"])))
-            newest = self._last - int(self._retention["retention_count"])
-            await self._store.submit(lambda db, o=oldest, n=newest: db.execute("DELETE FROM events WHERE time < ? OR seq <= ?", (o, n)))  # type: ignore[misc]
-            await anyio.sleep(3600)
 
     def _show(self, event: Event) -> None:
         self._recent.append(event)

@@ -10,7 +10,7 @@ import secrets
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from aima_lib.errors import FailedPrecondition
 
@@ -18,6 +18,9 @@ if sys.platform == "win32":
     import msvcrt
 else:
     import fcntl
+
+# Where start times are dates, the boot time they are reckoned from may be corrected by a second.
+CLOCK_SLACK = 0.005 if sys.platform == "linux" else 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +41,16 @@ class Home:
         self._lock: IO[bytes] | None = None
 
     def make(self) -> None:
-        """Create the folders, for the owner's eyes only."""
-        for folder in (self.path, *(self.path / name for name in ("models", "logs", "instances"))):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Create the folders, for the owner's eyes only.
+
+        Raises:
+            FailedPrecondition: there cannot be a home at this path.
+        """
+        try:
+            for folder in (self.path, *(self.path / name for name in ("models", "logs", "instances"))):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unusable(error) from error
 
     @property
     def id(self) -> str:
@@ -73,7 +83,10 @@ class Home:
         Raises:
             FailedPrecondition: another process hosts this home; its pid is named.
         """
-        lock = (self.path / "host.lock").open("a+b")
+        try:
+            lock = (self.path / "host.lock").open("a+b")
+        except OSError as error:
+            raise self._unusable(error) from error
         try:
             if sys.platform == "win32":
                 msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1)
@@ -103,22 +116,35 @@ class Home:
             self._lock.close()
             self._lock = None
 
+    def _unusable(self, error: OSError) -> FailedPrecondition:
+        what = f"{error.filename}: {error.strerror}"
+        return FailedPrecondition(f"{self.path} cannot be a home: {what}", hint="mend it, or set AIMA_HOME to a folder of your own")
+
 
 def create_time(pid: int) -> float | None:
-    """When the process started, as the system tells it; None when there is no such process."""
+    """When the process started, by a clock that nobody sets; None when there is no such process.
+
+    Linux reckons from the boot. psutil turns that into a date, which moves when the clock is set: a board that learns the time after
+    its boot would no longer know its own processes.
+    """
     import psutil
 
     try:
         process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
-    except psutil.Error:
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        if sys.platform != "linux":
+            return float(process.create_time())
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (psutil.Error, OSError):
         return None
 
 
 def is_alive(pid: int, started: float) -> bool:
     """Whether that very process lives: a pid alone may be somebody else's by now."""
     found = create_time(pid)
-    return found is not None and abs(found - started) < 1.5
+    return found is not None and abs(found - started) < CLOCK_SLACK
 
 
 def write_private(path: Path, text: str) -> None:
@@ -130,14 +156,3 @@ def write_private(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(part, path)
-
-
-def describe_process(pid: int) -> dict[str, Any]:
-    """Name and command of a process, for errors that name who holds something."""
-    import psutil
-
-    try:
-        process = psutil.Process(pid)
-        return {"pid": pid, "name": process.name()}
-    except psutil.Error:
-        return {"pid": pid, "name": None}

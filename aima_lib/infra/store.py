@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import apsw
 
-from aima_lib.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted
+from aima_lib.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from aima_lib.names import did_you_mean, nearest
 
 T = TypeVar("T")
@@ -80,8 +80,15 @@ class Store:
         return int(self.read(f"SELECT count(*) FROM documents WHERE {where}", values)[0][0])
 
     def read(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-        """Rows of a SELECT. For tables that are not documents."""
-        return list(self._reader.execute(sql, values))
+        """Rows of a SELECT. For tables that are not documents.
+
+        Raises:
+            InvalidArgument: a value is a number that SQLite cannot hold.
+        """
+        try:
+            return list(self._reader.execute(sql, values))
+        except OverflowError as error:
+            raise InvalidArgument("a number has more than 63 bits") from error
 
     def missing(self, kind: str, id: str) -> NotFound:
         """The error that says so and names what is near."""
@@ -187,7 +194,7 @@ class Store:
         try:
             outcome = job(db)
             outcome = list(outcome) if isinstance(outcome, apsw.Cursor) else outcome
-        except (apsw.Error, ValueError, TypeError, LookupError, AttributeError) as error:
+        except (apsw.Error, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
             if db.in_transaction:
                 db.execute("ROLLBACK TO job")
                 db.execute("RELEASE job")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -19,12 +20,12 @@ from typing import Any
 import psutil
 
 from aima_lib.errors import FailedPrecondition, Unavailable
-from aima_lib.infra.home import Home, write_private
+from aima_lib.infra.blobs import disk_error
+from aima_lib.infra.home import Home, is_alive, write_private
 from aima_lib.infra.launch import FOLDER, PORT, Launch
 
 KEEPER = Path(__file__).with_name("keeper.py")
 KEEPER_SECONDS = 10
-CLOCK_SLACK = 1.5
 # What an engine may see of the host's environment: no token or password is among these.
 PASSED = ("PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONPATH", "XDG_CACHE_HOME")
 PASSED_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "HIP_", "ROCR_", "GGML_", "OMP_", "GOMP_", "KMP_", "MKL_", "VK_")
@@ -70,30 +71,41 @@ def start(home: Path, instance: str, launch: Launch, key: str, grace_seconds: fl
 
     Raises:
         Unavailable: the keeper did not start, or the engine's program cannot be run.
+        ResourceExhausted: the disk is full.
     """
     if not hasattr(os, "fork"):
         raise Unavailable("process engines need Linux or macOS", hint="use a remote engine, or run AIMA under WSL")
     folder = folder_of(home, instance)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True, mode=0o700)
-    log_of(home, instance).parent.mkdir(exist_ok=True)
     chosen = port or (None if launch.announces else _free_port())
     argv = [part.replace(FOLDER, str(folder)).replace(PORT, str(chosen)) for part in launch.argv]
     spec = {"argv": argv, "log": str(log_of(home, instance)), "home": str(home), "grace_seconds": grace_seconds}
-    for name, text in {"key": key, "launch.json": json.dumps(spec), **launch.files}.items():
-        write_private(folder / name, text)
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, mode=0o700)
+        log_of(home, instance).parent.mkdir(exist_ok=True)
+        for name, text in {"key": key, "launch.json": json.dumps(spec), **launch.files}.items():
+            write_private(folder / name, text)
+    except OSError as error:
+        raise disk_error(error, home) from error
     marks = {"AIMA_HOME_ID": Home(home).id, "AIMA_INSTANCE": instance}
-    _start_keeper(folder, _environment() | dict(launch.env) | marks)
-    return _await_state(home, instance), chosen
+    try:
+        _start_keeper(folder, _environment() | dict(launch.env) | marks)
+        return _await_state(home, instance), chosen
+    except Unavailable:
+        stop(home, instance, 0.0)  # a keeper that could not say that it runs may run
+        raise
 
 
 def _start_keeper(folder: Path, environment: dict[str, str]) -> None:
     """Returns when the keeper has gone into the background, where nobody needs to reap it."""
-    subprocess.run(
-        [sys.executable, "-P", str(KEEPER), str(folder)],
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        env=environment, start_new_session=True, close_fds=True, timeout=KEEPER_SECONDS, check=False,
-    )  # fmt: skip
+    try:
+        subprocess.run(
+            [sys.executable, "-P", str(KEEPER), str(folder)],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env=environment, start_new_session=True, close_fds=True, timeout=KEEPER_SECONDS, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Unavailable(f"the keeper of {folder.name} did not start: {error}", hint="is this machine out of memory?") from error
 
 
 def _await_state(home: Path, instance: str) -> Kept:
@@ -149,11 +161,14 @@ def stop(home: Path, instance: str, timeout_seconds: float) -> int:
     folder = folder_of(home, instance)
     keeper = _process(kept.keeper_pid, kept.keeper_create_time) if kept else None
     if keeper is not None:
-        write_private(folder / "stop.json", json.dumps({"timeout_seconds": timeout_seconds}))
+        try:
+            write_private(folder / "stop.json", json.dumps({"timeout_seconds": timeout_seconds}))
+        except OSError:  # a full disk, say: an engine must end all the same
+            _signal(keeper, signal.SIGTERM)
         _wait([keeper], timeout_seconds + 3)
     left = marked(home, instance)
     for process in left:
-        _kill(process)
+        _signal(process, signal.SIGKILL)
     _wait(left, 3)
     return max(0, before - rss_bytes(home, instance))
 
@@ -211,11 +226,9 @@ def _tree(home: Path, instance: str) -> list[psutil.Process]:
 
 def _process(pid: int, create_time: float) -> psutil.Process | None:
     try:
-        process = psutil.Process(pid)
-        alive = abs(process.create_time() - create_time) < CLOCK_SLACK and process.status() != psutil.STATUS_ZOMBIE
+        return psutil.Process(pid) if is_alive(pid, create_time) else None
     except psutil.Error:
         return None
-    return process if alive else None
 
 
 def _mark(process: psutil.Process) -> tuple[str | None, str | None]:
@@ -233,9 +246,9 @@ def _rss(process: psutil.Process) -> int:
         return 0
 
 
-def _kill(process: psutil.Process) -> None:
+def _signal(process: psutil.Process, number: int) -> None:
     try:
-        process.kill()
+        process.send_signal(number)
     except psutil.Error:
         pass  # it ended meanwhile
 

@@ -145,7 +145,8 @@ class DeviceService:
             self._events.publish("device.health_changed", payload, subject=id)
 
     def _remember(self, id: str, reading: Reading) -> None:
-        history = self._history.setdefault(id, deque())
+        kept = int(self._limits["history_seconds"] / self._limits["sample_seconds"]) + 1  # also when the clock is set back, and ages stop
+        history = self._history.setdefault(id, deque(maxlen=kept))
         history.append((time.time(), reading.values()))
         while history[0][0] < time.time() - self._limits["history_seconds"]:
             history.popleft()

@@ -7,23 +7,24 @@ import secrets
 import time
 from collections import defaultdict
 from collections.abc import Mapping
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
 import anyio
-from anyio.abc import TaskStatus
+from anyio.abc import TaskGroup, TaskStatus
 
 from aima_lib.engines.base import Engine, refuse_unknown
 from aima_lib.engines.cause import cause
 from aima_lib.engines.roster import roster
 from aima_lib.errors import AimaError, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, Unavailable
-from aima_lib.infra.clock import now
+from aima_lib.infra.clock import now, parse, stamp
 from aima_lib.infra.events import Events
 from aima_lib.infra.launch import Launch
 from aima_lib.infra.progress import Send, silent
 from aima_lib.infra.store import Document, Store
 from aima_lib.launchers import process
-from aima_lib.names import did_you_mean, slug
+from aima_lib.names import did_you_mean, instance_id, slug
 from aima_lib.services import placement
 from aima_lib.services.admission import Admission
 from aima_lib.services.device import DeviceService
@@ -94,14 +95,15 @@ class EngineService:
 
         Raises:
             NotFound: nothing of that name ever ran here.
+            InvalidArgument: `since` is no time.
         """
         path = process.log_of(self._home, instance_id)
-        if slug(instance_id) != instance_id or not path.exists():
+        if slug(instance_id, len(instance_id)) != instance_id or not path.exists():
             known = [instance["id"] for instance in self._store.find("instance")]
             calls = [{"unit": "engine.list", "arguments": {}}]
             raise NotFound(f"no instance called {instance_id!r}", hint=did_you_mean(instance_id, known), next=calls)
-        lines = await anyio.to_thread.run_sync(process.tail, path, tail)
-        return [line for line in lines if since is None or line >= since]
+        first = "" if since is None else _moment(since)
+        return [line for line in await anyio.to_thread.run_sync(process.tail, path, tail) if line >= first]
 
     # Starting
 
@@ -128,9 +130,9 @@ class EngineService:
         refuse_unknown(engine, chosen)
         if model.get("format") not in engine.formats:
             raise InvalidArgument(f"{name} reads {', '.join(engine.formats)}; {model_id} is {model.get('format')}")
-        id = slug(f"{name}-{service_id or model_id}")
+        id = instance_id(name, service_id or model_id)
         async with self._locks[id]:
-            if running := await self._running(id, model_id, chosen, send):
+            if running := await self._running(id, model_id, chosen, port, send):
                 return running
             return await self._launch(engine, model, chosen, id, port, service_id, send)
 
@@ -143,9 +145,9 @@ class EngineService:
                 await self._end(old, 10.0, "restarted")
             return await self._launch(engine, model, old["options"], instance_id, None, old["service_id"], send)
 
-    async def _running(self, id: str, model_id: str, options: Mapping[str, Any], send: Send) -> Document | None:
+    async def _running(self, id: str, model_id: str, options: Mapping[str, Any], port: int | None, send: Send) -> Document | None:
         """The instance, if it lives already, as it was asked for."""
-        found = next(iter(self._store.find("instance", id=id)), None)
+        found = self._store.peek("instance", id)
         kept = process.read_state(self._home, id)
         if found is None or found["status"] not in ALIVE or kept is None or not kept.is_running():
             return None
@@ -155,6 +157,9 @@ class EngineService:
             if found["service_id"]:
                 call, hint = {"unit": "service.create", "arguments": other}, "serve it under another name"
             raise FailedPrecondition(f"{id} runs already, with other options: {found['options']}", hint=hint, next=[call])
+        if port is not None and port != _port_of(found):
+            call = {"unit": "engine.stop", "arguments": {"instance_id": id}}
+            raise FailedPrecondition(f"{id} runs already, at {found['base_url']}", hint="leave port out, or stop it first", next=[call])
         if found["status"] == "ready":
             return found
         launch = self._plan(found)
@@ -179,13 +184,14 @@ class EngineService:
         await self._store.put("instance", document)
         await self._news.progress(document, "starting", f"starting {engine.name} with {model['id']} on {device['id']}", send)
         key, grace = secrets.token_urlsafe(32), float(self._settings["grace_seconds"])
-        try:
-            kept, chosen = await anyio.to_thread.run_sync(process.start, self._home, id, launch, key, grace, port)
-        except AimaError as error:
-            await self._fail(document, str(error), send)
-            raise
-        url = f"http://127.0.0.1:{chosen}" if chosen else None
-        document = await self._store.update("instance", id, pid=kept.pid, keeper_pid=kept.keeper_pid, base_url=url)
+        with anyio.CancelScope(shield=True):  # a moment; a caller that leaves is heard in `_until_ready`, which clears up
+            try:
+                kept, chosen = await anyio.to_thread.run_sync(process.start, self._home, id, launch, key, grace, port)
+            except AimaError as error:
+                await self._fail(document, str(error), send)
+                raise
+            url = f"http://127.0.0.1:{chosen}" if chosen else None
+            document = await self._store.update("instance", id, pid=kept.pid, keeper_pid=kept.keeper_pid, base_url=url)
         return await self._until_ready(document, launch, chosen, send)
 
     def _plan(self, instance: Mapping[str, Any]) -> Launch:
@@ -196,8 +202,8 @@ class EngineService:
     async def _until_ready(self, document: Document, launch: Launch, port: int | None, send: Send) -> Document:
         """Wait for the first token. Whatever else happens, a cancelled caller too, nothing of the start is left."""
         seconds, succeeded = float(self._settings["start_timeout_seconds"]), False
-        await self._news.progress(document, "loading", f"loading {document['model_id']}", send)
         try:
+            await self._news.progress(document, "loading", f"loading {document['model_id']}", send)
             with anyio.fail_after(seconds):
                 address = await self._first_token(document, launch, port)
             ready = await self._mark_ready(document, launch, address)
@@ -292,8 +298,8 @@ class EngineService:
         if self._locks[instance_id].locked() and kept is not None:
             await anyio.to_thread.run_sync(process.stop, self._home, instance_id, timeout_seconds)  # a start under way sees it end
         async with self._locks[instance_id]:
-            instance = self.instance(instance_id)
-            return await self._end(instance, timeout_seconds, "stopped") if instance["status"] in ALIVE else 0
+            instance = self._store.peek("instance", instance_id)  # it may be forgotten by now
+            return await self._end(instance, timeout_seconds, "stopped") if instance and instance["status"] in ALIVE else 0
 
     async def _end(self, instance: Document, timeout_seconds: float, reason: str) -> int:
         with anyio.CancelScope(shield=True):
@@ -334,30 +340,38 @@ class EngineService:
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Watch what runs until cancelled: deaths, starts a lost host left behind, health."""
         task_status.started()
-        try:
+        async with anyio.create_task_group() as starts:
             while True:
                 for instance in self._store.find("instance"):
                     if instance["status"] in ALIVE and not self._locks[instance["id"]].locked():
-                        await self._watch(instance)
+                        await self._watch(instance, starts)
                 await anyio.sleep(WATCH_SECONDS)
-        finally:
-            with anyio.CancelScope(shield=True):
-                await self.wire.close()
 
-    async def _watch(self, instance: Document) -> None:
+    async def _watch(self, instance: Document, starts: TaskGroup) -> None:
         kept = process.read_state(self._home, instance["id"])
         if kept is None or not kept.is_running() or not kept.has_keeper():
             if kept is not None and kept.has_keeper() and process.read_exit(self._home, instance["id"]) is None:
                 return  # its keeper is about to say how it ended
             async with self._locks[instance["id"]]:
-                if (fresh := self.instance(instance["id"]))["status"] in ALIVE and fresh["pid"] == instance["pid"]:
+                fresh = self._store.peek("instance", instance["id"])
+                if fresh and fresh["status"] in ALIVE and fresh["pid"] == instance["pid"]:
                     await self._bury(fresh)
         elif instance["status"] == "ready":
             await self._probe(instance)
-        else:  # a start whose host died: nobody waits for it any more but us
+        else:
+            starts.start_soon(self._go_on, instance)
+
+    async def _go_on(self, instance: Document) -> None:
+        """A start whose host died: nobody waits for it any more but us."""
+        async with self._locks[instance["id"]]:
             try:
-                async with self._locks[instance["id"]]:
-                    await self._until_ready(instance, self._plan(instance), _port_of(instance), silent)
+                launch = self._plan(instance)
+            except AimaError as error:  # its model is gone, or no longer fit to be loaded
+                log.warning("%s: %s", instance["id"], error)
+                await self._give_up(instance)
+                return
+            try:
+                await self._until_ready(instance, launch, _port_of(instance), silent)
             except AimaError as error:
                 log.warning("%s: %s", instance["id"], error)
 
@@ -383,7 +397,7 @@ class EngineService:
         except (Unavailable, FailedPrecondition):
             self._missed[id] += 1
         health = "healthy" if not self._missed[id] else "unhealthy" if self._missed[id] >= MISSES else instance["health"]
-        if health != instance["health"] and not self._locks[id].locked():
+        if health != instance["health"] and not self._locks[id].locked() and self._store.peek("instance", id):
             await self._store.update("instance", id, health=health)
             self._news.health(instance, health)
 
@@ -407,6 +421,15 @@ class EngineService:
 
 def _port_of(instance: Mapping[str, Any]) -> int | None:
     return int(instance["base_url"].rpartition(":")[2]) if instance["base_url"] else None
+
+
+def _moment(text: str) -> str:
+    """An RFC 3339 time as the log writes it, so that the two compare; without a zone it is UTC."""
+    try:
+        moment = parse(text)
+        return stamp(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
+    except (ValueError, OverflowError) as error:
+        raise InvalidArgument(f"since: {text!r} is no RFC 3339 time", hint="write it like 2026-11-22T16:42:00Z") from error
 
 
 def _logs_call(instance_id: str) -> Document:

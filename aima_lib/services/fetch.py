@@ -17,8 +17,9 @@ import anyio
 from anyio import from_thread, to_thread
 
 from aima_lib.errors import AimaError, FailedPrecondition, InvalidArgument
-from aima_lib.infra.blobs import CHUNK, Blobs, digest, disk_error, need_room, sync
+from aima_lib.infra.blobs import CHUNK, Blobs, digest, disk_error, need_room
 from aima_lib.infra.download import Download, Interrupted, Mismatch, Pace
+from aima_lib.infra.home import write_private
 from aima_lib.infra.web import Web
 from aima_lib.sources.base import Artefact, Part, Plan, matches, total
 
@@ -106,14 +107,11 @@ class Fetch:
 
     def note(self, files: list[File]) -> None:
         """Say what is about to become blobs: after a crash in the middle nothing need be fetched again."""
-        path = self.folder / "done.json"
-        path.write_text(json.dumps({file.name: file.sha256 for file in files}), encoding="utf-8")
-        sync(path)
+        write_private(self.folder / "done.json", json.dumps({file.name: file.sha256 for file in files}))
 
     def _prepare(self) -> dict[str, str]:
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / "done.json"
-        known: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        known = noted(self.folder)
         missing = [a for a in self.plan.artefacts if not self._blobs.has(a.sha256 or known.get(a.name))]
         here = sum(entry.stat().st_size for entry in self.folder.iterdir())
         # Parts that must be joined lie on the disk twice for a moment.
@@ -158,6 +156,15 @@ class Fetch:
         if digest(path, lambda _: from_thread.check_cancelled()) != sha256:
             return None
         return File(artefact.name, sha256, path.stat().st_size, None)
+
+
+def noted(folder: Path) -> dict[str, str]:
+    """What `note` said of a folder of parts: names and digests. Nothing when it said nothing, or the disk lost it."""
+    try:
+        said: dict[str, str] = json.loads((folder / "done.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
+    return said
 
 
 @contextmanager

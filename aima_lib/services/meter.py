@@ -34,10 +34,11 @@ class Meter:
         """The metrics of a service."""
         moment = time.monotonic()
         recent = [sample for sample in self._samples if moment - sample.moment <= WINDOW_SECONDS]
+        since = recent[0].moment if len(recent) == self._samples.maxlen else self._since  # of more requests only the last are known
         first = sorted(sample.ttft_ms for sample in recent if sample.ttft_ms is not None)
         speeds = [sample.tokens_per_second for sample in recent if sample.tokens_per_second is not None]
         return {
-            "requests_per_second": round(len(recent) / min(WINDOW_SECONDS, max(moment - self._since, 1.0)), 3),
+            "requests_per_second": round(len(recent) / min(WINDOW_SECONDS, max(moment - since, 1.0)), 3),
             "ttft_p50_ms": _quantile(first, 0.50),
             "ttft_p99_ms": _quantile(first, 0.99),
             "tokens_per_second": round(sum(speeds) / len(speeds), 2) if speeds else None,

@@ -16,7 +16,7 @@ from aima_lib.infra.clock import now
 from aima_lib.infra.events import Events
 from aima_lib.infra.progress import Send, silent
 from aima_lib.infra.store import Document, Store
-from aima_lib.names import slug
+from aima_lib.names import instance_id, slug
 from aima_lib.services.engine import EngineService
 from aima_lib.services.meter import Meter
 from aima_lib.services.model import ModelService
@@ -95,12 +95,12 @@ class ServingService:
         async with self._locks[id]:
             old = self._store.peek("service", id)
             if old and self._view(old)["status"] == "failed":  # it serves nothing: what the error advised may take its place
-                await self._store.update("service", id, **wanted, instance_id=slug(f"{chosen}-{id}"))
+                await self._store.update("service", id, **wanted, instance_id=instance_id(chosen, id))
             elif old:
                 self._refuse_other(old, wanted)
             else:
                 record = {"id": id, "name": name or model_id, **wanted, "desired_replicas": 1, "error": None, "created_at": now()}
-                await self._store.insert("service", record | {"instance_id": slug(f"{chosen}-{id}")})
+                await self._store.insert("service", record | {"instance_id": instance_id(chosen, id)})
                 self._events.publish("service.created", {"service_id": id, **wanted}, subject=id)
             return await self._start(id, send)
 
@@ -140,7 +140,9 @@ class ServingService:
         await self._store.update("service", service_id, desired_replicas=0)
         freed = await self._end(before, 10.0)
         async with self._locks[service_id]:
-            await self._store.delete("service", service_id)
+            freed += await self._end(before, 10.0)  # somebody who waited for the lock before us may have started it again
+            if not await self._store.delete("service", service_id):
+                raise self._store.missing("service", service_id)
             await self._engines.forget(before["instance_id"])
         if before["status"] != "stopped":
             payload = {"service_id": service_id, "model_id": before["model_id"], "freed_bytes": freed}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from aima_lib.infra.store import Store
 from aima_lib.names import fresh, slug
 from aima_lib.services import memory
 from aima_lib.services.describe import digest_of
-from aima_lib.services.fetch import File
+from aima_lib.services.fetch import File, noted
 
 Model = dict[str, Any]
 
@@ -180,7 +179,6 @@ class Shelf:
         """Clear what a crash left: half imports, and parts of models that were complete and recorded. Blocking."""
         held = {file["sha256"] for model in models for file in model["files"]}
         for entry in self.blobs.partial.iterdir():
-            done = entry / "done.json"
-            recorded = done.is_file() and held.issuperset(json.loads(done.read_text(encoding="utf-8")).values())
-            if recorded or entry.name.startswith("import-"):
+            done = noted(entry)
+            if (done and held.issuperset(done.values())) or entry.name.startswith("import-"):
                 shutil.rmtree(entry, ignore_errors=True)

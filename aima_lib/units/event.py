@@ -21,11 +21,10 @@ async def list_events(
         if name not in known:
             raise InvalidArgument(f"no event called {name!r}", hint=did_you_mean(name, known) or f"there are: {', '.join(sorted(known))}")
     log = ctx.services.events
-    start = max(0, log.last - limit) if after is None else after
-    return {"events": log.page(start, limit, types or (), subject), "last": log.last}
+    return {"events": log.page(after, limit, types or (), subject), "last": log.last}
 
 
 @handles("event.log")
 async def newest_events(ctx: Context) -> Mapping[str, Any]:
     log = ctx.services.events
-    return {"events": log.page(max(0, log.last - 100), 100), "last": log.last}
+    return {"events": log.page(None, 100), "last": log.last}

@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import time
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import psutil
 import pytest
 
 from aima_lib.errors import AimaError, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
+from aima_lib.launchers import process
 from tests.engines.conftest import Hosted
 
 pytestmark = [pytest.mark.anyio, pytest.mark.engine]
@@ -194,3 +196,46 @@ async def test_an_engine_that_hangs_becomes_unhealthy_and_well_again(hosted: Hos
 async def test_bad_calls(hosted: Hosted, unit: str, arguments: dict[str, Any], kind: type[AimaError]) -> None:
     with pytest.raises(kind):
         await hosted.gateway.call(unit, arguments)
+
+
+async def test_a_caller_that_leaves_while_the_process_starts_leaves_none(hosted: Hosted) -> None:
+    model, home = await hosted.tiny(), hosted.gateway.services.home.path
+    with anyio.CancelScope() as scope:
+        async with anyio.create_task_group() as tasks:
+
+            async def leave() -> None:
+                await hosted.until(lambda: process.read_state(home, "llamacpp-tiny"), 5)
+                scope.cancel()
+
+            tasks.start_soon(leave)
+            await hosted.gateway.services.engines.start("llamacpp", model)
+    assert hosted.gateway.services.engines.instance("llamacpp-tiny")["status"] == "failed"
+    assert process.marked(home, "llamacpp-tiny") == []
+
+
+async def test_another_port_than_that_of_the_running_one_is_refused(hosted: Hosted) -> None:
+    instance = (await hosted.call("engine.start", name="llamacpp", model_id=await hosted.tiny()))["instance"]
+    port = int(instance["base_url"].rpartition(":")[2])
+    with pytest.raises(FailedPrecondition, match=rf"runs already, at http://127.0.0.1:{port}"):
+        await hosted.call("engine.start", name="llamacpp", model_id="tiny", port=port - 1)
+    assert (await hosted.call("engine.start", name="llamacpp", model_id="tiny", port=port))["instance"] == instance
+
+
+async def test_lines_since_a_time_are_chosen_by_time_and_not_by_spelling(hosted: Hosted) -> None:
+    instance = (await hosted.call("engine.start", name="llamacpp", model_id=await hosted.tiny()))["instance"]
+    lines = (await hosted.call("engine.logs", instance_id=instance["id"]))["lines"]
+    second = f"{lines[0][:19]}Z"
+    elsewhere = datetime.fromisoformat(second).astimezone(timezone(timedelta(hours=9))).isoformat()
+    for since in (second, elsewhere):
+        assert (await hosted.call("engine.logs", instance_id=instance["id"], since=since))["lines"][0] == lines[0]
+    with pytest.raises(InvalidArgument, match="'yesterday' is no RFC 3339 time"):
+        await hosted.call("engine.logs", instance_id=instance["id"], since="yesterday")
+
+
+async def test_a_start_that_was_left_behind_and_cannot_go_on_is_ended(hosted: Hosted) -> None:
+    store, home = hosted.gateway.services.store, hosted.gateway.services.home.path
+    instance = (await hosted.call("engine.start", name="llamacpp", model_id=await hosted.tiny()))["instance"]
+    await store.update("model", "tiny", status="corrupt")
+    await store.update("instance", instance["id"], status="starting")  # as a host leaves it that dies during a start
+    await hosted.until(lambda: store.get("instance", instance["id"])["status"] == "failed", 5)
+    assert process.marked(home, instance["id"]) == []

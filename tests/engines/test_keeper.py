@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from aima_lib.errors import InvalidArgument
 from aima_lib.infra.home import Home
 from aima_lib.infra.launch import Launch
 from aima_lib.launchers import process
@@ -133,3 +134,34 @@ def test_a_keeper_is_small(home: Home) -> None:
         assert keeper.memory_full_info().uss < 24 << 20
         assert keeper.num_threads() == 1
         process.stop(home.path, "talker", 1)
+
+
+def test_a_keeper_that_takes_too_long_is_an_error_of_ours_and_leaves_nothing(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "KEEPER_SECONDS", 0.001)
+    with hosting(home), pytest.raises(process.Unavailable, match="the keeper of talker did not start"):
+        process.start(home.path, "talker", TALKER, "key", GRACE)
+    assert left(home, TALKER) == []
+
+
+def test_an_engine_whose_state_cannot_be_written_is_not_left_running(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "KEEPER_SECONDS", 2)
+    blocked = Launch(("/bin/sh", "-c", "while :; do sleep 60; done"), "blocked", ("chat",), files={"state.json.new/x": ""})
+    monkeypatch.setattr(process, "write_private", lambda path, text: (path.parent.mkdir(exist_ok=True), path.write_text(text)))
+    with hosting(home), pytest.raises(process.Unavailable, match="the keeper of blocked did not start"):
+        process.start(home.path, "blocked", blocked, "key", 60)
+    assert left(home, blocked) == []
+
+
+def test_a_stop_needs_no_room_on_the_disk(home: Home) -> None:
+    with hosting(home):
+        start(home, TALKER)
+        (process.folder_of(home.path, "talker") / "stop.json").mkdir()  # as if it could not be written
+        assert process.stop(home.path, "talker", 2) > 0
+        assert left(home, TALKER) == []
+
+
+def test_a_disk_that_refuses_is_no_bug(home: Home) -> None:
+    (home.path / "instances" / "talker").parent.rmdir()
+    (home.path / "instances").touch()
+    with pytest.raises(InvalidArgument, match="instances"):
+        process.start(home.path, "talker", TALKER, "key", GRACE)

@@ -10,6 +10,7 @@ import anyio
 import pytest
 
 from aima_lib.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted
+from aima_lib.launchers import process
 from tests.engines.conftest import Hosted
 from tests.engines.test_engine import _spoil
 
@@ -95,3 +96,24 @@ async def test_a_failed_service_gives_way_to_what_its_error_advised(hosted: Host
     assert advised["unit"] == "service.create" and advised["arguments"]["name"] == "big"
     small = await hosted.call("service.create", **advised["arguments"] | {"options": {"context_length": 256}})
     assert small["service"]["status"] == "running" and small["service"]["options"] == {"context_length": 256}
+
+
+async def test_a_start_that_overtakes_a_delete_leaves_no_process(hosted: Hosted) -> None:
+    await hosted.call("service.create", model_id=await hosted.tiny())
+    services = hosted.gateway.services
+    async with anyio.create_task_group() as tasks, services.serving._locks["tiny"]:  # as a service.start holds it that came before
+        tasks.start_soon(services.serving.delete, "tiny")
+        await hosted.until(lambda: services.engines.instance("llamacpp-tiny")["status"] == "stopped")
+        await services.store.update("service", "tiny", desired_replicas=1)
+        await services.engines.start("llamacpp", "tiny", {}, service_id="tiny")
+    assert process.marked(services.home.path, "llamacpp-tiny") == []
+    assert services.store.find("instance") == []
+
+
+async def test_services_with_long_names_have_engines_of_their_own(hosted: Hosted) -> None:
+    model, ids = await hosted.tiny(), set()
+    for name in ("n" * 63 + "a", "n" * 63 + "b"):
+        service = (await hosted.call("service.create", model_id=model, name=name, options={"context_length": 256}))["service"]
+        ids.add(service["instance_id"])
+        assert (await hosted.call("service.logs", service_id=service["id"]))["lines"]
+    assert len(ids) == 2

@@ -174,3 +174,13 @@ def test_a_meter_invents_nothing() -> None:
         meter.record(float(i), 10.0, i >= 90)
     full = meter.read()
     assert (full["ttft_p50_ms"], full["ttft_p99_ms"], full["error_rate"], full["tokens_per_second"]) == (50, 99, 0.1, 10)
+
+
+def test_more_requests_than_are_kept_are_not_told_as_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr("aima_lib.services.meter.time.monotonic", lambda: clock[0])
+    meter = Meter()
+    for _ in range(40_000):  # a thousand a second
+        clock[0] += 0.001
+        meter.record(None, None, False)
+    assert meter.read()["requests_per_second"] == pytest.approx(1000, rel=0.01)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import subprocess
+import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
+import anyio
 import pytest
 
 from aima_lib import Aima, AimaError, AsyncAima, errors
+from aima_lib.attached import _lines
+from aima_lib.gateway import Context, Gateway
 from aima_lib.infra.home import Home
 from aima_lib.runtime import host
 
@@ -73,3 +80,44 @@ async def test_a_passing_host_brings_nothing_up(home: Home) -> None:
     async with host(home, passing=True) as gateway:
         assert (await gateway.call("service.get", {"service_id": "wanted"}))["service"]["error"] is None
         assert (await gateway.call("event.list", {"types": ["service.*"]}))["events"] == []
+
+
+def test_a_program_that_forgets_to_close_ends_all_the_same(home: Home) -> None:
+    forgetful = f"from aima_lib import Aima; aima = Aima({str(home.path)!r}); print(aima.model.list()['total'])"
+    done = subprocess.run([sys.executable, "-c", forgetful], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
+    assert not (home.path / "host.json").exists(), "it was closed, not cut off"
+
+
+@pytest.mark.anyio
+async def test_a_reader_that_leaves_is_no_bug_of_aima(home: Home) -> None:
+    async with AsyncAima(home.path) as aima:
+        gateway, done = aima.door, anyio.Event()
+        assert isinstance(gateway, Gateway)
+
+        async def chatty(ctx: Context, **arguments: object) -> dict[str, object]:
+            try:
+                while True:
+                    await ctx.send({"delta": {"content": "a"}})
+            finally:
+                done.set()
+
+        unit = gateway.registry["inference.chat"]
+        gateway._callable["inference.chat"] = dataclasses.replace(unit, handler=chatty)
+        stream = aiter(aima.stream("inference.chat", model="any", messages=[{"role": "user", "content": "hi"}]))
+        assert await anext(stream) == {"delta": {"content": "a"}}
+        await stream.aclose()  # type: ignore[attr-defined]
+        with anyio.fail_after(5):
+            await done.wait()
+            while not gateway.outcomes:
+                await anyio.sleep(0)
+        assert dict(gateway.outcomes) == {("inference.chat", "cancelled"): 1}
+
+
+@pytest.mark.anyio
+async def test_lines_end_where_the_protocol_says() -> None:
+    async def texts() -> AsyncIterator[str]:
+        for text in ("data: a\u2028", "b\x85c\n\nda", "ta: d\n"):
+            yield text
+
+    assert [line async for line in _lines(texts())] == ["data: a\u2028b\x85c", "", "data: d"]

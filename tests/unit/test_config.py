@@ -60,6 +60,8 @@ def test_an_unknown_key_names_the_nearest(tmp_path: Path, text: str, unknown: st
         "[server]\nport = 70000\n",
         "server = 5\n",
         "[events]\nretention_count = 1\n",
+        "[events]\nretention_count = 100000000000000000000\n",
+        "[events]\nretention_days = 1000000\n",
         "[engines]\ngrace_seconds = nan\n",
     ],
 )
@@ -72,4 +74,10 @@ def test_a_wrong_value_is_refused_naming_the_file(tmp_path: Path, text: str) -> 
 def test_what_is_not_toml_is_refused_naming_the_file(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "config.toml").write_bytes(content)
     with pytest.raises(InvalidArgument, match=r"config\.toml is not TOML"):
+        config.load(tmp_path)
+
+
+def test_a_file_that_cannot_be_read_is_said_plainly(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").mkdir()
+    with pytest.raises(InvalidArgument, match="cannot be read: Is a directory"):
         config.load(tmp_path)

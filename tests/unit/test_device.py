@@ -42,7 +42,7 @@ async def opened(home: Path, toml: str = "", hardware: Hardware | None = None) -
     settings = config.load(home)
     store = Store(home / "aima.db")
     try:
-        events = Events(store, {unit.name: unit for unit in Registry.described().of("event")}, settings["events"])
+        events = Events(store, {unit.name: unit for unit in Registry.described().of("event")})
         yield DeviceService(settings, store, events, hardware), events, store
     finally:
         store.close()
@@ -258,3 +258,14 @@ def test_a_sleeping_jetson_says_so(tmp_path: Path) -> None:
 def test_another_board_is_no_jetson(tmp_path: Path) -> None:
     found = Hardware(write(tmp_path, {"proc/device-tree/model": "Raspberry Pi 5 Model B Rev 1.0\0"})).detect()["tegra"]
     assert found.devices == [] and "Raspberry Pi 5" in str(found.absent)
+
+
+@pytest.mark.anyio
+async def test_a_clock_that_is_set_back_does_not_make_the_history_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened(tmp_path, "[devices]\nsample_seconds = 1\nhistory_seconds = 10\n") as (service, _, _):
+        cpu = (await service.known())[0]
+        reading, start = await service._read(cpu), time.time()
+        for second in range(100):
+            monkeypatch.setattr(time, "time", lambda at=start - second: at)
+            service._remember("cpu", reading)
+        assert len(service._history["cpu"]) <= 11

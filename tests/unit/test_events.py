@@ -9,11 +9,13 @@ from typing import Any
 import anyio
 import pytest
 
-from aima_lib.errors import Internal
+from aima_lib.errors import Internal, InvalidArgument
+from aima_lib.gateway import Gateway
 from aima_lib.infra import events as module
 from aima_lib.infra.events import Events
+from aima_lib.infra.retention import Retention
 from aima_lib.infra.store import Store
-from tests.workshop import RETENTION, events_of
+from tests.workshop import events_of
 
 pytestmark = pytest.mark.anyio
 DEADLINE = 20
@@ -88,7 +90,7 @@ async def test_the_log_replays_what_memory_does_not_hold(store: Store, log: Even
     for number in range(1200):  # more than one page of the log
         log.publish("model.created", {"number": number})
     await reached(log, 1200)
-    after_restart = Events(store, log._types, RETENTION)
+    after_restart = Events(store, log._types)
     assert after_restart.last == 1200
     seen = await take(after_restart, 1200, after=0)
     assert [event["seq"] for event in seen] == list(range(1, 1201))
@@ -153,15 +155,33 @@ async def test_a_failing_subscriber_harms_nobody(log: Events, caplog: pytest.Log
     assert log.counts["model.created"] == 2
 
 
+async def test_a_domain_without_its_star_is_refused(hosted: Gateway) -> None:
+    with pytest.raises(InvalidArgument, match="no event called 'model'"):
+        hosted.follow(types=("model",))
+    hosted.follow(types=("model.*",))
+
+
 async def test_old_events_are_dropped_and_numbers_go_on(store: Store, log: Events) -> None:
-    log._retention = {"retention_days": 14, "retention_count": 100}
     for number in range(300):
         log.publish("model.created", {"number": number})
     await reached(log, 300)
     async with anyio.create_task_group() as tasks:
-        await tasks.start(log.run)
+        await tasks.start(Retention(store, {"retention_days": 14, "retention_count": 100}).run)
         with anyio.fail_after(DEADLINE):
             while len(log.page(0, 1000)) != 100:
                 await anyio.sleep(0.001)
         tasks.cancel_scope.cancel()
     assert [event["seq"] for event in log.page(0, 2)] == [201, 202]
+
+
+@pytest.mark.anyio
+async def test_the_newest_of_a_kind_are_found_however_long_ago(hosted: Gateway) -> None:
+    events = hosted.services.events
+    await hosted.call("device.detect")
+    for number in range(150):
+        events.publish("model.deleted", {"model_id": f"m{number}", "freed_bytes": 0}, subject=f"m{number}")
+    await hosted.services.store.submit(lambda db: None)
+    found = (await hosted.call("event.list", {"types": ["device.detected"], "limit": 5}))["events"]
+    assert found and {event["type"] for event in found} == {"device.detected"}
+    newest = (await hosted.call("event.list", {"limit": 2}))["events"]
+    assert [event["subject"] for event in newest] == ["m148", "m149"]

@@ -253,3 +253,10 @@ def test_every_error_class_has_its_own_row(tmp_path: Path) -> None:
     assert len(kinds) == 12
     for field in ("code", "http_status", "exit_code"):
         assert len({getattr(kind, field) for kind in kinds}) == 12
+
+
+async def test_a_name_of_any_length_is_answered_with_a_call_that_can_be_made(hosted: Gateway) -> None:
+    with pytest.raises(NotFound) as caught:
+        await hosted.call("x" * 3000)
+    [search] = caught.value.next
+    assert hosted.find(search["unit"]).input.first_error(search["arguments"]) is None

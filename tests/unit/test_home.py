@@ -10,11 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from aima_lib.errors import FailedPrecondition
 from aima_lib.gateway import Gateway
 from aima_lib.infra.home import Home, create_time, is_alive, write_private
+from aima_lib.launchers import keeper
 from aima_lib.runtime import host
 
 HOLD = """
@@ -120,3 +122,26 @@ async def test_a_home_that_is_hosted_is_well_and_refuses_a_second_host(hosted: G
         async with host(home):
             raise AssertionError("two hosts of one home")
     assert (await hosted.call("system.info"))["pid"] == os.getpid()
+
+
+def test_a_clock_that_is_set_changes_no_process(monkeypatch: pytest.MonkeyPatch, home: Home) -> None:
+    home.acquire("1")
+    try:
+        kept = keeper.Host(home.path)
+        monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: 0.0, raising=False)  # what a step of the clock moves
+        assert home.host() is not None
+        assert kept._is_alive()
+    finally:
+        home.release()
+
+
+def test_what_cannot_be_a_home_is_said_plainly(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(FailedPrecondition, match="cannot be a home") as raised:
+        Home(tmp_path / "file").make()
+    assert "AIMA_HOME" in str(raised.value.hint)
+    blocked = Home(tmp_path / "a home")
+    blocked.make()
+    (blocked.path / "host.lock").mkdir()
+    with pytest.raises(FailedPrecondition, match="cannot be a home"):
+        blocked.acquire("1")

@@ -43,7 +43,7 @@ class Shop:
         self.home, self.store = home.path, store
         settings = config.load(home.path)
         types = {unit.name: unit for unit in Registry.described().of("event")}
-        self.events = Events(store, types, settings["events"])
+        self.events = Events(store, types)
         self.devices = DeviceService(settings, store, self.events)
         web, pace = Web(connect_seconds=2, stall_seconds=stall_seconds), Pace(attempts=3, first_wait_seconds=0.02, longest_wait_seconds=0.1)
         self.models = ModelService(settings, home.path, store, self.events, self.devices, web=web, pace=pace)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -270,3 +271,24 @@ async def test_killed_again_and_again_it_still_ends_whole(hub: Hub, tmp_path: Pa
         model = await here.models.pull(**asked)
         assert model["digest"] == f"sha256:{hashlib.sha256((tmp_path / 'tiny.gguf').read_bytes()).hexdigest()}"
         assert nothing_left(here) and len(here.on_disk()["blobs"]) == 1
+
+
+async def test_a_server_that_always_begins_anew_is_given_up(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = itertools.cycle([400_000] * 2 + [100_000] * 2)  # an attempt asks the hub, then its CDN
+
+    def fault(path: str) -> Fault:
+        bad = Fault(no_range=True, reset_after=next(lengths), bytes_per_second=4_000_000) if path.endswith(".gguf") else None
+        return bad or Fault()
+
+    monkeypatch.setattr(hub, "fault", fault)
+    async with shop(tmp_path / "home", toml(hub)) as here:
+        with anyio.fail_after(6), pytest.raises(Unavailable):
+            await here.models.pull("a/m")
+
+
+async def test_a_note_that_a_crash_cut_short_stops_nobody(hub: Hub, tmp_path: Path) -> None:
+    folder = tmp_path / "home/models/partial/half"
+    folder.mkdir(parents=True)
+    (folder / "done.json").touch()
+    async with shop(tmp_path / "home", toml(hub)) as here:
+        assert (await here.models.pull("a/m"))["id"] == "m-q8_0"

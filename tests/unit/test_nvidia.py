@@ -195,7 +195,7 @@ def test_on_a_jetson_the_better_witness_is_heard(tmp_path: Path) -> None:
 async def test_a_hot_gpu_is_told_once_and_its_recovery_too(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("[devices]\nsample_seconds = 0.1\n")
     settings, store, gpu = config.load(tmp_path), Store(tmp_path / "aima.db"), dict(H200)
-    events = Events(store, {unit.name: unit for unit in Registry.described().of("event")}, settings["events"])
+    events = Events(store, {unit.name: unit for unit in Registry.described().of("event")})
     service = DeviceService(settings, store, events, Hardware(tmp_path, Library(gpu), "x86_64"))
     try:
         async with anyio.create_task_group() as loops:

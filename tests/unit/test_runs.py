@@ -192,3 +192,18 @@ async def test_a_run_of_another_process_cannot_be_cancelled_here(store: Store, r
         await begun(work)
     with pytest.raises(FailedPrecondition, match=run["id"]):
         await Runs(store, registry).cancel(run["id"])
+
+
+async def test_whoever_follows_a_run_hears_that_the_host_ends(store: Store, registry: Registry) -> None:
+    work, outcomes = Work(), list[str]()
+    with anyio.fail_after(DEADLINE):
+        async with anyio.create_task_group() as others, hosting(store, registry, work) as runs:
+            run = await runs.start(registry["thing.fetch"], {}, OWNER, None)
+            await begun(work)
+
+            async def follow() -> None:
+                outcomes.append((await runs.follow(run["id"], silent))["status"])
+
+            others.start_soon(follow)
+            await anyio.wait_all_tasks_blocked()
+    assert outcomes == ["running"], "the next host takes it up"

@@ -13,7 +13,7 @@ import anyio
 import apsw
 import pytest
 
-from aima_lib.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted
+from aima_lib.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from aima_lib.infra.store import Store
 
 pytestmark = pytest.mark.anyio
@@ -196,3 +196,12 @@ async def test_opening_again_migrates_nothing_twice(tmp_path: Path) -> None:
         versions = store.read("SELECT version FROM schema_version")
         store.close()
     assert len(versions) == len(set(versions))
+
+
+async def test_a_number_sqlite_cannot_hold_is_the_callers_fault_and_stops_nobody(store: Store) -> None:
+    with pytest.raises(InvalidArgument, match="63 bits"):
+        store.find("model", offset=2**70)
+    with pytest.raises(OverflowError):
+        await store.submit(lambda db: db.execute("DELETE FROM events WHERE seq <= ?", (2**70,)))
+    with anyio.fail_after(5):
+        await store.insert("model", {"id": "after"})

@@ -1,0 +1,39 @@
+"""How much of the past is kept: events, calls, and runs that have ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import anyio
+import apsw
+
+from aima_lib.infra.clock import stamp
+from aima_lib.infra.store import Store
+
+EVERY_SECONDS = 3600.0
+RUNS = """DELETE FROM documents WHERE kind = 'run' AND json_extract(body, '$.status') <> 'running' AND (
+  json_extract(body, '$.finished_at') < ?
+  OR rowid <= (SELECT rowid FROM documents WHERE kind = 'run' ORDER BY rowid DESC LIMIT 1 OFFSET ?))"""
+
+
+class Retention:
+    """Drops what is older, or more, than the owner wants to keep."""
+
+    def __init__(self, store: Store, limits: Mapping[str, Any]) -> None:
+        self._store, self._limits = store, limits
+
+    async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Do so once an hour until cancelled."""
+        task_status.started()
+        while True:
+            await self._store.submit(self._drop)
+            await anyio.sleep(EVERY_SECONDS)
+
+    def _drop(self, db: apsw.Connection) -> None:
+        oldest = stamp(datetime.now(UTC) - timedelta(days=float(self._limits["retention_days"])))
+        most = int(self._limits["retention_count"])
+        for table in ("events", "calls"):
+            db.execute(f"DELETE FROM {table} WHERE time < ? OR seq <= (SELECT max(seq) FROM {table}) - ?", (oldest, most))
+        db.execute(RUNS, (oldest, most))
