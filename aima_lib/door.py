@@ -6,20 +6,27 @@ from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from aima_lib.errors import PermissionDenied
 from aima_lib.infra.progress import Send
 from aima_lib.registry import Registry
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks, and what they may do. `admin` implies every scope but `exec`."""
+    """Who asks, and what they may do. `admin` implies every scope but `exec`; `models` narrows inference to these, None to all."""
 
     name: str
     scopes: frozenset[str]
+    models: frozenset[str] | None = None
 
     def may(self, scope: str) -> bool:
         """Whether this caller holds the scope."""
         return scope in self.scopes or ("admin" in self.scopes and scope != "exec")
+
+    def need(self, scope: str, what: str) -> None:
+        """Raises PermissionDenied, which names the scope, unless this caller holds it."""
+        if not self.may(scope):
+            raise PermissionDenied(f"{self.name} may not use {what}", hint=f"it needs the scope {scope}", details={"scope": scope})
 
 
 OWNER = Caller("owner", frozenset({"admin"}))

@@ -16,7 +16,7 @@ from typing import Any
 import anyio
 
 from aima_lib.door import OWNER, Caller
-from aima_lib.errors import AimaError, DeadlineExceeded, FailedPrecondition, Internal, InvalidArgument, NotFound, PermissionDenied
+from aima_lib.errors import AimaError, DeadlineExceeded, FailedPrecondition, Internal, InvalidArgument, NotFound
 from aima_lib.infra.clock import now
 from aima_lib.infra.progress import Send, silent
 from aima_lib.names import did_you_mean, nearest
@@ -101,14 +101,14 @@ class Gateway:
             known = [unit.definition["uriTemplate"] for unit in self.registry.of("resource")]
             raise NotFound(f"no resource at {uri!r}", hint=did_you_mean(uri, known) or f"there are: {', '.join(known)}")
         unit, variables = found
-        self._refuse_scope(unit, caller)
+        self._refuse_caller(unit, caller)
         content = await self._recorded(unit, variables, caller, None, None)
         return {"uri": uri, "mimeType": unit.definition["mimeType"], "content": content}
 
     def follow(self, after: int | None = None, types: Collection[str] = (), *, caller: Caller = OWNER) -> AsyncIterator[Mapping[str, Any]]:
         """See Door.follow."""
-        if not caller.may("read"):
-            raise PermissionDenied(f"{caller.name} may not read events", hint="ask the owner for a key with the scope read")
+        self.services.keys.refuse_revoked(caller)
+        caller.need("read", "events")
         known = {unit.name for unit in self.registry.of("event")}
         known |= {f"{name.partition('.')[0]}.*" for name in known}
         for name in types:
@@ -124,29 +124,36 @@ class Gateway:
         call = {"unit": "unit.search", "arguments": {"query": name[:100].replace(".", " ").replace("_", " ").strip() or "list"}}
         raise NotFound(f"no unit called {name!r}", hint=did_you_mean(name, self._callable), next=[call], details={"nearest": close})
 
-    def allow(self, name: str, caller: Caller) -> Unit:
-        """The unit, if the caller may use it. For faces that stream past `call`."""
+    def allow(self, name: str, caller: Caller, arguments: Mapping[str, Any]) -> Unit:
+        """The unit, if the caller may use it with these arguments. For faces that stream past `call`."""
         unit = self.find(name)
-        self._refuse_scope(unit, caller)
+        self._refuse_caller(unit, caller)
+        self._refuse_model(unit, caller, arguments)
         return unit
 
     def _checked(self, name: str, arguments: Mapping[str, Any] | None, caller: Caller) -> tuple[Unit, Mapping[str, Any]]:
         unit = self.find(name)
         given = {} if arguments is None else arguments
         try:
-            self._refuse_scope(unit, caller)
+            self._refuse_caller(unit, caller)
             if error := "not an object" if not isinstance(given, Mapping) else unit.input.first_error(given):
                 describe = {"unit": "unit.describe", "arguments": {"name": name}}
                 raise InvalidArgument(f"{name}: {error}", hint=_hint(unit, given), next=[describe])
+            self._refuse_model(unit, caller, given)
         except AimaError as refusal:
             self.outcomes[unit.name, refusal.code] += 1
             raise
         return unit, given
 
-    def _refuse_scope(self, unit: Unit, caller: Caller) -> None:
-        scope = unit.definition["scope"]
-        if not caller.may(scope):
-            raise PermissionDenied(f"{caller.name} may not use {unit.name}", hint=f"it needs the scope {scope}", details={"scope": scope})
+    def _refuse_caller(self, unit: Unit, caller: Caller) -> None:
+        self.services.keys.refuse_revoked(caller)
+        caller.need(unit.definition["scope"], unit.name)
+
+    def _refuse_model(self, unit: Unit, caller: Caller, given: Mapping[str, Any]) -> None:
+        """Whatever asks a model is held to the caller's models here, so that no unit can forget it."""
+        if caller.models is None or unit.definition["scope"] != "inference" or "model" not in unit.definition["inputSchema"]["properties"]:
+            return
+        self.services.inference.refuse_model(given.get("model"), caller)
 
     async def _recorded(
         self, unit: Unit, arguments: Mapping[str, Any], caller: Caller, send: Send | None, run_id: str | None
@@ -173,8 +180,10 @@ class Gateway:
         context = Context(self, caller, _shaped(unit, send), send is not None, run_id)
         limit = None if unit.durable else self._limit(unit)
         try:
-            with anyio.fail_after(limit):
+            with anyio.fail_after(limit) as scope, self.services.keys.holding(caller, scope):
                 result = await unit.handler(context, **arguments)
+            if scope.cancelled_caught:
+                raise self.services.keys.ended(caller)
         except AimaError:
             raise
         except TimeoutError as error:

@@ -12,8 +12,8 @@ from typing import Any
 import anyio
 from anyio.abc import TaskGroup
 
-from aima_lib.door import Caller
-from aima_lib.errors import AimaError, AlreadyExists, Cancelled, FailedPrecondition, Unavailable
+from aima_lib.door import OWNER, Caller
+from aima_lib.errors import AimaError, AlreadyExists, Cancelled, FailedPrecondition, Unauthenticated, Unavailable
 from aima_lib.infra.clock import now
 from aima_lib.infra.progress import Send
 from aima_lib.infra.store import Document, Store
@@ -58,16 +58,17 @@ class Runs:
         """Record a run and set it going. With a key that was used before for the same input, that earlier run.
 
         Raises:
-            AlreadyExists: the key was used with another input.
+            AlreadyExists: the key was used with another input, or by another caller.
         """
         digest = hashlib.sha256(json.dumps(arguments, sort_keys=True).encode()).hexdigest()
         run = {
-            "id": _id(unit.name, key),
+            "id": _id(unit.name, key, caller),
             "unit": unit.name,
             "status": "running",
             "input": dict(arguments),
             "caller": caller.name,
             "scopes": sorted(caller.scopes),
+            "models": None if caller.models is None else sorted(caller.models),
             "idempotency_key": key,
             "input_digest": digest,
             "attempts": 1,
@@ -107,6 +108,13 @@ class Runs:
         live = self._live.get(run_id)
         return run | {"progress": live.progress} if live and live.progress else run
 
+    def seen(self, run_id: str, caller: Caller) -> Document:
+        """The run, if the caller may know of it: the caller's own, or any for an admin. Raises NotFound, of both kinds of absence alike."""
+        run = self._store.peek("run", run_id)
+        if run is None or not (caller.may("admin") or run["caller"] == caller.name):
+            raise self._store.missing("run", run_id, caller=None if caller.may("admin") else caller.name)
+        return self.get(run_id)
+
     async def cancel(self, run_id: str) -> Document:
         """Ask a run to stop and wait until it has. A run that has ended is left as it is."""
         run = self._store.get("run", run_id)
@@ -121,10 +129,17 @@ class Runs:
         return self._store.get("run", run_id)
 
     async def recover(self) -> list[str]:
-        """After a crash: go on with what can go on, close the rest as interrupted. Returns the ids of those taken up."""
+        """After a crash: go on with what can go on, close the rest as interrupted. Returns the ids of those taken up.
+
+        A run goes on with the scopes and models it was begun with, past its key's end too; not when its key has been revoked.
+        """
         taken = []
         for run in self._store.find("run", status="running"):
             unit = self._registry.get(run["unit"])
+            if (revoked := (self._store.peek("key", run["caller"]) or {}).get("revoked_at")) is not None:
+                error: AimaError = Unauthenticated(f"the key {run['caller']}, which began this, was revoked at {revoked}")
+                await self._store.update("run", run["id"], status="interrupted", finished_at=now(), error=error.as_dict())
+                continue
             if unit is None or not unit.durable or not unit.definition["annotations"]["idempotentHint"]:
                 why = f"the host ended during {run['unit']}, which may not be done twice"
                 again = [{"unit": run["unit"], "arguments": run["input"]}] if unit else []
@@ -132,7 +147,8 @@ class Runs:
                 await self._store.update("run", run["id"], status="interrupted", finished_at=now(), error=error.as_dict())
                 continue
             run = await self._store.update("run", run["id"], attempts=run["attempts"] + 1)
-            self._begin(unit, run, Caller(run["caller"], frozenset(run["scopes"])))
+            models = run.get("models")
+            self._begin(unit, run, Caller(run["caller"], frozenset(run["scopes"]), None if models is None else frozenset(models)))
             taken.append(run["id"])
         return taken
 
@@ -179,6 +195,8 @@ class Runs:
 
     def _same(self, run: Document) -> Document:
         earlier = self._store.get("run", run["id"])
+        if earlier["caller"] != run["caller"]:
+            raise AlreadyExists(f"another caller has used the idempotency key {run['idempotency_key']!r}", hint="use a new key")
         if earlier["input_digest"] != run["input_digest"]:
             raise AlreadyExists(
                 f"idempotency key {run['idempotency_key']!r} was used for another {run['unit']}",
@@ -198,9 +216,11 @@ def outcome_of(run: Document) -> Mapping[str, Any]:
     raise Unavailable(f"run {run['id']} is {run['status']}", next=[{"unit": "run.wait", "arguments": {"run_id": run["id"]}}])
 
 
-def _id(unit: str, key: str | None) -> str:
+def _id(unit: str, key: str | None, caller: Caller) -> str:
     stem = slug(unit.replace(".", "-"))
     if key is None:
         return f"{stem}-{token()}"
+    if caller.name != OWNER.name:  # each caller's keys are its own: two that choose the same one must not share a run
+        return f"{stem}-{hashlib.sha256(f'{caller.name} {key}'.encode()).hexdigest()[:16]}"
     readable = key if slug(key) == key else hashlib.sha256(key.encode()).hexdigest()[:12]
     return f"{stem}-{readable}"

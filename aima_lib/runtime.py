@@ -22,6 +22,7 @@ from aima_lib.services import Services
 from aima_lib.services.device import DeviceService
 from aima_lib.services.engine import EngineService
 from aima_lib.services.inference import InferenceService
+from aima_lib.services.keys import KeyService
 from aima_lib.services.model import ModelService
 from aima_lib.services.serving import ServingService
 
@@ -64,12 +65,12 @@ def _build(home: Home, settings: config.Config, registry: Registry, store: Store
     engines = EngineService(settings, home.path, store, events, models, devices)
     serving = ServingService(settings, store, events, models, engines)
     inference = InferenceService(settings, store, events, engines, serving)
-    services = Services(settings, home, store, events, devices, models, engines, serving, inference)
+    services = Services(settings, home, store, events, devices, models, engines, serving, inference, KeyService(home, store, events))
     return Gateway(registry, services, Runs(store, registry))
 
 
 @asynccontextmanager
-async def _running(gateway: Gateway, passing: bool) -> AsyncIterator[None]:
+async def _running(gateway: Gateway, passing: bool = False) -> AsyncIterator[None]:
     services = gateway.services
     async with anyio.create_task_group() as loops, anyio.create_task_group() as work:
         await loops.start(_kept_up, Retention(services.store, services.config["events"]).run)

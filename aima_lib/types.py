@@ -155,6 +155,22 @@ class EngineInstance(TypedDict):
     error: str | None
 
 
+class Key(TypedDict):
+    """What is known of a key: never the key itself."""
+
+    id: str
+    name: str
+    scopes: list[str]
+    models: list[str] | None
+    prefix: str
+    status: Literal['active', 'expired', 'revoked']
+    created_at: str
+    created_by: str
+    expires_at: str | None
+    last_used_at: str | None
+    revoked_at: str | None
+
+
 class Model(TypedDict):
     """Weights on disk, ready for an engine to load."""
 
@@ -389,6 +405,26 @@ class InferenceModelsResult(TypedDict):
     """InferenceModelsResult"""
 
     models: list[AvailableModel]
+
+
+class KeyCreateResult(TypedDict):
+    """KeyCreateResult"""
+
+    key: Key
+    secret: str
+
+
+class KeyListResult(TypedDict):
+    """KeyListResult"""
+
+    keys: list[Key]
+    total: int
+
+
+class KeyRevokeResult(TypedDict):
+    """KeyRevokeResult"""
+
+    key: Key
 
 
 class ModelCreateResult(TypedDict):

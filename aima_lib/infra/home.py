@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from aima_lib.errors import FailedPrecondition
+from aima_lib.infra.keys import mint
 
 if sys.platform == "win32":
     import msvcrt
@@ -34,10 +35,14 @@ class Host:
 
 
 class Home:
-    """A folder: config.toml, aima.db, models/, logs/, instances/, key, host.lock, host.json."""
+    """A folder: config.toml, aima.db, models/, logs/, instances/, key, keys.secret, host.lock, host.json.
+
+    `given` says whether somebody named it; the environment's AIMA_URL and AIMA_KEY are for who names none.
+    """
 
     def __init__(self, path: Path | str | None = None) -> None:
         self.path = Path(path or os.environ.get("AIMA_HOME") or Path.home() / ".aima").expanduser().absolute()
+        self.given = path is not None
         self._lock: IO[bytes] | None = None
 
     def make(self) -> None:
@@ -61,12 +66,33 @@ class Home:
         """The owner's key: what other processes show at the door. Made once, kept in a 0600 file."""
         path = self.path / "key"
         if not path.exists():
-            write_private(path, "aima-" + secrets.token_urlsafe(24))
+            write_private(path, mint())
         return path.read_text(encoding="utf-8").strip()
 
     def is_key(self, candidate: str) -> bool:
         """Whether `candidate` is the owner's key, compared in constant time."""
         return hmac.compare_digest(candidate.encode(), self.key().encode())
+
+    @property
+    def secret_path(self) -> Path:
+        """The file that holds the secret behind the store's keys."""
+        return self.path / "keys.secret"
+
+    def has_secret(self) -> bool:
+        """Whether the secret is there already."""
+        return self.secret_path.exists()
+
+    def secret(self) -> bytes:
+        """What keys are hashed with. Made once, kept in a 0600 file outside the store, whose copy alone tells nothing."""
+        if not self.has_secret():
+            write_private(self.secret_path, secrets.token_hex(32))
+        return bytes.fromhex(self.secret_path.read_text(encoding="utf-8").strip())
+
+    def remote(self) -> tuple[str | None, str | None]:
+        """AIMA_URL and AIMA_KEY of the environment, for who named no home: the host to go to, and the key to show there."""
+        if self.given:
+            return None, None
+        return os.environ.get("AIMA_URL") or None, os.environ.get("AIMA_KEY") or None
 
     def host(self) -> Host | None:
         """The living host of this home, or None."""

@@ -90,10 +90,11 @@ class Store:
         except OverflowError as error:
             raise InvalidArgument("a number has more than 63 bits") from error
 
-    def missing(self, kind: str, id: str) -> NotFound:
-        """The error that says so and names what is near."""
-        ids = [row[0] for row in self.read("SELECT id FROM documents WHERE kind = ?", (kind,))]
-        unit = {"model": "model.list", "instance": "engine.list", "service": "service.list", "run": "run.list"}.get(kind)
+    def missing(self, kind: str, id: str, **equal: Any) -> NotFound:
+        """The error that says so and names what is near, among the documents whose fields equal these."""
+        where, values = _conditions(kind, equal)
+        ids = [row[0] for row in self.read(f"SELECT id FROM documents WHERE {where}", values)]
+        unit = {"model": "model.list", "instance": "engine.list", "service": "service.list", "run": "run.list", "key": "key.list"}.get(kind)
         hint = did_you_mean(id, ids) or (f"there are: {', '.join(ids[-5:])}" if ids else f"there is no {kind} yet")
         calls = [{"unit": unit, "arguments": {}}] if unit else []
         return NotFound(f"no {kind} called {id!r}", hint=hint, next=calls, details={"nearest": nearest(id, ids)})

@@ -12,6 +12,7 @@ from aima_lib.infra.store import Store
 from aima_lib.services.device import DeviceService
 from aima_lib.services.engine import EngineService
 from aima_lib.services.inference import InferenceService
+from aima_lib.services.keys import KeyService
 from aima_lib.services.model import ModelService
 from aima_lib.services.serving import ServingService
 
@@ -29,3 +30,4 @@ class Services:
     engines: EngineService
     serving: ServingService
     inference: InferenceService
+    keys: KeyService

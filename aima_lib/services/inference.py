@@ -9,7 +9,8 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from aima_lib.errors import AimaError, FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from aima_lib.door import Caller
+from aima_lib.errors import AimaError, FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, Unavailable
 from aima_lib.infra.events import Events
 from aima_lib.infra.progress import Send, silent
 from aima_lib.infra.store import Document, Store
@@ -70,6 +71,30 @@ class InferenceService:
             if instance is not None and instance["status"] == "ready" and task in instance["tasks"]:
                 return Endpoint(instance["base_url"], self._engines.key(instance), instance, service)
         raise self._why_not(model, task, candidates)
+
+    def refuse_model(self, model: str | None, caller: Caller) -> None:
+        """Raises PermissionDenied, which names the caller's models, unless whatever answers to `model` is one of them.
+
+        It says the same of a model that is not there: what others have is no business of this caller's.
+        """
+        if caller.models is None or (model is not None and self._is_within(model, caller.models)):
+            return
+        allowed = sorted(caller.models)
+        raise PermissionDenied(
+            f"{caller.name} may not use {model or 'just any model'}",
+            hint=f"it may use: {', '.join(allowed)}",
+            next=[{"unit": "inference.models", "arguments": {}}],
+            details={"models": allowed},
+        )
+
+    def _is_within(self, model: str, allowed: frozenset[str]) -> bool:
+        if model in allowed:
+            return True
+        found = self._candidates(model)
+        within = [
+            (service or {}).get("id") in allowed or (instance or service or {}).get("model_id") in allowed for instance, service in found
+        ]
+        return bool(found) and all(within)
 
     def _candidates(self, model: str) -> list[Candidate]:
         """Instance and service of what is called so. A service's own name means it and no other; a model's, whatever serves it."""
@@ -226,8 +251,11 @@ class InferenceService:
 
     # What can be asked
 
-    async def models(self, type: str | None = None) -> list[Document]:
-        """What can be asked now, what could be after service.create, and why the rest cannot. `type` is a task or a model's type."""
+    async def models(self, type: str | None = None, allowed: frozenset[str] | None = None) -> list[Document]:
+        """What can be asked now, what could be after service.create, and why the rest cannot.
+
+        `type` is a task or a model's type; `allowed` are the ids of the models and services to be told of, None for all.
+        """
         rows = [self._service_row(service) for service in self._store.find("service")]
         served = {row["model_id"] for row in rows}
         owned = {row["instance_id"] for row in rows}
@@ -239,7 +267,8 @@ class InferenceService:
             if model["id"] not in served:
                 rows.append(await self._model_row(model))
         types = {model["id"]: model.get("type") for model in self._store.find("model")}
-        return [row for row in rows if type is None or type in row["tasks"] or type == types.get(row["model_id"])]
+        seen = [row for row in rows if allowed is None or not allowed.isdisjoint((row["id"], row["model_id"]))]
+        return [row for row in seen if type is None or type in row["tasks"] or type == types.get(row["model_id"])]
 
     def _service_row(self, record: Document) -> Document:
         service = self._serving.get(record["id"])

@@ -60,9 +60,9 @@ async def embed(ctx: Context, model: str, input: str | Sequence[str], dimensions
 
 @handles("inference.models")
 async def models(ctx: Context, type: str | None = None) -> Result:
-    return {"models": await ctx.services.inference.models(type)}
+    return {"models": await ctx.services.inference.models(type, ctx.caller.models)}
 
 
 @handles("inference.available")
 async def available(ctx: Context) -> Result:
-    return {"models": await ctx.services.inference.models()}
+    return {"models": await ctx.services.inference.models(None, ctx.caller.models)}

@@ -16,7 +16,8 @@ WAIT_SECONDS = 45
 @handles("unit.search")
 async def search_units(ctx: Context, query: str, limit: int = 10) -> Mapping[str, Any]:
     words = re.findall(r"[a-z0-9]+", query.lower())
-    ranked = sorted(ctx.registry.of("command", "query"), key=lambda unit: (-_score(unit, words), unit.name))
+    allowed = [unit for unit in ctx.registry.of("command", "query") if ctx.caller.may(unit.definition["scope"])]
+    ranked = sorted(allowed, key=lambda unit: (-_score(unit, words), unit.name))
     keys = ("name", "kind", "title", "description")
     return {"units": [{key: unit.definition[key] for key in keys} for unit in ranked[:limit] if _score(unit, words) > 0]}
 
