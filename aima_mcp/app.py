@@ -1,17 +1,17 @@
-"""Every face on one ASGI app: /mcp, /units, /resources, /events, /v1, /openapi.json, /health, /metrics and /shutdown."""
+"""Every face on one ASGI app: /mcp, /units, /resources, /events, /v1, /openapi.json, /health, /caller, /metrics and /shutdown."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from functools import cached_property
 
 import anyio
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
 from aima_lib import __version__
+from aima_lib.door import Caller
 from aima_lib.errors import AimaError, InvalidArgument, NotFound, Unavailable
 from aima_lib.gateway import Gateway
 from aima_mcp.faces import http, mcp, openai, strict_json
@@ -31,6 +31,7 @@ class _Open:
     def __init__(self, send: Send, extra: Mapping[str, str], is_get: bool) -> None:
         self.scope = anyio.CancelScope()
         self.started = self.finished = self.endless = False
+        self.caller: Caller | None = None
         self._send, self._is_get = send, is_get
         self._extra = _raw(extra)
 
@@ -55,7 +56,9 @@ class App:
 
     def __init__(self, gateway: Gateway, bound: str, stop: Callable[[bool], None]) -> None:
         self._gateway, self._stop = gateway, stop
-        self._entrance = Entrance(gateway.services.home, bound)
+        self._keys = gateway.services.keys
+        self._entrance = Entrance(self._keys, bound)
+        self._documents: dict[frozenset[str], bytes] = {}
         self._mcp = mcp.build(gateway)
         self._open: set[_Open] = set()
         self._closing = False
@@ -65,6 +68,7 @@ class App:
             "/resources": units.resources,
             "/events": units.events,
             "/openapi.json": self._describe,
+            "/caller": self._tell_caller,
             "/metrics": self._measure,
             "/shutdown": self._shut_down,
         }
@@ -104,7 +108,8 @@ class App:
             if self._closing and not self._open:
                 self._quiet.set()
         if request.scope.cancelled_caught and not request.finished:
-            await self._cut(scope, receive, request)
+            gone = _ending() if self._closing or request.caller is None else self._keys.ended(request.caller)
+            await self._cut(scope, receive, request, gone)
 
     async def _answer(self, scope: Scope, headers: Headers, receive: Receive, request: _Open) -> None:
         exchange = Exchange(scope, receive, request.send)
@@ -120,8 +125,10 @@ class App:
                 refuse_method(exchange, "GET", "HEAD")
                 await exchange.reply_json({"status": "ok", "version": __version__}, headers={"cache-control": "no-store"})
             else:
-                scope.setdefault("state", {})["caller"] = self._entrance.caller(headers)
-                await self._route(exchange, scope, receive, request.send)
+                caller = scope.setdefault("state", {})["caller"] = request.caller = self._entrance.caller(headers)
+                request.scope.deadline = self._keys.deadline(caller)
+                with self._keys.holding(caller, request.scope):
+                    await self._route(exchange, scope, receive, request.send)
         except ClientLeft:
             request.finished = True
         except Refused as refused:
@@ -142,18 +149,26 @@ class App:
 
     async def _describe(self, exchange: Exchange) -> None:
         refuse_method(exchange, "GET", "HEAD")
-        await exchange.reply(200, self._document, "application/json")
+        scopes = exchange.caller.scopes
+        if scopes not in self._documents:
+            self._documents[scopes] = strict_json.write(openapi.document(self._gateway.registry, __version__, exchange.caller))
+        await exchange.reply(200, self._documents[scopes], "application/json")
 
-    @cached_property
-    def _document(self) -> bytes:
-        return strict_json.write(openapi.document(self._gateway.registry, __version__))
+    async def _tell_caller(self, exchange: Exchange) -> None:
+        refuse_method(exchange, "GET", "HEAD")
+        caller = exchange.caller
+        models = None if caller.models is None else sorted(caller.models)
+        said = {"name": caller.name, "scopes": sorted(caller.scopes), "models": models}
+        await exchange.reply_json(said, headers={"cache-control": "no-store"})
 
     async def _measure(self, exchange: Exchange) -> None:
         refuse_method(exchange, "GET", "HEAD")
+        exchange.caller.need("read", "/metrics")
         await exchange.reply(200, await metrics.text(self._gateway), metrics.MEDIA_TYPE)
 
     async def _shut_down(self, exchange: Exchange) -> None:
         refuse_method(exchange, "POST")
+        exchange.caller.need("admin", "/shutdown")
         asked = await exchange.json(MIB)
         flag = asked.get("stop_engines", False) if isinstance(asked, dict) and set(asked) <= {"stop_engines"} else None
         if not isinstance(flag, bool):
@@ -161,14 +176,18 @@ class App:
         await exchange.reply_json({"status": "stopping", "stop_engines": flag}, 202, {"connection": "close"})
         self._stop(flag)
 
-    async def _cut(self, scope: Scope, receive: Receive, request: _Open) -> None:
-        """The end of a request that the end of the host cut off: a reply when none was begun, else the end of its body."""
+    async def _cut(self, scope: Scope, receive: Receive, request: _Open, gone: AimaError) -> None:
+        """The end of a request that the end of the host, or of its key, cut off: a reply when none was begun, else the end of its body."""
         with anyio.CancelScope(shield=True), anyio.move_on_after(GRACE_SECONDS):
             exchange = Exchange(scope, receive, request.send)
             if not request.started:
-                await _refuse(exchange, _ending(), 503, {"connection": "close"})
+                await _refuse(exchange, gone, gone.http_status, {"connection": "close"})
             else:
                 await exchange.write(b"", more=False)
+
+
+def _ending() -> AimaError:
+    return Unavailable("the host is ending", hint="start it again; runs go on from where they were")
 
 
 def _as_loopback(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
@@ -178,10 +197,6 @@ def _as_loopback(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]
 
 def _raw(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
     return [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
-
-
-def _ending() -> AimaError:
-    return Unavailable("the host is ending", hint="start it again; runs go on from where they were")
 
 
 async def _refuse(exchange: Exchange, error: AimaError, status: int, headers: Mapping[str, str]) -> None:

@@ -58,7 +58,8 @@ class HttpFace:
         if len(uris) > 1 or set(exchange.query) - {"uri"}:
             raise InvalidArgument("/resources takes one uri and nothing else", hint="GET /resources?uri=aima://devices")
         if not uris:
-            await exchange.reply_json({"resources": [_shown(unit) for unit in self._gateway.registry.of("resource")]})
+            seen = [unit for unit in self._gateway.registry.of("resource") if exchange.caller.may(unit.definition["scope"])]
+            await exchange.reply_json({"resources": [_shown(unit) for unit in seen]})
         elif negotiated(exchange, JSON, sse.MEDIA_TYPE) == JSON or exchange.method == "HEAD":
             found = await exchange.while_connected(lambda: self._gateway.read(uris[0], caller=exchange.caller))
             body = found["content"]

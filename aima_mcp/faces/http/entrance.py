@@ -1,4 +1,4 @@
-"""Who may come in: requests that name this host, from pages of this machine, with the home's key."""
+"""Who may come in: requests that name this host, from pages of this machine, with a key."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 from starlette.datastructures import Headers
 
-from aima_lib.door import OWNER, Caller
+from aima_lib.door import Caller
 from aima_lib.errors import InvalidArgument, PermissionDenied, Unauthenticated
-from aima_lib.infra.home import Home
+from aima_lib.services.keys import KeyService
 from aima_mcp.faces.http.problem import Refused
 
 HEAD_LIMIT = 32 << 10
@@ -24,8 +24,8 @@ SHOWN = "location, www-authenticate, mcp-session-id, mcp-protocol-version, x-req
 class Entrance:
     """The checks before any face. `bound` is the address the host listens on."""
 
-    def __init__(self, home: Home, bound: str) -> None:
-        self._home = home
+    def __init__(self, keys: KeyService, bound: str) -> None:
+        self._keys = keys
         self._open = bound in WILDCARDS
         self._names = {"localhost", bound.lower()} | ({socket.gethostname().lower()} if self._open else set())
 
@@ -49,12 +49,12 @@ class Entrance:
         scheme, _, key = headers.get("authorization", "").partition(" ")
         given = key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         if not given:
-            hint = "send Authorization: Bearer KEY; `aima key` prints it"
+            hint = "send Authorization: Bearer KEY; `aima key show` prints the owner's"
             raise Refused(401, Unauthenticated("a key is needed", hint=hint), {"www-authenticate": CHALLENGE})
-        if not self._home.is_key(given):
-            error = Unauthenticated("nobody has this key", hint="`aima key` prints the right one")
-            raise Refused(401, error, {"www-authenticate": f'{CHALLENGE}, error="invalid_token"'})
-        return OWNER
+        try:
+            return self._keys.caller(given)
+        except Unauthenticated as error:
+            raise Refused(401, error, {"www-authenticate": f'{CHALLENGE}, error="invalid_token"'}) from error
 
     def _is_ours(self, host: str) -> bool:
         """Whether a Host header means this host. On a wildcard any address is: rebinding needs a name, and names are listed."""

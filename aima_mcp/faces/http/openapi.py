@@ -6,30 +6,43 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from aima_lib.door import Caller
 from aima_lib.errors import BY_CODE
 from aima_lib.registry import SCHEMAS, Registry, Unit, inline
 from aima_mcp.faces.http import problem
 
 ALWAYS = ("invalid_argument", "unauthenticated", "permission_denied", "deadline_exceeded", "internal")
 REFUSALS = {405: "The method does not fit.", 406: "No format that the client accepts.", 413: "The body is too large.", 415: "Not JSON."}
+# What a path that is no unit asks of its caller: one of these. The others take any key.
+SCOPES = {
+    "/events": ("read",),
+    "/metrics": ("read",),
+    "/shutdown": ("admin",),
+    "/v1/models": ("inference", "read"),
+    "/v1/chat/completions": ("inference",),
+    "/v1/completions": ("inference",),
+    "/v1/embeddings": ("inference",),
+}
 Node = dict[str, Any]
 
 
-def document(registry: Registry, version: str) -> Node:
-    """The whole document."""
+def document(registry: Registry, version: str, caller: Caller) -> Node:
+    """All of it that this caller may use."""
     paths: Node = {}
-    for unit in registry.of("command", "query"):
+    allowed = [unit for unit in registry.of("command", "query") if caller.may(unit.definition["scope"])]
+    for unit in allowed:
         path = paths[f"/units/{unit.domain}/{unit.action}"] = {"post": _post(unit)}
         if unit.kind == "query":
             path["get"] = _get(unit)
-    domains = sorted({unit.domain for unit in registry.of("command", "query")})
+    domains = sorted({unit.domain for unit in allowed})
+    around = {path: item for path, item in _around(registry).items() if path not in SCOPES or any(map(caller.may, SCOPES[path]))}
     return {
         "openapi": "3.1.0",
         "jsonSchemaDialect": "https://json-schema.org/draft/2020-12/schema",
         "info": {"title": "AIMA", "version": version, "description": "AI inference, managed by AI: every unit over HTTP."},
         "security": [{"key": []}],
         "tags": [{"name": domain} for domain in [*domains, "openai", "host"]],
-        "paths": paths | _around(registry),
+        "paths": paths | around,
         "components": {"securitySchemes": {"key": _scheme()}, "schemas": _schemas(), "responses": _responses()},
     }
 
@@ -109,7 +122,11 @@ def _responses() -> Node:
 
 
 def _scheme() -> Node:
-    return {"type": "http", "scheme": "bearer", "description": "The home's key (the file `key` in it); x-api-key is taken too."}
+    return {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "A key: the owner's (`aima key show`) or one made with key.create; x-api-key is taken too.",
+    }
 
 
 def _around(registry: Registry) -> Node:
@@ -129,6 +146,7 @@ def _around(registry: Registry) -> Node:
         "/v1/completions": {"post": _openai("v1_completions", "OpenAI: complete")},
         "/v1/embeddings": {"post": _openai("v1_embeddings", "OpenAI: embed")},
         "/health": {"get": _plain("health", "Whether the host answers") | {"security": []}},
+        "/caller": {"get": _plain("caller", "Who the key says you are: name, scopes, models")},
         "/metrics": {"get": _plain("metrics", "Prometheus metrics", "text/plain")},
         "/openapi.json": {"get": _plain("openapi", "This document")},
         "/shutdown": {"post": _plain("shutdown", "End the host", requestBody={"content": {"application/json": {"schema": stop}}})},

@@ -16,7 +16,7 @@ from mcp.server.caching import CacheableMethod, CacheHint
 from mcp.server.lowlevel import NotificationOptions, Server
 
 from aima_lib import __version__
-from aima_lib.door import Door
+from aima_lib.door import OWNER, Caller, Door
 from aima_mcp.faces.mcp.edge import boundary
 from aima_mcp.faces.mcp.http import McpHttp
 from aima_mcp.faces.mcp.resources import Resources
@@ -31,9 +31,9 @@ that id until the run has ended. It goes on even if you leave.
 An error says what to do: its hint, and under next a call, ready filled, that may mend it."""
 LISTS_MS = 300_000
 CACHE: dict[CacheableMethod, CacheHint] = {
-    "tools/list": CacheHint(LISTS_MS, "public"),
-    "resources/list": CacheHint(LISTS_MS, "public"),
-    "resources/templates/list": CacheHint(LISTS_MS, "public"),
+    "tools/list": CacheHint(LISTS_MS, "private"),  # a list holds what its caller may use
+    "resources/list": CacheHint(LISTS_MS, "private"),
+    "resources/templates/list": CacheHint(LISTS_MS, "private"),
     "resources/read": CacheHint(0, "private"),
 }
 
@@ -41,9 +41,9 @@ CACHE: dict[CacheableMethod, CacheHint] = {
 class McpFace:
     """AIMA as an MCP server: `server` for tests and embedding, `asgi` and `lifespan` for HTTP, `run_stdio` for a client's child."""
 
-    def __init__(self, door: Door, hosts: Collection[str], origins: Collection[str], wait_seconds: float) -> None:
+    def __init__(self, door: Door, caller: Caller, hosts: Collection[str], origins: Collection[str], wait_seconds: float) -> None:
         self._watches: set[Watch] = set()
-        self._door = door
+        self._door, self._caller = door, caller
         self.server: Server[Watch] = _Server(
             "aima",
             version=__version__,
@@ -75,7 +75,7 @@ class McpFace:
     @asynccontextmanager
     async def _watching(self, _server: Server[Watch]) -> AsyncIterator[Watch]:
         async with anyio.create_task_group() as tasks:
-            watch = Watch(self._door, tasks)
+            watch = Watch(self._door, self._caller, tasks)
             self._watches.add(watch)
             try:
                 yield watch
@@ -84,13 +84,20 @@ class McpFace:
                 tasks.cancel_scope.cancel()
 
 
-def build(door: Door, *, hosts: Collection[str] = (), origins: Collection[str] = (), wait_seconds: float = WAIT_SECONDS) -> McpFace:
+def build(
+    door: Door,
+    *,
+    caller: Caller = OWNER,
+    hosts: Collection[str] = (),
+    origins: Collection[str] = (),
+    wait_seconds: float = WAIT_SECONDS,
+) -> McpFace:
     """The MCP face over a door.
 
-    `hosts` and `origins` are the Host and Origin headers that HTTP lets in beside loopback's; `wait_seconds` is how long a durable
-    call may keep its client waiting before it is answered with its run.
+    `caller` is who calls over stdio, as the door knows them; `hosts` and `origins` are the Host and Origin headers that HTTP lets in beside
+    loopback's; `wait_seconds` is how long a durable call may keep its client waiting before it is answered with its run.
     """
-    return McpFace(door, hosts, origins, wait_seconds)
+    return McpFace(door, caller, hosts, origins, wait_seconds)
 
 
 class _Server(Server[Watch]):

@@ -12,7 +12,7 @@ from mcp.shared.exceptions import MCPError
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import ValidationError
 
-from aima_lib.door import OWNER, Caller
+from aima_lib.door import Caller
 from aima_lib.errors import AimaError, Internal, InvalidArgument, NotFound
 from aima_mcp.faces.mcp.watch import Watch
 
@@ -53,9 +53,9 @@ async def boundary(ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> 
 
 
 def caller_of(ctx: Ctx) -> Caller:
-    """Over HTTP whom the application's key check found; over stdio the owner, whose process it is."""
+    """Over HTTP whom the application's key check found; over stdio whom the door takes this process for."""
     if ctx.request is None:
-        return OWNER
+        return ctx.lifespan_context.caller
     found = ctx.request.scope.get("state", {}).get("caller")
     return found if isinstance(found, Caller) else NOBODY
 

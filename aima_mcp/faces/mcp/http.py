@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from typing import Any
 
+from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
+from mcp.server.auth.provider import AccessToken
 from mcp.server.lowlevel import Server
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp_types import INVALID_REQUEST
@@ -18,6 +20,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from aima_lib.door import Caller
 from aima_lib.errors import InvalidArgument
 from aima_mcp.faces.mcp.jsonrpc import Refused, read
 
@@ -66,7 +69,7 @@ class McpHttp:
             await refusal(scope, receive, send)
             return
         assert self._manager is not None
-        await self._manager.handle_request(scope, receive, send)
+        await self._manager.handle_request(_signed(scope), receive, send)
 
     def _stranger(self, headers: Headers) -> Response | None:
         """Refuse a request that a web page of somebody else's may have sent (DNS rebinding)."""
@@ -76,6 +79,14 @@ class McpHttp:
         if len(origins) > 1 or any(not (_ORIGIN.fullmatch(origin) or origin in self._origins) for origin in origins):
             return _refuse(403, f"pages of {', '.join(origins)!r} may not call this server")
         return None
+
+
+def _signed(scope: Scope) -> Scope:
+    """The request with its caller where the SDK looks for it: a session then answers to no other caller than the one that opened it."""
+    caller = scope.get("state", {}).get("caller")
+    if not isinstance(caller, Caller):
+        return scope
+    return {**scope, "user": AuthenticatedUser(AccessToken(token="", client_id=caller.name, scopes=sorted(caller.scopes)))}
 
 
 async def _checked_body(scope: Scope, receive: Receive) -> tuple[Response | None, Receive]:

@@ -19,15 +19,15 @@ class Resources:
 
     def __init__(self, door: Door) -> None:
         self._door = door
-        self._fixed: list[dict[str, Any]] = []
-        self._templates: list[dict[str, Any]] = []
+        self._fixed: list[tuple[str, dict[str, Any]]] = []  # each with the scope it needs
+        self._templates: list[tuple[str, dict[str, Any]]] = []
         for unit in sorted(door.registry.of("resource"), key=lambda unit: unit.definition["uriTemplate"]):
-            uri = unit.definition["uriTemplate"]
+            uri, scope = unit.definition["uriTemplate"], unit.definition["scope"]
             entry = {"name": wire_name(unit.name)} | {key: unit.definition[key] for key in ("title", "description", "mimeType")}
             if "{" in uri:
-                self._templates.append({"uriTemplate": uri, **entry})
+                self._templates.append((scope, {"uriTemplate": uri, **entry}))
             else:
-                self._fixed.append({"uri": uri, **entry})
+                self._fixed.append((scope, {"uri": uri, **entry}))
 
     def register(self, server: Server[Watch]) -> None:
         """Let the server answer for them."""
@@ -38,13 +38,13 @@ class Resources:
         server.add_request_handler("resources/unsubscribe", types.UnsubscribeRequestParams, self.unsubscribe)
         server.add_request_handler("subscriptions/listen", types.SubscriptionsListenRequestParams, self.listen)
 
-    async def list(self, _ctx: Ctx, params: types.PaginatedRequestParams) -> HandlerResult:
+    async def list(self, ctx: Ctx, params: types.PaginatedRequestParams) -> HandlerResult:
         refuse_cursor(params)
-        return {**COMPLETE, "resources": self._fixed}
+        return {**COMPLETE, "resources": [entry for scope, entry in self._fixed if caller_of(ctx).may(scope)]}
 
-    async def list_templates(self, _ctx: Ctx, params: types.PaginatedRequestParams) -> HandlerResult:
+    async def list_templates(self, ctx: Ctx, params: types.PaginatedRequestParams) -> HandlerResult:
         refuse_cursor(params)
-        return {**COMPLETE, "resourceTemplates": self._templates}
+        return {**COMPLETE, "resourceTemplates": [entry for scope, entry in self._templates if caller_of(ctx).may(scope)]}
 
     async def read(self, ctx: Ctx, params: types.ReadResourceRequestParams) -> HandlerResult:
         uri = str(params.uri)

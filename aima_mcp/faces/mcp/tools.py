@@ -31,17 +31,25 @@ class Tools:
         self._door, self._wait_seconds = door, wait_seconds
         units = sorted(door.registry.of("command", "query"), key=lambda unit: unit.name)
         self._units = {wire_name(unit.name): unit for unit in units}
-        listed = types.ListToolsResult.model_validate({**COMPLETE, "tools": [tool(unit) for unit in units]})
-        self._list = listed.model_dump(by_alias=True, mode="json", exclude_none=True, exclude_unset=True)
+        self._lists: dict[frozenset[str], dict[str, Any]] = {}
 
     def register(self, server: Server[Watch]) -> None:
         """Let the server answer for them."""
         server.add_request_handler("tools/list", types.PaginatedRequestParams, self.list)
         server.add_request_handler("tools/call", types.CallToolRequestParams, self.call)
 
-    async def list(self, _ctx: Ctx, params: types.PaginatedRequestParams) -> HandlerResult:
+    async def list(self, ctx: Ctx, params: types.PaginatedRequestParams) -> HandlerResult:
         refuse_cursor(params)
-        return self._list
+        caller = caller_of(ctx)
+        if caller.scopes not in self._lists:
+            self._lists[caller.scopes] = self._listed(caller)
+        return self._lists[caller.scopes]
+
+    def _listed(self, caller: Caller) -> dict[str, Any]:
+        """What this caller may call: the same for all who hold the same scopes, as long as the server lives."""
+        tools = [tool(unit) for unit in self._units.values() if caller.may(unit.definition["scope"])]
+        listed = types.ListToolsResult.model_validate({**COMPLETE, "tools": tools})
+        return listed.model_dump(by_alias=True, mode="json", exclude_none=True, exclude_unset=True)
 
     async def call(self, ctx: Ctx, params: types.CallToolRequestParams) -> HandlerResult:
         unit = self._units.get(params.name)
@@ -67,7 +75,8 @@ class Tools:
             await send({"phase": "started", "message": f"run {run['id']}"})
         if run["status"] == "running":
             wait = {"run_id": run["id"], "timeout_seconds": self._wait_seconds}
-            run = (await self._door.call("run.wait", wait, caller=caller, send=send))["run"]
+            # As the door's own: the run is this caller's, who may well do things without being allowed to look at others.
+            run = (await self._door.call("run.wait", wait, send=send))["run"]
         return unfinished(unit, run) if run["status"] == "running" else success(unit, outcome_of(dict(run)))
 
     def _unknown(self, name: str) -> NotFound:

@@ -21,7 +21,7 @@ from mcp.server.session import ServerSession
 from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, ResourceUpdated
 
 from aima_lib.door import Caller, Door
-from aima_lib.errors import AimaError, NotFound, PermissionDenied
+from aima_lib.errors import AimaError, NotFound
 from aima_lib.registry import Unit
 
 RETRY_SECONDS = 1.0
@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 class Watch:
     """The subscriptions of one server: it follows the door's events from the first of them on."""
 
-    def __init__(self, door: Door, tasks: TaskGroup) -> None:
-        self._door, self._tasks = door, tasks
+    def __init__(self, door: Door, caller: Caller, tasks: TaskGroup) -> None:
+        self._door, self.caller, self._tasks = door, caller, tasks
         self._bus = InMemorySubscriptionBus()
         self._streams = ListenHandler(self._bus)
         self._listened: Counter[str] = Counter()
@@ -88,8 +88,8 @@ class Watch:
         found = self._door.registry.resource(uri)
         if found is None and must_exist:
             raise NotFound(f"no resource at {uri!r}", hint="resources/list and resources/templates/list name them")
-        if found is not None and not caller.may(found[0].definition["scope"]):
-            raise PermissionDenied(f"{caller.name} may not watch {uri}", hint=f"it needs the scope {found[0].definition['scope']}")
+        if found is not None:
+            caller.need(found[0].definition["scope"], uri)
 
     async def _follow_from_now(self) -> None:
         async with self._opening:

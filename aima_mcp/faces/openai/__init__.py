@@ -67,7 +67,7 @@ class OpenAiFace:
     async def _ask(self, exchange: Exchange, task: str) -> None:
         request = checked(task, await exchange.json(BODY_LIMIT))
         with self._counted(UNITS[task]):
-            self._gateway.allow(UNITS[task], exchange.caller)
+            self._gateway.allow(UNITS[task], exchange.caller, request)
             endpoint = self._resolve(request["model"], task)
             if task == "chat":
                 self._gateway.services.inference.check(endpoint, request)
@@ -96,7 +96,11 @@ class OpenAiFace:
                 await exchange.reply(200, body, "application/json", {"x-request-id": answer.id})
 
     async def _models(self, exchange: Exchange, id: str, request_id: str) -> None:
-        rows = (await self._gateway.call("inference.models", {}, caller=exchange.caller))["models"]
+        caller = exchange.caller
+        if not caller.may("inference"):  # who may ask a model may know which there are
+            self._gateway.allow("inference.models", caller, {})
+        with self._counted("inference.models"):
+            rows = await self._gateway.services.inference.models(None, caller.models)
         ready = [self._model(row) for row in rows if row["status"] == "ready"]
         if not id:
             await exchange.reply_json({"object": "list", "data": ready}, headers={"x-request-id": request_id})
