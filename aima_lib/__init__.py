@@ -6,6 +6,8 @@
         aima.model.pull(repo="Qwen/Qwen2.5-0.5B-Instruct-GGUF")
         print(aima.inference.chat(model="qwen2.5", messages=[{"role": "user", "content": "Hello"}])["content"])
 
+`Aima(url=…, key=…)` attaches to a host elsewhere.
+
 `Aima` blocks, `AsyncAima` is awaited; both have every unit as a method, and `stream` for progress and tokens. Errors are AimaError.
 """
 

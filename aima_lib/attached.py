@@ -1,4 +1,4 @@
-"""The door of another process: every call goes over loopback to the host of the home, with the owner's key."""
+"""The door of another process: every call goes over HTTP to a host, with a key: over loopback with the owner's, from afar with another."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import json
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
 from aima_lib.door import OWNER, Caller
-from aima_lib.errors import AimaError, FailedPrecondition, Internal, Unavailable
-from aima_lib.infra.home import Home, Host
+from aima_lib.errors import AimaError, FailedPrecondition, Internal, InvalidArgument, Unauthenticated, Unavailable
+from aima_lib.infra.home import Home
 from aima_lib.infra.progress import Send
 from aima_lib.registry import Registry
 
@@ -19,20 +20,36 @@ CONNECT_SECONDS = 5.0
 
 
 class Attached:
-    """A Door that leads to a host. Who the caller is, the key says; the `caller` arguments stay unused."""
+    """A Door that leads to a host. Who the caller is, the key says; the `caller` arguments stay unused.
 
-    def __init__(self, home: Home, host: Host) -> None:
-        assert host.url is not None
+    home: whose host it is, when that is on this machine: the host is found again there when it comes back elsewhere, and without a key
+        of its own the owner's is shown.
+
+    Raises:
+        InvalidArgument: the URL or the key cannot be one.
+        Unauthenticated: there is no key to show.
+    """
+
+    def __init__(self, url: str, key: str | None = None, home: Home | None = None) -> None:
         self.registry = Registry.described()
-        self.home, self.host = home, host
+        self.url, self._home, self._owns = url, home, key is None
+        shown = home.key() if home is not None and key is None else key
+        secure = _checked(url, shown)
         self._http = httpx.AsyncClient(
-            base_url=host.url,
-            headers={"Authorization": f"Bearer {home.key()}"},
+            base_url=url,
+            headers={"Authorization": f"Bearer {shown}"},
             timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),
-            verify=False,  # plain HTTP: a TLS context would cost 40 ms and never be used
-            trust_env=False,  # loopback: a proxy of the environment has no business here
+            verify=secure,  # without TLS its context would cost 40 ms and never be used
+            trust_env=home is None,  # on loopback a proxy of the environment has no business
             limits=httpx.Limits(max_connections=None),
         )
+
+    async def caller(self) -> Caller:
+        """Who the key says we are."""
+        if self._owns:
+            return OWNER
+        said = (await self._ask("GET", "/caller")).json()
+        return Caller(said["name"], frozenset(said["scopes"]), None if said["models"] is None else frozenset(said["models"]))
 
     async def close(self) -> None:
         """Let the connections go."""
@@ -135,14 +152,31 @@ class Attached:
                 raise self._away(error) from error
 
     def _moved(self) -> bool:
-        found = self.home.host()
-        if found is None or found.url is None or found.url == self.host.url:
+        found = self._home.host() if self._home else None
+        if found is None or found.url is None or found.url == self.url:
             return False
-        self.host, self._http.base_url = found, httpx.URL(found.url)
+        self.url, self._http.base_url = found.url, httpx.URL(found.url)
         return True
 
     def _away(self, error: httpx.HTTPError) -> Unavailable:
-        return Unavailable(f"the host (process {self.host.pid}, {self.host.url}) does not answer: {error}", hint="aima start")
+        hint = "aima start" if self._home else "AIMA_URL names it; see whether it runs and can be reached"
+        return Unavailable(f"the host at {self.url} does not answer: {error or type(error).__name__}", hint=hint)
+
+
+def _checked(url: str, key: str | None) -> bool:
+    """Whether the URL is one of TLS."""
+    try:
+        parts = urlsplit(url)
+        fit = parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.username and not parts.query and parts.port != 0
+    except ValueError:
+        fit = False
+    if not fit:
+        raise InvalidArgument(f"{url!r} is no URL of a host", hint="write it like https://aima.example.org, or http://127.0.0.1:8484")
+    if not key:
+        raise Unauthenticated(f"a key is needed for {url}", hint="set AIMA_KEY, or give key=; key.create makes one")
+    if not (key.isascii() and key.isprintable() and " " not in key):
+        raise InvalidArgument("the key holds what no key holds", hint="copy it again, whole and alone")
+    return parts.scheme == "https"
 
 
 async def _lines(texts: AsyncIterator[str]) -> AsyncIterator[str]:

@@ -1,6 +1,7 @@
 """The library's face: every unit as a method, `aima.model.pull(repo=...)`, awaited or not.
 
-Both clients attach to the home's host when there is one and host the home themselves when there is none.
+Both clients attach to the home's host when there is one and host the home themselves when there is none; with a URL they attach to the
+host that answers there.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from anyio.from_thread import start_blocking_portal
 
 from aima_lib.attached import Attached
 from aima_lib.door import Door
-from aima_lib.errors import AimaError, FailedPrecondition
+from aima_lib.errors import AimaError, FailedPrecondition, InvalidArgument
 from aima_lib.infra.home import Home
 from aima_lib.registry import Registry, Unit
 
@@ -34,11 +35,16 @@ _OPEN: set[Aima] = set()
 class AsyncAima:
     """Every unit as a coroutine method: `async with AsyncAima() as aima: await aima.model.list()`.
 
-    `home` is the folder to use: AIMA_HOME or ~/.aima when not given.
+    `home` is the folder to use: AIMA_HOME or ~/.aima when not given. `url` is that of a host elsewhere, instead, and `key` what to show
+    there; on this machine it is the owner's when not given. Without `home`, AIMA_URL and AIMA_KEY of the environment stand in for both.
     """
 
-    def __init__(self, home: str | Path | None = None) -> None:
+    def __init__(self, home: str | Path | None = None, *, url: str | None = None, key: str | None = None) -> None:
+        if home is not None and url is not None:
+            raise InvalidArgument("a home and a URL are two places", hint="give one of them")
         self._home = Home(home)
+        around = self._home.remote()
+        self._url, self._key = url or around[0], key or around[1]
         self._door: Door | None = None
         self._tasks: TaskGroup | None = None
         self._leave = anyio.Event()
@@ -66,7 +72,7 @@ class AsyncAima:
 
     async def _live(self, opened: asyncio.Event) -> None:
         """Hold the door open in a task of its own: what the caller's block raises stays what it is, and joins no task group of ours."""
-        async with _opened(self._home) as door, anyio.create_task_group() as tasks:
+        async with _opened(self._home, self._url, self._key) as door, anyio.create_task_group() as tasks:
             self._door, self._tasks = door, tasks
             opened.set()
             await self._leave.wait()
@@ -140,13 +146,13 @@ class AsyncStream:
 class Aima:
     """The same methods, blocking. Safe in a notebook, whose event loop is already running: this one has its own thread.
 
-    `home` is the folder to use: AIMA_HOME or ~/.aima when not given.
+    `home`, `url` and `key` are AsyncAima's.
     """
 
-    def __init__(self, home: str | Path | None = None) -> None:
+    def __init__(self, home: str | Path | None = None, *, url: str | None = None, key: str | None = None) -> None:
         with ExitStack() as opening:  # what was opened is closed again when a later step fails
             self._portal = opening.enter_context(start_blocking_portal())
-            self._aima = opening.enter_context(self._portal.wrap_async_context_manager(AsyncAima(home)))
+            self._aima = opening.enter_context(self._portal.wrap_async_context_manager(AsyncAima(home, url=url, key=key)))
             self._stack = opening.pop_all()
         _OPEN.add(self)
         _await_exit()
@@ -267,9 +273,24 @@ def _method(call: Callable[..., Any], unit: Unit) -> Any:
 
 
 @asynccontextmanager
-async def _opened(home: Home) -> AsyncIterator[Door]:
+async def _opened(home: Home, url: str | None, key: str | None) -> AsyncIterator[Door]:
+    if url is None:
+        async with _at_home(home, key) as door:
+            yield door
+        return
+    attached = Attached(url, key)
+    try:
+        yield attached
+    finally:
+        await attached.close()
+
+
+@asynccontextmanager
+async def _at_home(home: Home, key: str | None) -> AsyncIterator[Door]:
     found = home.host()
     if found is None:
+        if key is not None:
+            raise FailedPrecondition(f"no host runs for {home.path}, and only a host knows whose key that is", hint="aima start")
         from aima_lib.runtime import host  # an attached client needs none of what hosting imports
 
         async with host(home) as gateway:
@@ -281,7 +302,7 @@ async def _opened(home: Home) -> AsyncIterator[Door]:
             hint="close the program that embeds it, or run `aima start` before it next time",
             details={"pid": found.pid},
         )
-    attached = Attached(home, found)
+    attached = Attached(found.url, key, home)
     try:
         yield attached
     finally:

@@ -1,16 +1,30 @@
-"""`aima key`: the owner's key."""
+"""`aima key`: the units of the domain key, and `show`, which prints the owner's own."""
 
 from __future__ import annotations
 
 import click
 
 from aima_mcp.commands.base import as_json, home_of
+from aima_mcp.faces.cli import Domain
 
 
-@click.command("key")
+class Keys(Domain):
+    """The domain's units and one command that is none: the owner's key is a file of the home, and no face gives it away."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return ["show", *super().list_commands(ctx)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return show if cmd_name == "show" else super().get_command(ctx, cmd_name)
+
+
+command = Keys("key")
+
+
+@click.command("show")
 @as_json
 @click.pass_context
-def command(ctx: click.Context, as_json: bool) -> None:
+def show(ctx: click.Context, as_json: bool) -> None:
     """Print the owner's key: the bearer token of HTTP, MCP over HTTP and OpenAI clients. Who has it may do everything here."""
     home = home_of(ctx)
     home.make()

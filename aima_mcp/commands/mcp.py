@@ -21,11 +21,13 @@ def command(ctx: click.Context) -> None:
     """Serve MCP over standard input and output. Starts a host in the background if none runs: what an agent begins goes on without it."""
     if ctx.invoked_subcommand is not None:
         return
+    from aima_lib.attached import Attached
     from aima_mcp.faces.cli.doorway import through
     from aima_mcp.faces.mcp import build
 
     async def serve(door: Door) -> None:
-        await build(door).run_stdio()
+        assert isinstance(door, Attached)  # there is a host: it was needed
+        await build(door, caller=await door.caller()).run_stdio()
 
     try:
         through(home_of(ctx), serve, needs_host=True)

@@ -191,7 +191,7 @@ def _how_to_go_on(home: Home, report: Fields) -> None:
     from aima_mcp.commands.mcp import client_config
     from aima_mcp.faces.cli.render import err
 
-    key = home.key() if err().is_terminal else "from `aima key`"  # shown to a person, kept out of logs
+    key = home.key() if err().is_terminal else "from `aima key show`"  # shown to a person, kept out of logs
     lines = (
         "",
         "talk to it:         aima chat",

@@ -27,11 +27,14 @@ def command(ctx: click.Context, as_json: bool) -> None:
     from aima_mcp.faces.cli.render import out, show_json
 
     home = home_of(ctx)
-    found = background.living(home)
+    elsewhere, _ = home.remote()
+    found = elsewhere is not None or background.living(home) is not None
     state = through(home, _collect, needs_host=False) if found else {"host": None}
     if as_json:
-        show_json({"home": str(home.path), **state})
-    elif found is None:
+        show_json(
+            {"home": None if elsewhere else str(home.path), "url": elsewhere, **state} if elsewhere else {"home": str(home.path), **state}
+        )
+    elif not found:
         out().print(f"no host runs for {home.path}; start one with: aima start", soft_wrap=True)
     else:
         _show(state)

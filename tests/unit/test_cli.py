@@ -211,7 +211,7 @@ def test_a_host_is_started_once_seen_and_stopped(stopped_after: Home) -> None:
     assert json.loads(aima(home, "system", "info", "--json").stdout)["pid"] == first["pid"], "a command goes through the host"
     seen = [json.loads(line)["type"] for line in aima(home, "events", "--types", "device.*", "--after", "0", "--json").stdout.splitlines()]
     assert seen and set(seen) == {"device.detected"}
-    assert aima(home, "key").stdout.strip() == home.key()
+    assert aima(home, "key", "show").stdout.strip() == home.key()
     assert aima(home, "doctor").returncode == 0
     offered = subprocess.run(
         [sys.executable, "-m", "aima_mcp.main"],

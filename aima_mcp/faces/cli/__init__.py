@@ -32,7 +32,7 @@ COMMANDS = {
     "mcp": "Serve MCP over standard input and output; `mcp config` prints what to paste.",
     "doctor": "Check the machine and every unit.",
     "events": "What happened; --follow goes on.",
-    "key": "Print the owner's key, for HTTP and OpenAI clients.",
+    "key": "Keys for others; `key show` prints the owner's, for HTTP and OpenAI clients.",
     "completion": "Print the script that completes commands in a shell.",
 }
 
@@ -72,7 +72,7 @@ class Root(click.Group):
     """`aima`: its own commands and a group for each domain, made when asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        return [*COMMANDS, *domains()]
+        return list(dict.fromkeys([*COMMANDS, *domains()]))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name in COMMANDS:

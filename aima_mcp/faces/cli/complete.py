@@ -28,7 +28,7 @@ def _ids(noun: str, home: str | None) -> Iterator[str]:
 
     domain = LISTED_IN.get(noun, noun)
     place = Home(home)
-    host = place.host()
+    host = None if place.remote()[0] else place.host()  # a host elsewhere is too far for a Tab
     listing = next((unit for unit in definitions(domain=domain) if unit["name"] in (f"{domain}.list", f"{domain}.info")), None)
     if host is None or listing is None:
         return

@@ -1,4 +1,7 @@
-"""How the command line gets in: through the host, by becoming the host for a moment, or by starting one that stays."""
+"""How the command line gets in: through the host, by becoming the host for a moment, or by starting one that stays.
+
+AIMA_URL leads to a host elsewhere, AIMA_KEY is shown instead of the owner's key; --home overrules both.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import anyio
 
 from aima_lib.door import Door
 from aima_lib.errors import AimaError
-from aima_lib.infra.home import Home, Host
+from aima_lib.infra.home import Home
 from aima_mcp import background
 
 Result = TypeVar("Result")
@@ -24,16 +27,19 @@ def through(home: Home, work: Callable[[Door], Awaitable[Result]], *, needs_host
     Raises:
         AimaError: the host could not be reached or started, or the work failed.
     """
+    url, key = home.remote()
+    if url is not None:
+        return anyio.run(_through, None, url, key, work)
     host = background.living(home)
-    if host is None and needs_host:
+    if host is None and (needs_host or key is not None):  # only a host knows whose key that is
         host = background.start(home)
-    return anyio.run(_through, home, host, work)
+    return anyio.run(_through, home, host.url if host else None, key, work)
 
 
-async def _through(home: Home, host: Host | None, work: Callable[[Door], Awaitable[Result]]) -> Result:
+async def _through(home: Home | None, url: str | None, key: str | None, work: Callable[[Door], Awaitable[Result]]) -> Result:
     failure: AimaError
     try:
-        async with _opened(home, host) as door:
+        async with _opened(home, url, key) as door:
             try:
                 return await work(door)
             except AimaError as error:
@@ -44,16 +50,18 @@ async def _through(home: Home, host: Host | None, work: Callable[[Door], Awaitab
 
 
 @asynccontextmanager
-async def _opened(home: Home, host: Host | None) -> AsyncIterator[Door]:
-    if host is None:
+async def _opened(home: Home | None, url: str | None, key: str | None) -> AsyncIterator[Door]:
+    if url is None:
         from aima_lib.runtime import host as hosting
+
+        assert home is not None
 
         async with hosting(home, passing=True) as gateway:
             yield gateway
         return
     from aima_lib.attached import Attached
 
-    attached = Attached(home, host)
+    attached = Attached(url, key, home)
     try:
         yield attached
     finally:
