@@ -41,7 +41,7 @@ def living(home: Home) -> Host | None:
     return home.host()
 
 
-def start(home: Home, address: str | None = None, port: int | None = None) -> Host:
+def start(home: Home, address: str | None = None, port: int | None = None, behind_proxy: bool = False) -> Host:
     """Start a host that outlives this process, and wait until it answers.
 
     Raises:
@@ -49,11 +49,12 @@ def start(home: Home, address: str | None = None, port: int | None = None) -> Ho
     """
     home.make()
     options = [word for option, value in (("--host", address), ("--port", port)) if value is not None for word in (option, str(value))]
+    options = (options or _free_port(home)) + (["--behind-proxy"] if behind_proxy else [])
     path = home.path / "logs" / "host.log"
     began = path.stat().st_size if path.exists() else 0
     with path.open("ab") as log:
         child = subprocess.Popen(
-            [sys.executable, "-m", "aima_mcp.main", "serve", *(options or _free_port(home))],
+            [sys.executable, "-m", "aima_mcp.main", "serve", *options],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=home.path, env=_environment(home), start_new_session=True,
         )  # fmt: skip
     _started.append(child)

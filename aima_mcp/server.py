@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import ipaddress
 import logging
 import os
 import signal
@@ -29,16 +30,27 @@ ENGINE_SECONDS = 5.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-async def serve(home: Home, *, host: str | None = None, port: int | None = None, ready: Callable[[str], None] | None = None) -> None:
+async def serve(
+    home: Home,
+    *,
+    host: str | None = None,
+    port: int | None = None,
+    behind_proxy: bool = False,
+    ready: Callable[[str], None] | None = None,
+) -> None:
     """Host `home` and serve until SIGTERM, SIGINT or POST /shutdown. `ready` gets the URL once it answers.
 
+    behind_proxy: a proxy in front speaks TLS, so that an address beyond loopback may be bound.
+
     Raises:
-        FailedPrecondition: the port is taken, or another process hosts the home; who it is is named.
+        FailedPrecondition: the port is taken, or another process hosts the home, who it is is named; or others could read along.
         InvalidArgument: config.toml is wrong, or nobody can listen on that address.
     """
     home.make()
     settings = config.load(home.path)["server"]
     bound, number = host or settings["host"], settings["port"] if port is None else port
+    if not (behind_proxy or settings["behind_proxy"]):
+        await anyio.to_thread.run_sync(refuse_open, bound)
     # A hosted home is refused by runtime.host, which names the host; its port being taken would say less.
     with contextlib.ExitStack() as stack:
         listener = None if home.host() else stack.enter_context(await anyio.to_thread.run_sync(listen, bound, number))
@@ -127,6 +139,28 @@ def _uvicorn(app: Any, started: Callable[[], None]) -> uvicorn.Server:
             h11_max_incomplete_event_size=32 << 10,
         )
     )
+
+
+def refuse_open(host: str) -> None:
+    """Refuse an address that others can reach: keys would go there in the clear, as AIMA itself speaks no TLS. Blocking.
+
+    Raises:
+        FailedPrecondition: it is beyond loopback.
+        InvalidArgument: it is no address.
+    """
+    try:
+        found = {
+            str(row[4][0]).partition("%")[0]
+            for row in socket.getaddrinfo(host or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        }
+    except OSError as error:
+        raise InvalidArgument(f"{host} is no address of this machine: {error.strerror}", hint="127.0.0.1 is the safe one") from error
+    if not all(ipaddress.ip_address(address).is_loopback for address in found):
+        raise FailedPrecondition(
+            f"{host or 'every address'} is beyond this machine, and without TLS others could read keys on the way",
+            hint="bind 127.0.0.1 and come through SSH, or put a proxy that speaks TLS in front and say --behind-proxy",
+            details={"host": host},
+        )
 
 
 def listen(host: str, port: int) -> socket.socket:

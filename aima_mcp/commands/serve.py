@@ -10,8 +10,9 @@ from aima_mcp.commands.base import home_of
 @click.command("serve")
 @click.option("--host", metavar="ADDRESS", help="Address to bind; config.toml's, or 127.0.0.1.")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to bind, 0 for any; config.toml's, or 8484.")
+@click.option("--behind-proxy", is_flag=True, help="A proxy in front speaks TLS: an address beyond loopback may be bound.")
 @click.pass_context
-def command(ctx: click.Context, host: str | None, port: int | None) -> None:
+def command(ctx: click.Context, host: str | None, port: int | None, behind_proxy: bool) -> None:
     """Host AIMA here, until Ctrl-C: every unit over HTTP, MCP at /mcp, OpenAI's API at /v1.
 
     Engines outlive a host that ends by a signal for engines.grace_seconds, so that a new one can take them over; `aima stop` ends them
@@ -25,11 +26,11 @@ def command(ctx: click.Context, host: str | None, port: int | None) -> None:
     home = home_of(ctx)
 
     def ready(url: str) -> None:
-        places = (f"HTTP    {url}", f"MCP     {url}/mcp", f"OpenAI  {url}/v1", f"key     aima key  (in {home.path / 'key'})")
+        places = (f"HTTP    {url}", f"MCP     {url}/mcp", f"OpenAI  {url}/v1", f"key     aima key show  (in {home.path / 'key'})")
         click.echo("\n  ".join((f"AIMA hosts {home.path}", *places)), err=True)
 
     async def run() -> None:
-        await serve(home, host=host, port=port, ready=ready)
+        await serve(home, host=host, port=port, behind_proxy=behind_proxy, ready=ready)
 
     try:
         anyio.run(run)

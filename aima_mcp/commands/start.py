@@ -10,16 +10,17 @@ from aima_mcp.commands.base import as_json, home_of
 @click.command("start")
 @click.option("--host", metavar="ADDRESS", help="Address to bind; config.toml's, or 127.0.0.1.")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to bind, 0 for any; without it config.toml's, or any if that is taken.")
+@click.option("--behind-proxy", is_flag=True, help="A proxy in front speaks TLS: an address beyond loopback may be bound.")
 @as_json
 @click.pass_context
-def command(ctx: click.Context, host: str | None, port: int | None, as_json: bool) -> None:
+def command(ctx: click.Context, host: str | None, port: int | None, behind_proxy: bool, as_json: bool) -> None:
     """Host AIMA in the background. If a host runs already, say where."""
     from aima_mcp import background
     from aima_mcp.faces.cli.render import out, show_json
 
     home = home_of(ctx)
     running = background.living(home)
-    found = running or background.start(home, host, port)
+    found = running or background.start(home, host, port, behind_proxy)
     if as_json:
         show_json({"pid": found.pid, "url": found.url, "home": str(home.path), "started": running is None})
         return
