@@ -70,7 +70,7 @@ def _build(home: Home, settings: config.Config, registry: Registry, store: Store
 
 
 @asynccontextmanager
-async def _running(gateway: Gateway, passing: bool = False) -> AsyncIterator[None]:
+async def _running(gateway: Gateway, passing: bool) -> AsyncIterator[None]:
     services = gateway.services
     async with anyio.create_task_group() as loops, anyio.create_task_group() as work:
         await loops.start(_kept_up, Retention(services.store, services.config["events"]).run)

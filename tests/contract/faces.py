@@ -176,11 +176,12 @@ def mcp_stdio(stack: ExitStack, portal: BlockingPortal, host: HostProcess) -> Mc
     return _connected(stack, portal, partial(Client, stdio_client(parameters), mode="auto"), host)
 
 
-def mcp_http(stack: ExitStack, portal: BlockingPortal, host: HostProcess, mode: str) -> Mcp:
-    """POST /mcp, in one of the protocol's two eras."""
+def mcp_http(stack: ExitStack, portal: BlockingPortal, host: HostProcess, mode: str, key: str | None = None) -> Mcp:
+    """POST /mcp, in one of the protocol's two eras; with a key that is not the owner's when one is given."""
+    headers = host.headers if key is None else {"Authorization": f"Bearer {key}"}
 
     async def http_client() -> httpx2.AsyncClient:
-        return httpx2.AsyncClient(headers=host.headers, timeout=120, trust_env=False)
+        return httpx2.AsyncClient(headers=headers, timeout=120, trust_env=False)
 
     http = stack.enter_context(portal.wrap_async_context_manager(portal.call(http_client)))
     return _connected(stack, portal, partial(Client, streamable_http_client(f"{host.url}/mcp", http_client=http), mode=mode), host)
@@ -237,7 +238,7 @@ class Cli:
 class CliFork:
     """The same command line in a fork of a process that has imported it already: a tenth of the time, for the many malformed calls."""
 
-    def __init__(self, stack: ExitStack, host: HostProcess) -> None:
+    def __init__(self, stack: ExitStack, host: HostProcess, key: str | None = None) -> None:
         self.home = host.home
         self._process = stack.enter_context(
             subprocess.Popen(
@@ -246,7 +247,7 @@ class CliFork:
                 stdout=subprocess.PIPE,
                 text=True,
                 cwd=host.cwd,
-                env=environment(host.home.path),
+                env=environment(host.home.path) | ({} if key is None else {"AIMA_KEY": key}),
             )
         )
         self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -200,7 +200,45 @@ def test_nobody_hosts_and_status_says_so(home: Home, capsys: pytest.CaptureFixtu
     assert json.loads(capsys.readouterr().out) == {"stopped": False, "pid": None}
 
 
+@pytest.mark.parametrize("word", ["show", "create", "list", "revoke"])
+def test_keys_are_units_and_the_owners_is_shown(word: str, home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["key", word, "--help"]) == 0
+    assert run(["key", "--help"]) == 0
+    assert word in capsys.readouterr().out
+    assert run(["--home", str(home.path), "key", "show", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"key": home.key(), "path": str(home.path / "key")}
+
+
 # With a host
+
+
+def test_a_key_of_the_environment_is_shown_instead_of_the_owners(stopped_after: Home) -> None:
+    home = stopped_after
+    url = json.loads(aima(home, "start", "--json").stdout)["url"]
+    secret = json.loads(aima(home, "key", "create", "guest", "--scopes", "inference", "--json").stdout)["secret"]
+
+    def as_guest(*line: str, stdin: str = "", **more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "aima_mcp.main", *line]
+        around_it = around(home) | {"AIMA_KEY": secret} | more
+        return subprocess.run(command, input=stdin, env=around_it, capture_output=True, text=True, timeout=60, check=False)
+
+    elsewhere = {"AIMA_URL": url, "AIMA_HOME": str(home.path / "nobody-is-here")}
+    for more in ({}, elsewhere):
+        denied = as_guest("model", "list", "--json", **more)
+        assert denied.returncode == 4 and json.loads(denied.stderr)["details"] == {"scope": "read"}
+    assert as_guest("--home", str(home.path), "model", "list", "--json").returncode == 0, "who names a home is its owner"
+    away = as_guest("model", "list", "--json", AIMA_URL="http://127.0.0.1:9")
+    assert away.returncode == 11 and "AIMA_URL" in json.loads(away.stderr)["hint"]
+    assert aima(home, "system", "info").returncode == 0
+    hello = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+    lines = [
+        {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": hello},
+        {"jsonrpc": "2.0", "method": "notifications/initialized"},
+        {"jsonrpc": "2.0", "id": 2, "method": "tools/list"},
+    ]
+    said = as_guest("mcp", stdin="".join(json.dumps(line) + "\n" for line in lines), **elsewhere)
+    tools = {tool["name"] for tool in json.loads(said.stdout.splitlines()[-1])["result"]["tools"]}
+    assert "inference_chat" in tools and "model_list" not in tools
 
 
 def test_a_host_is_started_once_seen_and_stopped(stopped_after: Home) -> None:

@@ -22,7 +22,7 @@ from aima_lib.errors import FailedPrecondition, InvalidArgument
 from aima_lib.infra.home import Home
 from aima_lib.infra.store import Store
 from aima_mcp import guard
-from aima_mcp.server import listen, serve
+from aima_mcp.server import listen, refuse_open, serve
 from tests.tiny import write_tiny_gguf
 from tests.world import ROOT, HostProcess, until
 
@@ -98,6 +98,26 @@ async def test_a_taken_port_is_refused_at_once_naming_who_holds_it(home: Home) -
 async def test_an_address_that_is_not_ours_is_refused(home: Home, address: str) -> None:
     with pytest.raises(InvalidArgument, match=address):
         await serve(home, host=address, port=0, behind_proxy=True)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("address", ["0.0.0.0", "::", "192.0.2.1"])
+async def test_an_address_that_others_reach_is_refused_unless_a_proxy_is_in_front(home: Home, address: str) -> None:
+    with pytest.raises(FailedPrecondition, match="beyond this machine") as refused:
+        await serve(home, host=address, port=0)
+    assert "--behind-proxy" in str(refused.value.hint) and home.host() is None
+    (home.path / "config.toml").write_text(f'[server]\nhost = "{address}"\n', encoding="utf-8")
+    with pytest.raises(FailedPrecondition, match="beyond this machine"):
+        await serve(home, port=0)
+    for inside in ("127.0.0.1", "localhost", "::1"):
+        refuse_open(inside)
+
+
+@pytest.mark.anyio
+async def test_behind_a_proxy_every_address_may_be_bound(home: Home) -> None:
+    (home.path / "config.toml").write_text('[server]\nhost = "0.0.0.0"\nbehind_proxy = true\n', encoding="utf-8")
+    async with served(home) as (url, _), httpx.AsyncClient(trust_env=False) as client:
+        assert (await client.get(f"{url}/health")).is_success
 
 
 @pytest.mark.anyio
