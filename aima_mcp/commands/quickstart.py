@@ -68,13 +68,15 @@ class Quickstart:
             await self._fetch(door, recipe)
             service = await self._serve(door, recipe)
         answer = await self._ask(door, service["id"])
+        elsewhere, _ = self._home.remote()
         host = self._home.host()
+        url = elsewhere or (host.url if host else None)
         return {
             "recipe": recipe["name"],
             "model_id": service["model_id"],
             "service_id": service["id"],
             "answer": answer["content"],
-            "openai_base_url": f"{host.url}/v1" if host and host.url else None,
+            "openai_base_url": f"{url}/v1" if url else None,
         }
 
     async def _served(self, door: Door) -> tuple[Fields | None, Fields | None]:
@@ -191,7 +193,9 @@ def _how_to_go_on(home: Home, report: Fields) -> None:
     from aima_mcp.commands.mcp import client_config
     from aima_mcp.faces.cli.render import err
 
-    key = home.key() if err().is_terminal else "from `aima key show`"  # shown to a person, kept out of logs
+    elsewhere, _ = home.remote()
+    own = home.key() if err().is_terminal else "from `aima key show`"  # shown to a person, kept out of logs
+    key = "from AIMA_KEY" if elsewhere else own
     lines = (
         "",
         "talk to it:         aima chat",

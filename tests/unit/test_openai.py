@@ -139,6 +139,36 @@ def test_a_client_that_leaves_frees_its_slot(host: HostProcess, http: httpx.Clie
     assert time.monotonic() - left < FREED_WITHIN_SECONDS[stream]
 
 
+@pytest.mark.engine
+def test_a_key_sees_its_own_models_and_its_answer_ends_with_it(host: HostProcess, http: httpx.Client) -> None:
+    made = http.post("/units/key/create", json={"name": "guest", "scopes": ["inference"], "models": ["vectors"]}).json()
+    tiny = http.post("/units/key/create", json={"name": "guest", "scopes": ["inference"], "models": ["tiny"]}).json()
+    before = http.get("/units/event/list", params={"limit": 1}).json()["last"]
+    with httpx.Client(base_url=host.url, headers={"x-api-key": made["secret"]}, trust_env=False) as guest:
+        assert [row["id"] for row in guest.get("/v1/models").json()["data"]] == ["vectors"]
+        assert guest.post("/v1/embeddings", json={"model": "vectors", "input": "a"}).is_success
+        refused(guest.post("/v1/chat/completions", json=CHAT | {"model": "nothing"}), 403, "permission_denied")
+        refused(guest.get("/v1/models/idle"), 404, "model_not_found", "model")
+    endless = CHAT | {"max_tokens": 100_000, "n_predict": 100_000, "stream": True, "repeat_last_n": 0}
+    with httpx.Client(base_url=host.url, headers={"x-api-key": tiny["secret"]}, trust_env=False) as guest:
+        with guest.stream("POST", "/v1/chat/completions", json=endless) as response:
+            lines = response.iter_lines()
+            next(lines)
+            http.post("/units/key/revoke", json={"key_id": tiny["key"]["id"]}).raise_for_status()
+            revoked = time.monotonic()
+            assert "data: [DONE]" not in list(lines)
+        assert time.monotonic() - revoked < 1.0
+        assert "was revoked" in refused_plainly(guest.get("/v1/models"))
+    until(lambda: _cancelled(http, before), 5, "the end of the request")
+    assert http.post("/v1/chat/completions", json=CHAT | {"max_tokens": 1}).is_success, "the only slot is free"
+
+
+def refused_plainly(response: httpx.Response) -> str:
+    """A refusal at the entrance, before the request has an id."""
+    assert response.status_code == 401
+    return str(response.json()["error"]["message"])
+
+
 def _cancelled(http: httpx.Client, after: int) -> bool:
     rows = http.get("/units/event/list", params={"after": after, "types": "inference.request_failed"}).json()["events"]
     return any(row["payload"]["code"] == "cancelled" for row in rows)
