@@ -56,7 +56,7 @@ class App:
     def __init__(self, gateway: Gateway, bound: str, stop: Callable[[bool], None]) -> None:
         self._gateway, self._stop = gateway, stop
         self._entrance = Entrance(gateway.services.home, bound)
-        self._mcp = mcp.build(gateway)
+        self._mcp = mcp.McpPaths(gateway, gateway.services.config["mcp"]["profiles"])
         self._open: set[_Open] = set()
         self._closing = False
         self._quiet = anyio.Event()
@@ -137,7 +137,7 @@ class App:
         elif first == "mcp":
             await self._mcp.asgi({**scope, "headers": _as_loopback(scope["headers"])}, receive, send)
         else:
-            known = [*self._exact, "/units/{domain}/{action}", "/v1", "/mcp", "/health"]
+            known = [*self._exact, "/units/{domain}/{action}", "/v1", "/mcp", "/mcp/{profile}", "/health"]
             raise NotFound(f"nothing at {path[:200]}", hint=f"there are: {', '.join(known)}")
 
     async def _describe(self, exchange: Exchange) -> None:

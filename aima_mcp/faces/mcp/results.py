@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
 
 from aima_lib.errors import AimaError
@@ -33,10 +33,13 @@ def wire_name(name: str) -> str:
     return name.replace(".", "_")
 
 
-def tool(unit: Unit) -> dict[str, Any]:
-    """The unit's MCP tool: its own file, less what only AIMA reads. A durable one may also answer with its run."""
-    definition = {key: unit.definition[key] for key in TOOL_KEYS}
-    if unit.durable:
+def tool(unit: Unit, outputs: bool = True) -> dict[str, Any]:
+    """The unit's MCP tool: its own file, less what only AIMA reads. A durable one may also answer with its run.
+
+    outputs: with its outputSchema. Left out it is whole or not at all: a shortened one would no longer say the truth.
+    """
+    definition = {key: unit.definition[key] for key in TOOL_KEYS if outputs or key != "outputSchema"}
+    if unit.durable and outputs:
         schema = {key: value for key, value in unit.definition["outputSchema"].items() if key != "required"}
         definition["outputSchema"] = schema | {"properties": schema["properties"] | {"run": RUN}}
     return {"name": wire_name(unit.name), **definition}
@@ -52,24 +55,31 @@ def success(unit: Unit, output: Mapping[str, Any]) -> dict[str, Any]:
     return _result(_cut("\n".join(part if isinstance(part, str) else compact(part) for part in parts)), output)
 
 
-def unfinished(unit: Unit, run: Mapping[str, Any]) -> dict[str, Any]:
-    """The run of a call that goes on without its caller."""
+def unfinished(unit: Unit, run: Mapping[str, Any], listed: Collection[str] | None = None) -> dict[str, Any]:
+    """The run of a call that goes on without its caller. `listed` are the units whose tools that one sees; None is all."""
     progress = run.get("progress") or {}
     so_far = f" ({progress['phase']}: {progress['message']})" if progress else ""
     text = (
         f"{unit.definition['title']}: still running{so_far}. It goes on by itself as run {run['id']}.\n"
-        f"next: call run_wait with {compact({'run_id': run['id']})} until its status is no longer running; run_cancel ends it."
+        f"next: {spelled('run.wait', {'run_id': run['id']}, listed)} until its status is no longer running; run_cancel ends it."
     )
     return _result(text, {"run": {key: run.get(key) for key in RUN_KEYS}})
 
 
-def failure(error: AimaError) -> dict[str, Any]:
-    """The error, whole for a program, and as lines that a model can act on."""
+def failure(error: AimaError, listed: Collection[str] | None = None) -> dict[str, Any]:
+    """The error, whole for a program, and as lines that a model can act on. `listed` as for `unfinished`."""
     lines = [f"{error.code}: {error}"]
     if error.hint:
         lines.append(f"hint: {error.hint}")
-    lines += [f"next: call {wire_name(call['unit'])} with {compact(call['arguments'])}" for call in error.next]
+    lines += [f"next: {spelled(call['unit'], call['arguments'], listed)}" for call in error.next]
     return _result(_cut("\n".join(lines)), error.as_dict()) | {"isError": True}
+
+
+def spelled(name: str, arguments: Mapping[str, Any], listed: Collection[str] | None) -> str:
+    """How to call a unit: by its tool, or through unit_call when the list that the caller sees lacks it."""
+    if listed is None or name in listed:
+        return f"call {wire_name(name)} with {compact(arguments)}"
+    return f"call unit_call with {compact({'name': name, 'arguments': arguments})}"
 
 
 def compact(value: Any) -> str:

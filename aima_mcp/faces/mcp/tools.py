@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import mcp_types as types
@@ -17,6 +18,7 @@ from aima_lib.names import did_you_mean, nearest
 from aima_lib.registry import Unit
 from aima_lib.runs import outcome_of
 from aima_mcp.faces.mcp.edge import Ctx, caller_of, refuse_cursor
+from aima_mcp.faces.mcp.profiles import Profile
 from aima_mcp.faces.mcp.results import COMPLETE, Progress, failure, success, tool, unfinished, wire_name
 from aima_mcp.faces.mcp.watch import Watch
 
@@ -25,14 +27,18 @@ WAIT_SECONDS = 45
 
 
 class Tools:
-    """Commands and queries."""
+    """Commands and queries: those of a profile are listed, all can be called."""
 
-    def __init__(self, door: Door, wait_seconds: float) -> None:
-        self._door, self._wait_seconds = door, wait_seconds
+    def __init__(self, door: Door, profile: Profile, wait_seconds: float) -> None:
+        self._door, self._profile, self._wait_seconds = door, profile, wait_seconds
         units = sorted(door.registry.of("command", "query"), key=lambda unit: unit.name)
         self._units = {wire_name(unit.name): unit for unit in units}
-        listed = types.ListToolsResult.model_validate({**COMPLETE, "tools": [tool(unit) for unit in units]})
-        self._list = listed.model_dump(by_alias=True, mode="json", exclude_none=True, exclude_unset=True)
+
+    @cached_property
+    def _list(self) -> dict[str, Any]:
+        tools = [tool(unit, self._profile.outputs) for unit in self._units.values() if unit.name in self._profile.units]
+        listed = types.ListToolsResult.model_validate({**COMPLETE, "tools": tools})
+        return listed.model_dump(by_alias=True, mode="json", exclude_none=True, exclude_unset=True)
 
     def register(self, server: Server[Watch]) -> None:
         """Let the server answer for them."""
@@ -56,7 +62,7 @@ class Tools:
                 return await self._run(unit, params.arguments, caller_of(ctx), send, key)
             return success(unit, await self._door.call(unit.name, params.arguments, caller=caller_of(ctx), send=send, key=key))
         except AimaError as error:
-            return failure(error)
+            return failure(error, self._profile.units)
 
     async def _run(
         self, unit: Unit, arguments: Mapping[str, Any] | None, caller: Caller, send: Send | None, key: str | None
@@ -68,7 +74,9 @@ class Tools:
         if run["status"] == "running":
             wait = {"run_id": run["id"], "timeout_seconds": self._wait_seconds}
             run = (await self._door.call("run.wait", wait, caller=caller, send=send))["run"]
-        return unfinished(unit, run) if run["status"] == "running" else success(unit, outcome_of(dict(run)))
+        if run["status"] == "running":
+            return unfinished(unit, run, self._profile.units)
+        return success(unit, outcome_of(dict(run)))
 
     def _unknown(self, name: str) -> NotFound:
         hint = did_you_mean(name, self._units) or "tools/list names them; unit_search finds one by words"
