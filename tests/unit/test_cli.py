@@ -16,8 +16,7 @@ import pytest
 
 from aima_lib.infra.home import Home
 from aima_lib.registry import definitions
-from aima_mcp.faces.cli import arguments
-from aima_mcp.faces.cli import DOTTED, UnitCommand, command_line, definition
+from aima_mcp.faces.cli import DOTTED, UnitCommand, arguments, command_line, definition
 from aima_mcp.main import run
 from tests.hub import Fault, Hub
 from tests.world import environment, until

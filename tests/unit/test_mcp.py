@@ -239,7 +239,7 @@ async def test_the_server_says_who_it_is_and_what_is_true_of_it(world: World, mo
         assert client.protocol_version == ("2025-11-25" if mode == "legacy" else "2026-07-28")
     assert found.tools is not None and found.tools.list_changed is False
     assert found.resources is not None and found.resources.list_changed is False and found.resources.subscribe is True
-    assert found.prompts is None
+    assert found.prompts is not None and found.prompts.list_changed is False and found.completions is not None
 
 
 @pytest.mark.parametrize("mode", ERAS)

@@ -18,9 +18,11 @@ from starlette.types import Receive, Scope, Send
 
 from aima_lib import __version__
 from aima_lib.door import Door
+from aima_mcp.faces.mcp.completions import Completions
 from aima_mcp.faces.mcp.edge import boundary
 from aima_mcp.faces.mcp.http import McpHttp
 from aima_mcp.faces.mcp.profiles import DEFAULT, Own, Profile, choose, profiles
+from aima_mcp.faces.mcp.prompts import Prompts
 from aima_mcp.faces.mcp.resources import Resources
 from aima_mcp.faces.mcp.stdio import stdio
 from aima_mcp.faces.mcp.tools import WAIT_SECONDS, Tools
@@ -35,6 +37,7 @@ An error says what to do: its hint, and under next a call, ready filled, that ma
 LISTS_MS = 300_000
 CACHE: dict[CacheableMethod, CacheHint] = {
     "tools/list": CacheHint(LISTS_MS, "public"),
+    "prompts/list": CacheHint(LISTS_MS, "public"),
     "resources/list": CacheHint(LISTS_MS, "public"),
     "resources/templates/list": CacheHint(LISTS_MS, "public"),
     "resources/read": CacheHint(0, "private"),
@@ -60,6 +63,9 @@ class McpFace:
         self.asgi = McpHttp(self.server, hosts, origins)
         Tools(door, profile, wait_seconds).register(self.server)
         Resources(door).register(self.server)
+        prompts = Prompts(door)
+        prompts.register(self.server)
+        Completions(door, prompts).register(self.server)
 
     def lifespan(self) -> AbstractAsyncContextManager[None]:
         """Keeps the HTTP sessions. Open it once, around the server that serves `asgi`."""
@@ -146,13 +152,9 @@ class _Server(Server[Watch]):
         protocol_version: str | None = None,
     ) -> types.ServerCapabilities:
         found = super().get_capabilities(notification_options, experimental_capabilities, extensions, protocol_version=protocol_version)
-        assert found.tools is not None and found.resources is not None
-        return found.model_copy(
-            update={
-                "tools": found.tools.model_copy(update={"list_changed": False}),
-                "resources": found.resources.model_copy(update={"list_changed": False}),
-            }
-        )
+        parts = {"tools": found.tools, "resources": found.resources, "prompts": found.prompts}
+        fixed = {name: part.model_copy(update={"list_changed": False}) for name, part in parts.items() if part is not None}
+        return found.model_copy(update=fixed)
 
 
 def _no_header_schema(_name: str) -> None:
