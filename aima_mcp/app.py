@@ -12,6 +12,7 @@ from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
 from aima_lib import __version__
+from aima_lib.door import OWNER
 from aima_lib.errors import AimaError, InvalidArgument, NotFound, Unavailable
 from aima_lib.gateway import Gateway
 from aima_mcp.faces import http, mcp, openai, strict_json
@@ -51,12 +52,21 @@ class _Open:
 
 
 class App:
-    """The ASGI app of a host. `bound` is the address it listens on; `stop(stop_engines)` ends the process that serves it."""
+    """The ASGI app of a host. `bound` is the address it listens on; `stop(stop_engines)` ends the process that serves it.
 
-    def __init__(self, gateway: Gateway, bound: str, stop: Callable[[bool], None]) -> None:
+    conformance: with the official MCP suite's fixtures, and no key asked for at /mcp, since that suite has none.
+    """
+
+    def __init__(self, gateway: Gateway, bound: str, stop: Callable[[bool], None], *, conformance: bool = False) -> None:
         self._gateway, self._stop = gateway, stop
         self._entrance = Entrance(gateway.services.home, bound)
         self._mcp = mcp.McpPaths(gateway, gateway.services.config["mcp"]["profiles"])
+        self._keyless = conformance
+        if conformance:
+            from aima_mcp.conformance import extend
+
+            for server in self._mcp.servers:
+                extend(server)
         self._open: set[_Open] = set()
         self._closing = False
         self._quiet = anyio.Event()
@@ -120,7 +130,8 @@ class App:
                 refuse_method(exchange, "GET", "HEAD")
                 await exchange.reply_json({"status": "ok", "version": __version__}, headers={"cache-control": "no-store"})
             else:
-                scope.setdefault("state", {})["caller"] = self._entrance.caller(headers)
+                keyless = self._keyless and exchange.path == "/mcp"
+                scope.setdefault("state", {})["caller"] = OWNER if keyless else self._entrance.caller(headers)
                 await self._route(exchange, scope, receive, request.send)
         except ClientLeft:
             request.finished = True

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import click
 
+from aima_lib.errors import InvalidArgument
 from aima_mcp.commands.base import home_of
 
 
 @click.command("serve")
 @click.option("--host", metavar="ADDRESS", help="Address to bind; config.toml's, or 127.0.0.1.")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to bind, 0 for any; config.toml's, or 8484.")
+@click.option(
+    "--conformance", is_flag=True, hidden=True, help="With the MCP conformance suite's fixtures, /mcp without a key; loopback only."
+)
 @click.pass_context
-def command(ctx: click.Context, host: str | None, port: int | None) -> None:
+def command(ctx: click.Context, host: str | None, port: int | None, conformance: bool) -> None:
     """Host AIMA here, until Ctrl-C: every unit over HTTP, MCP at /mcp, OpenAI's API at /v1.
 
     Engines outlive a host that ends by a signal for engines.grace_seconds, so that a new one can take them over; `aima stop` ends them
@@ -23,13 +27,17 @@ def command(ctx: click.Context, host: str | None, port: int | None) -> None:
     from aima_mcp.server import serve
 
     home = home_of(ctx)
+    if conformance:
+        if host not in (None, "127.0.0.1", "::1"):
+            raise InvalidArgument(f"--conformance asks for no key, so it is not served at {host}", hint="leave --host out")
+        host = host or "127.0.0.1"
 
     def ready(url: str) -> None:
         places = (f"HTTP    {url}", f"MCP     {url}/mcp", f"OpenAI  {url}/v1", f"key     aima key  (in {home.path / 'key'})")
         click.echo("\n  ".join((f"AIMA hosts {home.path}", *places)), err=True)
 
     async def run() -> None:
-        await serve(home, host=host, port=port, ready=ready)
+        await serve(home, host=host, port=port, ready=ready, conformance=conformance)
 
     try:
         anyio.run(run)

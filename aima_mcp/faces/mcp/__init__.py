@@ -100,6 +100,11 @@ class McpPaths:
         self._found = profiles(door.registry, own)
         self._faces = {name: McpFace(door, profile, (), (), WAIT_SECONDS) for name, profile in self._found.items()}
 
+    @property
+    def servers(self) -> list[Server[Watch]]:
+        """The server of each."""
+        return [face.server for face in self._faces.values()]
+
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
         """Keeps the sessions of all."""
