@@ -15,6 +15,7 @@ from aima_lib.errors import InvalidArgument, NotFound
 from aima_lib.names import did_you_mean, nearest
 from aima_lib.registry import Unit
 from aima_mcp.faces.mcp.edge import Ctx, refuse_cursor
+from aima_mcp.faces.mcp.outside import clean_text
 from aima_mcp.faces.mcp.results import COMPLETE
 from aima_mcp.faces.mcp.watch import Watch
 
@@ -64,9 +65,9 @@ def text_of(unit: Unit, arguments: Mapping[str, str]) -> str:
         if len(value) > LONGEST:
             raise InvalidArgument(f"{name} has {len(value)} characters; {LONGEST} is the limit")
     for name, argument in known.items():
-        if "default" not in argument and not arguments.get(name, "").strip():
+        if "default" not in argument and not clean_text(arguments.get(name, "")).strip():
             raise InvalidArgument(f"{unit.action} needs {name!r}", hint=argument["description"])
-    given = {name: arguments.get(name, "").strip() or known[name].get("default", "") for name in known}
+    given = {name: clean_text(arguments.get(name, "")).strip() or known[name].get("default", "") for name in known}
     return _BLANK.sub(lambda blank: given[blank[1]], unit.definition["text"])
 
 

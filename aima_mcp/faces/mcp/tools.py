@@ -60,7 +60,8 @@ class Tools:
         try:
             if unit.durable:
                 return await self._run(unit, params.arguments, caller_of(ctx), send, key)
-            return success(unit, await self._door.call(unit.name, params.arguments, caller=caller_of(ctx), send=send, key=key))
+            output = await self._door.call(unit.name, params.arguments, caller=caller_of(ctx), send=send, key=key)
+            return self._success(unit, output, params.arguments)
         except AimaError as error:
             return failure(error, self._profile.units)
 
@@ -76,7 +77,11 @@ class Tools:
             run = (await self._door.call("run.wait", wait, caller=caller, send=send))["run"]
         if run["status"] == "running":
             return unfinished(unit, run, self._profile.units)
-        return success(unit, outcome_of(dict(run)))
+        return self._success(unit, outcome_of(dict(run)), arguments)
+
+    def _success(self, unit: Unit, output: Mapping[str, Any], arguments: Mapping[str, Any] | None) -> dict[str, Any]:
+        called = self._units.get(wire_name(output["name"])) if unit.name == "unit.call" else None
+        return success(unit, output, arguments, self._profile.units, called)
 
     def _unknown(self, name: str) -> NotFound:
         hint = did_you_mean(name, self._units) or "tools/list names them; unit_search finds one by words"
