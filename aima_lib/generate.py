@@ -71,9 +71,9 @@ def units_table() -> str:
         shown = f"`{unit.definition['uriTemplate']}`" if unit.kind == "resource" else f"`{unit.action}`"
         shown += " (run)" if unit.durable else ""
         rows.setdefault(unit.domain, {}).setdefault(unit.kind, []).append(shown)
-    lines = ["| domain | commands | queries | resources | events |", "|---|---|---|---|---|"]
+    lines = ["| domain | commands | queries | resources | prompts | events |", "|---|---|---|---|---|---|"]
     for domain, kinds in rows.items():
-        cells = [" ".join(kinds.get(kind, [])) for kind in ("command", "query", "resource", "event")]
+        cells = [" ".join(kinds.get(kind, [])) for kind in ("command", "query", "resource", "prompt", "event")]
         lines.append(f"| {domain} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

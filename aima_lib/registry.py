@@ -20,6 +20,9 @@ PACKAGE = Path(__file__).parent
 SCHEMAS = PACKAGE / "schemas" if (PACKAGE / "schemas").is_dir() else PACKAGE.parent / "schemas"
 
 
+UNHANDLED = ("event", "prompt")  # kinds that are no more than their file
+
+
 class SchemaError(TypeError):
     """A unit file and the code disagree: AIMA refuses to start."""
 
@@ -61,7 +64,7 @@ class Judge:
 
 @dataclass(frozen=True)
 class Unit:
-    """One unit file, with its references inlined, and the function that answers it (None for events, and for attached clients)."""
+    """One unit file, with its references inlined, and its handler (None for events, prompts and attached clients)."""
 
     definition: Mapping[str, Any]
     handler: Handler | None = None
@@ -152,7 +155,7 @@ class Registry(Mapping[str, Unit]):
         units = {}
         for definition in definitions(schemas):
             name, handler = definition["name"], None
-            if definition["kind"] != "event":
+            if definition["kind"] not in UNHANDLED:
                 if name not in found:
                     raise SchemaError(f"schemas/{name.replace('.', '/')}.json has no handler")
                 handler = found.pop(name)
@@ -172,6 +175,8 @@ def definitions(schemas: Path = SCHEMAS, domain: str = "*") -> Iterator[dict[str
         definition: dict[str, Any] = inline(json.loads(path.read_text(encoding="utf-8")), path)
         if definition.get("name") != f"{path.parent.name}.{path.stem}":
             raise SchemaError(f"{path} is named {definition.get('name')!r}")
+        if "template" in definition:
+            definition["text"] = _template(path.parent / definition["template"])
         yield definition
 
 
@@ -188,6 +193,13 @@ def inline(node: Any, source: Path) -> Any:
             return inline({**noun, **{key: value for key, value in node.items() if key != "$ref"}}, target)
         return {key: inline(value, source) for key, value in node.items()}
     return [inline(item, source) for item in node] if isinstance(node, list) else node
+
+
+def _template(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SchemaError(f"{path} cannot be read: {error}") from error
 
 
 def _noun(name: str) -> dict[str, Any]:
@@ -230,7 +242,23 @@ def _words(parameters: Mapping[str, Any]) -> str:
 
 def _refuse_dangling(units: Mapping[str, Unit]) -> None:
     for unit in units.values():
+        file = f"schemas/{unit.name.replace('.', '/')}.json"
         for key in ("emits", "updatedBy"):
             for name in unit.definition.get(key, []):
                 if name != "*" and (name not in units or units[name].kind != "event"):
-                    raise SchemaError(f"schemas/{unit.name.replace('.', '/')}.json: {key} names {name!r}, which is no event")
+                    raise SchemaError(f"{file}: {key} names {name!r}, which is no event")
+        for name in _sources(unit.definition):
+            if name != "unit" and (name not in units or units[name].kind != "query" or "primary" not in units[name].definition):
+                raise SchemaError(f"{file}: completes names {name!r}, which lists nothing")
+        if unit.kind == "prompt":
+            blanks = set(re.findall(r"\{([a-z_]+)\}", unit.definition["text"]))
+            if blanks != (known := {argument["name"] for argument in unit.definition["arguments"]}):
+                raise SchemaError(f"{file} takes {sorted(known)}; its text has blanks for {sorted(blanks)}")
+
+
+def _sources(definition: Mapping[str, Any]) -> Iterator[str]:
+    """The units that list what a prompt's arguments, or a resource's variables, may be."""
+    for argument in definition.get("arguments", []):
+        yield from argument.get("completes", [])
+    for names in definition.get("completes", {}).values():
+        yield from names

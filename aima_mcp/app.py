@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
 from aima_lib import __version__
-from aima_lib.door import Caller
+from aima_lib.door import OWNER, Caller
 from aima_lib.errors import AimaError, InvalidArgument, NotFound, Unavailable
 from aima_lib.gateway import Gateway
 from aima_mcp.faces import http, mcp, openai, strict_json
@@ -52,14 +52,23 @@ class _Open:
 
 
 class App:
-    """The ASGI app of a host. `bound` is the address it listens on; `stop(stop_engines)` ends the process that serves it."""
+    """The ASGI app of a host. `bound` is the address it listens on; `stop(stop_engines)` ends the process that serves it.
 
-    def __init__(self, gateway: Gateway, bound: str, stop: Callable[[bool], None]) -> None:
+    conformance: with the official MCP suite's fixtures, and no key asked for at /mcp, since that suite has none.
+    """
+
+    def __init__(self, gateway: Gateway, bound: str, stop: Callable[[bool], None], *, conformance: bool = False) -> None:
         self._gateway, self._stop = gateway, stop
         self._keys = gateway.services.keys
         self._entrance = Entrance(self._keys, bound)
         self._documents: dict[frozenset[str], bytes] = {}
-        self._mcp = mcp.build(gateway)
+        self._mcp = mcp.McpPaths(gateway, gateway.services.config["mcp"]["profiles"])
+        self._keyless = conformance
+        if conformance:
+            from aima_mcp.conformance import extend
+
+            for server in self._mcp.servers:
+                extend(server)
         self._open: set[_Open] = set()
         self._closing = False
         self._quiet = anyio.Event()
@@ -125,7 +134,9 @@ class App:
                 refuse_method(exchange, "GET", "HEAD")
                 await exchange.reply_json({"status": "ok", "version": __version__}, headers={"cache-control": "no-store"})
             else:
-                caller = scope.setdefault("state", {})["caller"] = request.caller = self._entrance.caller(headers)
+                keyless = self._keyless and exchange.path == "/mcp"
+                caller = OWNER if keyless else self._entrance.caller(headers)
+                scope.setdefault("state", {})["caller"] = request.caller = caller
                 request.scope.deadline = self._keys.deadline(caller)
                 with self._keys.holding(caller, request.scope):
                     await self._route(exchange, scope, receive, request.send)
@@ -144,7 +155,7 @@ class App:
         elif first == "mcp":
             await self._mcp.asgi({**scope, "headers": _as_loopback(scope["headers"])}, receive, send)
         else:
-            known = [*self._exact, "/units/{domain}/{action}", "/v1", "/mcp", "/health"]
+            known = [*self._exact, "/units/{domain}/{action}", "/v1", "/mcp", "/mcp/{profile}", "/health"]
             raise NotFound(f"nothing at {path[:200]}", hint=f"there are: {', '.join(known)}")
 
     async def _describe(self, exchange: Exchange) -> None:

@@ -37,8 +37,9 @@ async def serve(
     port: int | None = None,
     behind_proxy: bool = False,
     ready: Callable[[str], None] | None = None,
+    conformance: bool = False,
 ) -> None:
-    """Host `home` and serve until SIGTERM, SIGINT or POST /shutdown. `ready` gets the URL once it answers.
+    """Host `home` and serve until SIGTERM, SIGINT or POST /shutdown. `ready` gets the URL once it answers; `conformance` as for App.
 
     behind_proxy: a proxy in front speaks TLS, so that an address beyond loopback may be bound.
 
@@ -56,14 +57,14 @@ async def serve(
         listener = None if home.host() else stack.enter_context(await anyio.to_thread.run_sync(listen, bound, number))
         async with runtime.host(home) as gateway:
             listener = listener or stack.enter_context(await anyio.to_thread.run_sync(listen, bound, number))
-            stop_engines = await _serve(gateway, bound, listener, ready)
+            stop_engines = await _serve(gateway, bound, listener, ready, conformance)
             if stop_engines:
                 await _end_engines(gateway)
     if stop_engines:
         await anyio.to_thread.run_sync(_sweep, home)
 
 
-async def _serve(gateway: Gateway, bound: str, listener: socket.socket, ready: Callable[[str], None] | None) -> bool:
+async def _serve(gateway: Gateway, bound: str, listener: socket.socket, ready: Callable[[str], None] | None, conformance: bool) -> bool:
     """Answer requests until told to stop; whether engines are to stop too."""
     from aima_mcp.app import App
 
@@ -74,7 +75,7 @@ async def _serve(gateway: Gateway, bound: str, listener: socket.socket, ready: C
         server.should_exit = True
 
     gateway.services.home.key()  # whoever reads that we listen can read the key
-    app = App(gateway, bound, stop)
+    app = App(gateway, bound, stop, conformance=conformance)
     url = _url(bound, listener)
 
     def started() -> None:

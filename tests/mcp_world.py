@@ -118,7 +118,7 @@ async def opened(home: Home, tmp_path: Path) -> AsyncIterator[World]:
     own = Registry.load(package, write_schemas(tmp_path / "schemas", *WORLD))
     registry = Registry(dict(Registry.load(units)) | dict(own))
     async with host(home, registry=registry) as gateway:
-        yield World(gateway, build(gateway, wait_seconds=0.2), sys.modules[f"{name}.only"])
+        yield World(gateway, build(gateway, profile="full", wait_seconds=0.2), sys.modules[f"{name}.only"])
 
 
 async def until(true: Callable[[], bool]) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import venv
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -75,10 +75,10 @@ def environment(home: Path) -> dict[str, str]:
 
 
 class HostProcess:
-    """A real host: `aima serve` on a free port, in a folder of its own."""
+    """A real host: `aima serve` on a free port, in a folder of its own, with more options if some are given."""
 
-    def __init__(self, python: Path, home: Path, cwd: Path, config: str = "") -> None:
-        self.python, self.cwd = python, cwd
+    def __init__(self, python: Path, home: Path, cwd: Path, config: str = "", options: Sequence[str] = ()) -> None:
+        self.python, self.cwd, self._options = python, cwd, options
         self.home = Home(home)
         self.home.make()
         if config:
@@ -108,7 +108,7 @@ class HostProcess:
     def spawn(self) -> None:
         """Start it, and do not wait."""
         with self.log.open("ab") as log:
-            command = [str(self.python), "-m", "aima_mcp.main", "serve", "--port", "0"]
+            command = [str(self.python), "-m", "aima_mcp.main", "serve", "--port", "0", *self._options]
             self._process = subprocess.Popen(command, cwd=self.cwd, env=environment(self.home.path), stdout=log, stderr=log)
 
     def start(self) -> HostProcess:

@@ -169,22 +169,21 @@ class Mcp:
 
 
 def mcp_stdio(stack: ExitStack, portal: BlockingPortal, host: HostProcess) -> Mcp:
-    """One long-lived `aima mcp`, attached to the host."""
-    parameters = StdioServerParameters(
-        command=str(host.python), args=["-m", "aima_mcp.main", "mcp"], env=environment(host.home.path), cwd=str(host.cwd)
-    )
+    """One long-lived `aima mcp`, attached to the host. It lists everything: the client then judges each output by its outputSchema."""
+    words = ["-m", "aima_mcp.main", "mcp", "--profile", "full"]
+    parameters = StdioServerParameters(command=str(host.python), args=words, env=environment(host.home.path), cwd=str(host.cwd))
     return _connected(stack, portal, partial(Client, stdio_client(parameters), mode="auto"), host)
 
 
 def mcp_http(stack: ExitStack, portal: BlockingPortal, host: HostProcess, mode: str, key: str | None = None) -> Mcp:
-    """POST /mcp, in one of the protocol's two eras; with a key that is not the owner's when one is given."""
+    """POST /mcp/full, in one of the protocol's two eras; with a key that is not the owner's when one is given."""
     headers = host.headers if key is None else {"Authorization": f"Bearer {key}"}
 
     async def http_client() -> httpx2.AsyncClient:
         return httpx2.AsyncClient(headers=headers, timeout=120, trust_env=False)
 
     http = stack.enter_context(portal.wrap_async_context_manager(portal.call(http_client)))
-    return _connected(stack, portal, partial(Client, streamable_http_client(f"{host.url}/mcp", http_client=http), mode=mode), host)
+    return _connected(stack, portal, partial(Client, streamable_http_client(f"{host.url}/mcp/full", http_client=http), mode=mode), host)
 
 
 def _connected(stack: ExitStack, portal: BlockingPortal, make: Callable[[], Client], host: HostProcess) -> Mcp:

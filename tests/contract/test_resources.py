@@ -40,7 +40,9 @@ def read(faces: Faces, world: World, face: str, uri: str) -> Outcome:
     try:
         result = through.portal.call(partial(through.client.read_resource, uri))
     except MCPError as error:
-        return refused(error.error.data)
+        data = dict(error.error.data)
+        assert data.pop("uri") == uri, "beside our error the protocol wants the URI"
+        return refused(data)
     [content] = result.contents
     assert str(content.uri) == uri
     assert content.mime_type == "application/json"

@@ -26,7 +26,7 @@ def ran(python: Path, cwd: Path, *words: str) -> str:
 def test_the_schemas_ship_inside(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    for path in SCHEMAS.rglob("*.json"):
+    for path in [*SCHEMAS.rglob("*.json"), *SCHEMAS.rglob("*.md")]:
         assert f"aima_lib/schemas/{path.relative_to(SCHEMAS)}" in names
     for part in ("aima_lib/infra/migrations/0001_documents.sql", "aima_lib/engines/templates/qwen-tools.jinja", "aima_lib/py.typed"):
         assert part in names, part

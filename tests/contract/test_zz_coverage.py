@@ -7,7 +7,7 @@ import pytest
 from tests.contract.faces import REGISTRY
 from tests.world import World
 
-WHOLE = {"test_examples", "test_malformed", "test_resources", "test_chat", "test_faults"}
+WHOLE = {"test_examples", "test_malformed", "test_resources", "test_prompts", "test_chat", "test_faults"}
 
 
 def test_everything_that_is_offered_was_exercised(world: World, request: pytest.FixtureRequest) -> None:

@@ -7,31 +7,37 @@ A call that its client cancels, or leaves, ends in the engine too; a durable one
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import anyio
 import mcp_types as types
 from mcp.server.caching import CacheableMethod, CacheHint
 from mcp.server.lowlevel import NotificationOptions, Server
+from starlette.types import Receive, Scope, Send
 
 from aima_lib import __version__
 from aima_lib.door import OWNER, Caller, Door
+from aima_mcp.faces.mcp.completions import Completions
 from aima_mcp.faces.mcp.edge import boundary
 from aima_mcp.faces.mcp.http import McpHttp
+from aima_mcp.faces.mcp.profiles import DEFAULT, Own, Profile, choose, profiles
+from aima_mcp.faces.mcp.prompts import Prompts
 from aima_mcp.faces.mcp.resources import Resources
 from aima_mcp.faces.mcp.stdio import stdio
 from aima_mcp.faces.mcp.tools import WAIT_SECONDS, Tools
 from aima_mcp.faces.mcp.watch import Watch
 
 INSTRUCTIONS = """AIMA runs AI inference on this machine: it finds the hardware, fetches models, starts engines and serves them.
-Start with system_info (what this machine is) and inference_models (what can be asked right now). unit_search finds a tool by words.
+Start with system_info (what this machine is) and inference_models (what can be asked right now). The tools listed are a selection:
+unit_search finds any other by words, unit_describe shows what it takes, unit_call calls it.
 Work that takes long is a run: such a call answers within 45 s, with its result or with {"run": {"id": ...}}; then call run_wait with
 that id until the run has ended. It goes on even if you leave.
 An error says what to do: its hint, and under next a call, ready filled, that may mend it."""
 LISTS_MS = 300_000
 CACHE: dict[CacheableMethod, CacheHint] = {
     "tools/list": CacheHint(LISTS_MS, "private"),  # a list holds what its caller may use
+    "prompts/list": CacheHint(LISTS_MS, "private"),
     "resources/list": CacheHint(LISTS_MS, "private"),
     "resources/templates/list": CacheHint(LISTS_MS, "private"),
     "resources/read": CacheHint(0, "private"),
@@ -41,7 +47,9 @@ CACHE: dict[CacheableMethod, CacheHint] = {
 class McpFace:
     """AIMA as an MCP server: `server` for tests and embedding, `asgi` and `lifespan` for HTTP, `run_stdio` for a client's child."""
 
-    def __init__(self, door: Door, caller: Caller, hosts: Collection[str], origins: Collection[str], wait_seconds: float) -> None:
+    def __init__(
+        self, door: Door, caller: Caller, profile: Profile, hosts: Collection[str], origins: Collection[str], wait_seconds: float
+    ) -> None:
         self._watches: set[Watch] = set()
         self._door, self._caller = door, caller
         self.server: Server[Watch] = _Server(
@@ -55,8 +63,11 @@ class McpFace:
         )
         self.server.middleware = [boundary]
         self.asgi = McpHttp(self.server, hosts, origins)
-        Tools(door, wait_seconds).register(self.server)
+        Tools(door, profile, wait_seconds).register(self.server)
         Resources(door).register(self.server)
+        prompts = Prompts(door)
+        prompts.register(self.server)
+        Completions(door, prompts).register(self.server)
 
     def lifespan(self) -> AbstractAsyncContextManager[None]:
         """Keeps the HTTP sessions. Open it once, around the server that serves `asgi`."""
@@ -84,20 +95,58 @@ class McpFace:
                 tasks.cancel_scope.cancel()
 
 
+class McpPaths:
+    """Every profile at a path of its own: `/mcp` has the default, `/mcp/operator` another. A session of one is unknown at another."""
+
+    def __init__(self, door: Door, own: Own) -> None:
+        self._found = profiles(door.registry, own)
+        self._faces = {name: McpFace(door, OWNER, profile, (), (), WAIT_SECONDS) for name, profile in self._found.items()}
+
+    @property
+    def servers(self) -> list[Server[Watch]]:
+        """The server of each."""
+        return [face.server for face in self._faces.values()]
+
+    @asynccontextmanager
+    async def lifespan(self) -> AsyncIterator[None]:
+        """Keeps the sessions of all."""
+        async with AsyncExitStack() as stack:
+            for face in self._faces.values():
+                await stack.enter_async_context(face.lifespan())
+            yield
+
+    def end_streams(self) -> None:
+        """As McpFace's."""
+        for face in self._faces.values():
+            face.end_streams()
+
+    async def asgi(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request to `/mcp` or `/mcp/{profile}`. Raises NotFound when there is no such profile."""
+        name = scope["path"].removeprefix("/mcp").strip("/") or DEFAULT
+        await self._faces[choose(self._found, name).name].asgi(scope, receive, send)
+
+
 def build(
     door: Door,
     *,
     caller: Caller = OWNER,
+    profile: str = DEFAULT,
+    own: Own | None = None,
     hosts: Collection[str] = (),
     origins: Collection[str] = (),
     wait_seconds: float = WAIT_SECONDS,
 ) -> McpFace:
     """The MCP face over a door.
 
-    `caller` is who calls over stdio, as the door knows them; `hosts` and `origins` are the Host and Origin headers that HTTP lets in beside
-    loopback's; `wait_seconds` is how long a durable call may keep its client waiting before it is answered with its run.
+    `caller` is who calls over stdio, as the door knows them; `profile` is what it lists, AIMA's or one of `own`; `hosts` and `origins` are
+    the Host and Origin headers that HTTP lets in beside loopback's; `wait_seconds` is how long a durable call may keep its client waiting
+    before it is answered with its run.
+
+    Raises:
+        NotFound: there is no such profile.
+        InvalidArgument: one of `own` names what does not exist.
     """
-    return McpFace(door, caller, hosts, origins, wait_seconds)
+    return McpFace(door, caller, choose(profiles(door.registry, own or {}), profile), hosts, origins, wait_seconds)
 
 
 class _Server(Server[Watch]):
@@ -112,13 +161,9 @@ class _Server(Server[Watch]):
         protocol_version: str | None = None,
     ) -> types.ServerCapabilities:
         found = super().get_capabilities(notification_options, experimental_capabilities, extensions, protocol_version=protocol_version)
-        assert found.tools is not None and found.resources is not None
-        return found.model_copy(
-            update={
-                "tools": found.tools.model_copy(update={"list_changed": False}),
-                "resources": found.resources.model_copy(update={"list_changed": False}),
-            }
-        )
+        parts = {"tools": found.tools, "resources": found.resources, "prompts": found.prompts}
+        fixed = {name: part.model_copy(update={"list_changed": False}) for name, part in parts.items() if part is not None}
+        return found.model_copy(update=fixed)
 
 
 def _no_header_schema(_name: str) -> None:

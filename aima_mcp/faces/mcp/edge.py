@@ -37,7 +37,12 @@ class Edge:
         if not isinstance(error, AimaError):
             log.error("%s failed", self._ctx.method, exc_info=error)
             error = Internal(f"{self._ctx.method} failed", hint="this is a bug in AIMA; its log has the trace")
-        raise MCPError(self._code(error), str(error), error.as_dict()) from None
+        raise MCPError(self._code(error), str(error), error.as_dict() | self._place()) from None
+
+    def _place(self) -> dict[str, Any]:
+        """The URI that could not be read: the protocol wants it in the error's data."""
+        uri = (self._ctx.params or {}).get("uri")
+        return {"uri": uri} if self._ctx.method == "resources/read" and isinstance(uri, str) else {}
 
     def _code(self, error: AimaError) -> int:
         resource = self._ctx.method.startswith("resources/")

@@ -10,6 +10,7 @@ from mcp.server.lowlevel import Server
 
 from aima_lib.door import Door
 from aima_mcp.faces.mcp.edge import Ctx, caller_of, refuse_cursor
+from aima_mcp.faces.mcp.outside import clean
 from aima_mcp.faces.mcp.results import COMPLETE, compact, wire_name
 from aima_mcp.faces.mcp.watch import Watch
 
@@ -49,7 +50,7 @@ class Resources:
     async def read(self, ctx: Ctx, params: types.ReadResourceRequestParams) -> HandlerResult:
         uri = str(params.uri)
         found = await self._door.read(uri, caller=caller_of(ctx))
-        text = compact(found["content"]).encode("utf-8", "replace").decode("utf-8")  # a file name may hold half a surrogate pair
+        text = compact(clean(found["content"])).encode("utf-8", "replace").decode("utf-8")  # a file name may hold half a surrogate pair
         return {**COMPLETE, "contents": [{"uri": uri, "mimeType": found["mimeType"], "text": text}]}
 
     async def subscribe(self, ctx: Ctx, params: types.SubscribeRequestParams) -> HandlerResult:

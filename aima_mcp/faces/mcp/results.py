@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
-from aima_lib.errors import AimaError
+from aima_lib.errors import AimaError, ResourceExhausted
 from aima_lib.registry import Unit
+from aima_mcp.faces.mcp.fit import Fitted, fit, shorter, size
+from aima_mcp.faces.mcp.outside import clean, clean_text
 
-TEXT_BYTES = 65_536
+MOST_BYTES = 65_536  # of a whole result, text and structuredContent together
+BUDGETS = (28_000, 20_000, 12_000)  # of the output, which a result holds twice; escaping may make the text longer
+ERROR_TEXT = 4_000  # characters of a message that is too long to give whole
 TICK = 0.001  # what says "still at it" when a stage has no number
 TOOL_KEYS = ("title", "description", "inputSchema", "outputSchema", "annotations")
 RUN_KEYS = ("id", "unit", "status", "progress")
@@ -33,43 +38,93 @@ def wire_name(name: str) -> str:
     return name.replace(".", "_")
 
 
-def tool(unit: Unit) -> dict[str, Any]:
-    """The unit's MCP tool: its own file, less what only AIMA reads. A durable one may also answer with its run."""
-    definition = {key: unit.definition[key] for key in TOOL_KEYS}
-    if unit.durable:
+def tool(unit: Unit, outputs: bool = True) -> dict[str, Any]:
+    """The unit's MCP tool: its own file, less what only AIMA reads. A durable one may also answer with its run.
+
+    outputs: with its outputSchema. Left out it is whole or not at all: a shortened one would no longer say the truth.
+    """
+    definition = {key: unit.definition[key] for key in TOOL_KEYS if outputs or key != "outputSchema"}
+    if unit.durable and outputs:
         schema = {key: value for key, value in unit.definition["outputSchema"].items() if key != "required"}
         definition["outputSchema"] = schema | {"properties": schema["properties"] | {"run": RUN}}
     return {"name": wire_name(unit.name), **definition}
 
 
-def success(unit: Unit, output: Mapping[str, Any]) -> dict[str, Any]:
-    """The output, whole for a program, and as text with the field that matters first."""
+def success(
+    unit: Unit,
+    output: Mapping[str, Any],
+    arguments: Mapping[str, Any] | None = None,
+    listed: Collection[str] | None = None,
+    called: Unit | None = None,
+) -> dict[str, Any]:
+    """The output, whole for a program, and as text with the field that matters first.
+
+    What does not fit is cut and the text says how to go on. `arguments` are the call's, `listed` as for `unfinished`; `called` is the
+    unit whose output this one passes on as its result.
+    """
+    output = clean(output)
+    whole = _result(_spread(unit, output), output)
+    if size(whole) <= MOST_BYTES:
+        return whole
+    for budget in BUDGETS:
+        fitted = _fitted(unit, output, arguments or {}, called, budget)
+        if fitted is None:
+            continue
+        note = f"\n… {fitted.note}"
+        if fitted.unit is not None:
+            note += f"\nnext: {spelled(fitted.unit, fitted.arguments or {}, listed)}"
+        result = _result(_spread(unit, fitted.output) + note, fitted.output)
+        if size(result) <= MOST_BYTES:
+            return result
+    message = f"{unit.name} was done, but its result has {size(output)} bytes and cannot be cut; over MCP a result has at most {MOST_BYTES}"
+    return failure(ResourceExhausted(message, hint=f"ask for less at a time, or POST /units/{unit.name.replace('.', '/')}"), listed)
+
+
+def _fitted(unit: Unit, output: Mapping[str, Any], arguments: Mapping[str, Any], called: Unit | None, budget: int) -> Fitted | None:
+    inner = output.get("result")
+    if called is None or not isinstance(inner, Mapping):
+        return fit(unit, output, arguments, budget)
+    found = fit(called, inner, arguments.get("arguments") or {}, budget)
+    return None if found is None else replace(found, output={**output, "result": found.output})
+
+
+def _spread(unit: Unit, output: Mapping[str, Any]) -> str:
     primary = unit.definition.get("primary")
     parts = [value for key, value in output.items() if key == primary]
     rest = {key: value for key, value in output.items() if key != primary}
     if rest or not parts:
         parts.append(rest)
-    return _result(_cut("\n".join(part if isinstance(part, str) else compact(part) for part in parts)), output)
+    return "\n".join(part if isinstance(part, str) else compact(part) for part in parts)
 
 
-def unfinished(unit: Unit, run: Mapping[str, Any]) -> dict[str, Any]:
-    """The run of a call that goes on without its caller."""
-    progress = run.get("progress") or {}
+def unfinished(unit: Unit, run: Mapping[str, Any], listed: Collection[str] | None = None) -> dict[str, Any]:
+    """The run of a call that goes on without its caller. `listed` are the units whose tools that one sees; None is all."""
+    progress = clean(run.get("progress") or {})
     so_far = f" ({progress['phase']}: {progress['message']})" if progress else ""
     text = (
         f"{unit.definition['title']}: still running{so_far}. It goes on by itself as run {run['id']}.\n"
-        f"next: call run_wait with {compact({'run_id': run['id']})} until its status is no longer running; run_cancel ends it."
+        f"next: {spelled('run.wait', {'run_id': run['id']}, listed)} until its status is no longer running; run_cancel ends it."
     )
     return _result(text, {"run": {key: run.get(key) for key in RUN_KEYS}})
 
 
-def failure(error: AimaError) -> dict[str, Any]:
-    """The error, whole for a program, and as lines that a model can act on."""
-    lines = [f"{error.code}: {error}"]
+def failure(error: AimaError, listed: Collection[str] | None = None) -> dict[str, Any]:
+    """The error, whole for a program, and as lines that a model can act on. `listed` as for `unfinished`."""
+    said = clean(error.as_dict())
+    if size(said) > MOST_BYTES // 4:
+        said = shorter(said, ERROR_TEXT) | {"details": {}}
+    lines = [f"{error.code}: {said['message']}"]
     if error.hint:
-        lines.append(f"hint: {error.hint}")
-    lines += [f"next: call {wire_name(call['unit'])} with {compact(call['arguments'])}" for call in error.next]
-    return _result(_cut("\n".join(lines)), error.as_dict()) | {"isError": True}
+        lines.append(f"hint: {said['hint']}")
+    lines += [f"next: {spelled(call['unit'], call['arguments'], listed)}" for call in said.get("next", [])]
+    return _result("\n".join(lines), said) | {"isError": True}
+
+
+def spelled(name: str, arguments: Mapping[str, Any], listed: Collection[str] | None) -> str:
+    """How to call a unit: by its tool, or through unit_call when the list that the caller sees lacks it."""
+    if listed is None or name in listed:
+        return f"call {wire_name(name)} with {compact(arguments)}"
+    return f"call unit_call with {compact({'name': name, 'arguments': arguments})}"
 
 
 def compact(value: Any) -> str:
@@ -96,7 +151,7 @@ class Progress:
         reached = self._base + float(item.get("completed") or 0)
         self._last = reached if reached > self._last else self._last + TICK
         total = item.get("total")
-        await self._report(self._last, None if total is None else self._base + float(total), item["message"])
+        await self._report(self._last, None if total is None else self._base + float(total), clean_text(item["message"]))
 
 
 def _words(item: Any) -> str:
@@ -107,7 +162,7 @@ def _words(item: Any) -> str:
         if len(given) != 1:
             break
         inner = given[0]
-    return inner if isinstance(inner, str) else compact(item)
+    return clean_text(inner) if isinstance(inner, str) else compact(clean(item))
 
 
 def _result(text: str, structured: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,11 +173,3 @@ def _result(text: str, structured: Mapping[str, Any]) -> dict[str, Any]:
         text = text.encode("utf-8", "replace").decode("utf-8")
         structured = json.loads(compact(structured).encode("utf-8", "replace"))
     return {**COMPLETE, "content": [{"type": "text", "text": text}], "structuredContent": dict(structured), "isError": False}
-
-
-def _cut(text: str) -> str:
-    raw = text.encode("utf-8", "replace")
-    if len(raw) <= TEXT_BYTES:
-        return text
-    note = f"\n… cut: {len(raw)} bytes in all, whole in structuredContent"
-    return raw[: TEXT_BYTES - len(note.encode())].decode("utf-8", "ignore") + note

@@ -17,6 +17,7 @@ from aima_lib.names import did_you_mean, nearest
 from aima_lib.registry import Unit
 from aima_lib.runs import outcome_of
 from aima_mcp.faces.mcp.edge import Ctx, caller_of, refuse_cursor
+from aima_mcp.faces.mcp.profiles import Profile
 from aima_mcp.faces.mcp.results import COMPLETE, Progress, failure, success, tool, unfinished, wire_name
 from aima_mcp.faces.mcp.watch import Watch
 
@@ -25,10 +26,10 @@ WAIT_SECONDS = 45
 
 
 class Tools:
-    """Commands and queries."""
+    """Commands and queries: those of a profile are listed, all can be called."""
 
-    def __init__(self, door: Door, wait_seconds: float) -> None:
-        self._door, self._wait_seconds = door, wait_seconds
+    def __init__(self, door: Door, profile: Profile, wait_seconds: float) -> None:
+        self._door, self._profile, self._wait_seconds = door, profile, wait_seconds
         units = sorted(door.registry.of("command", "query"), key=lambda unit: unit.name)
         self._units = {wire_name(unit.name): unit for unit in units}
         self._lists: dict[frozenset[str], dict[str, Any]] = {}
@@ -46,8 +47,9 @@ class Tools:
         return self._lists[caller.scopes]
 
     def _listed(self, caller: Caller) -> dict[str, Any]:
-        """What this caller may call: the same for all who hold the same scopes, as long as the server lives."""
-        tools = [tool(unit) for unit in self._units.values() if caller.may(unit.definition["scope"])]
+        """What this caller may call of the profile: the same for all who hold the same scopes, as long as the server lives."""
+        chosen = [unit for unit in self._units.values() if unit.name in self._profile.units and caller.may(unit.definition["scope"])]
+        tools = [tool(unit, self._profile.outputs) for unit in chosen]
         listed = types.ListToolsResult.model_validate({**COMPLETE, "tools": tools})
         return listed.model_dump(by_alias=True, mode="json", exclude_none=True, exclude_unset=True)
 
@@ -62,9 +64,10 @@ class Tools:
         try:
             if unit.durable:
                 return await self._run(unit, params.arguments, caller_of(ctx), send, key)
-            return success(unit, await self._door.call(unit.name, params.arguments, caller=caller_of(ctx), send=send, key=key))
+            output = await self._door.call(unit.name, params.arguments, caller=caller_of(ctx), send=send, key=key)
+            return self._success(unit, output, params.arguments)
         except AimaError as error:
-            return failure(error)
+            return failure(error, self._profile.units)
 
     async def _run(
         self, unit: Unit, arguments: Mapping[str, Any] | None, caller: Caller, send: Send | None, key: str | None
@@ -77,7 +80,13 @@ class Tools:
             wait = {"run_id": run["id"], "timeout_seconds": self._wait_seconds}
             # As the door's own: the run is this caller's, who may well do things without being allowed to look at others.
             run = (await self._door.call("run.wait", wait, send=send))["run"]
-        return unfinished(unit, run) if run["status"] == "running" else success(unit, outcome_of(dict(run)))
+        if run["status"] == "running":
+            return unfinished(unit, run, self._profile.units)
+        return self._success(unit, outcome_of(dict(run)), arguments)
+
+    def _success(self, unit: Unit, output: Mapping[str, Any], arguments: Mapping[str, Any] | None) -> dict[str, Any]:
+        called = self._units.get(wire_name(output["name"])) if unit.name == "unit.call" else None
+        return success(unit, output, arguments, self._profile.units, called)
 
     def _unknown(self, name: str) -> NotFound:
         hint = did_you_mean(name, self._units) or "tools/list names them; unit_search finds one by words"
