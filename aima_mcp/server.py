@@ -64,7 +64,9 @@ async def serve(
         await anyio.to_thread.run_sync(_sweep, home)
 
 
-async def _serve(gateway: Gateway, bound: str, listener: socket.socket, ready: Callable[[str], None] | None, conformance: bool) -> bool:
+async def _serve(
+    gateway: Gateway, bound: str, listener: socket.socket, ready: Callable[[str], None] | None, conformance: bool = False
+) -> bool:
     """Answer requests until told to stop; whether engines are to stop too."""
     from aima_mcp.app import App
 
