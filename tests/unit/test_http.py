@@ -162,7 +162,7 @@ async def world(home: Home, tmp_path: Path, anyio_backend: str) -> AsyncIterator
 
     with server.listen("127.0.0.1", 0) as listener:
         async with host(home, registry=registry) as gateway, anyio.create_task_group() as tasks:
-            tasks.start_soon(server._serve, gateway, "127.0.0.1", listener, began, False)
+            tasks.start_soon(server._serve, gateway, "127.0.0.1", listener, began)
             await ready.wait()
             headers = {"Authorization": f"Bearer {home.key()}"}
             async with httpx.AsyncClient(base_url=urls[0], headers=headers, trust_env=False, timeout=DEADLINE) as client:

@@ -114,7 +114,7 @@ async def world(home: Home, tmp_path: Path, anyio_backend: str) -> AsyncIterator
 
     with server.listen("127.0.0.1", 0) as listener:
         async with host(home, registry=known) as gateway, anyio.create_task_group() as tasks:
-            tasks.start_soon(server._serve, gateway, "127.0.0.1", listener, began, False)
+            tasks.start_soon(server._serve, gateway, "127.0.0.1", listener, began)
             await ready.wait()
             opened = World(gateway, urls[0], sys.modules[f"{name}.only"])
             yield opened
