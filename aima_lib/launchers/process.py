@@ -61,6 +61,11 @@ def folder_of(home: Path, instance: str) -> Path:
     return home / "instances" / instance
 
 
+def clear(home: Path, instance: str) -> None:
+    """Remove what an instance that has ended left in its folder, its key too. Blocking."""
+    shutil.rmtree(folder_of(home, instance), ignore_errors=True)
+
+
 def log_of(home: Path, instance: str) -> Path:
     """Where its output goes. Survives the process and the next start."""
     return home / "logs" / f"{instance}.log"

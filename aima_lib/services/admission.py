@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 from aima_lib.engines.base import context_of
@@ -19,30 +20,47 @@ class Admission:
 
     def __init__(self, devices: DeviceService, reserve_fraction: float) -> None:
         self._devices, self._reserve = devices, reserve_fraction
+        self._promised: dict[str, tuple[str, int]] = {}
 
-    async def check(self, model: Mapping[str, Any], device_id: str, options: Mapping[str, Any], retry: Mapping[str, Any]) -> None:
+    @asynccontextmanager
+    async def admitted(
+        self, instance_id: str, model: Mapping[str, Any], device_id: str, options: Mapping[str, Any], retry: Mapping[str, Any]
+    ) -> AsyncIterator[None]:
         """Let a start through, or refuse it with the figures and a context that would fit. `retry` is the call that asks for the start.
 
+        While the block lasts its memory is promised: a second start sees it as taken, though the engine has not touched it yet.
+
         Raises:
-            ResourceExhausted: the upper edge of the estimate is more than what is free, less the reserve.
+            ResourceExhausted: the upper edge of the estimate is more than what is free, less the reserve and what is promised.
         """
         usable = await self._usable_bytes(device_id)
+        wanted = _high_bytes(model, context_of(model, options), int(options.get("parallel", 1)))
+        if usable is not None and wanted is not None:  # what cannot be known cannot be refused; the engine itself will say
+            usable -= sum(promised for device, promised in self._promised.values() if device == device_id)
+            if wanted > usable:
+                raise self._refusal(model, device_id, options, retry, wanted, max(0, usable))
+        self._promised[instance_id] = (device_id, wanted or 0)
+        try:
+            yield
+        finally:
+            del self._promised[instance_id]
+
+    def _refusal(
+        self, model: Mapping[str, Any], device_id: str, options: Mapping[str, Any], retry: Mapping[str, Any], wanted: int, usable: int
+    ) -> ResourceExhausted:
         context, parallel = context_of(model, options), int(options.get("parallel", 1))
-        wanted = _high_bytes(model, context, parallel)
-        if usable is None or wanted is None or wanted <= usable:
-            return  # what cannot be known cannot be refused; the engine itself will say
         smaller = _smaller(model, context, parallel, usable)
         figures = {"needed_bytes": wanted, "usable_bytes": usable, "context_length": context, "fitting_context_length": smaller}
         message = (
             f"{model['id']} needs up to {wanted / GIB:.2f} GiB on {device_id} with a context of {context} x {parallel}; "
-            f"{usable / GIB:.2f} GiB may be used (free memory less a reserve of {self._reserve:.0%})"
+            f"{usable / GIB:.2f} GiB may be used (what is free, less a reserve of {self._reserve:.0%} and what is promised to other starts)"
         )
         if smaller is None:
             calls = [{"unit": "engine.list", "arguments": {"status": "running"}}]
-            raise ResourceExhausted(message, hint="no context fits: stop an engine or take a smaller model", next=calls, details=figures)
+            return ResourceExhausted(message, hint="no context fits: stop an engine or take a smaller model", next=calls, details=figures)
         arguments = {**retry["arguments"], "options": {**options, "context_length": smaller}}
         call = {"unit": retry["unit"], "arguments": arguments}
-        raise ResourceExhausted(message, hint=f"a context of {smaller} fits", next=[call], details=figures)
+        return ResourceExhausted(message, hint=f"a context of {smaller} fits", next=[call], details=figures)
 
     async def _usable_bytes(self, device_id: str) -> int | None:
         reading = (await self._devices.metrics(device_id, 1))["now"]

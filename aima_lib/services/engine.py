@@ -173,16 +173,23 @@ class EngineService:
             taken = {"port": port, "holder": holder}
             raise FailedPrecondition(f"port {port} is taken by {holder}", hint="ask for another, or for none", details=taken)
         device, fallback = placement.choose(await self._devices.known(), options)
-        await self._admission.check(model, device["id"], options, _start_call(engine.name, model["id"], options, service_id))
+        retry = _start_call(engine.name, model["id"], options, service_id)
+        async with self._admission.admitted(id, model, device["id"], options, retry):
+            return await self._begin(engine, model, options, id, port, service_id, device["id"], fallback, send)
+
+    async def _begin(
+        self, engine: Engine, model: Document, options: Mapping[str, Any], id: str, port: int | None, service_id: str | None,
+        device_id: str, fallback: str | None, send: Send,
+    ) -> Document:  # fmt: skip
         document: Document = {
             "id": id, "engine": engine.name, "model_id": model["id"], "status": "starting", "health": "unknown", "pid": None,
             "keeper_pid": None, "started_at": now(), "ready_at": None, "base_url": f"http://127.0.0.1:{port}" if port else None,
-            "tasks": [], "tools": None, "device": device["id"], "placement": {"device": device["id"], "fallback": fallback},
+            "tasks": [], "tools": None, "device": device_id, "placement": {"device": device_id, "fallback": fallback},
             "options": dict(options), "service_id": service_id, "log_path": str(process.log_of(self._home, id)), "error": None,
         }  # fmt: skip
         launch = self._plan(document)
         await self._store.put("instance", document)
-        await self._news.progress(document, "starting", f"starting {engine.name} with {model['id']} on {device['id']}", send)
+        await self._news.progress(document, "starting", f"starting {engine.name} with {model['id']} on {device_id}", send)
         key, grace = secrets.token_urlsafe(32), float(self._settings["grace_seconds"])
         with anyio.CancelScope(shield=True):  # a moment; a caller that leaves is heard in `_until_ready`, which clears up
             try:
@@ -309,8 +316,9 @@ class EngineService:
         return freed
 
     async def forget(self, instance_id: str) -> None:
-        """Drop the record of an instance that has ended. Its log stays."""
+        """Drop the record of an instance that has ended, and its folder with the key. Its log stays."""
         await self._store.delete("instance", instance_id)
+        await anyio.to_thread.run_sync(process.clear, self._home, instance_id)
 
     def _refuse_used(self, instances: list[Document], force: bool) -> None:
         wanted = {service["id"]: service for service in self._store.find("service", desired_replicas=1)}

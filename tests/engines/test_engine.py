@@ -17,6 +17,7 @@ import pytest
 
 from aima_lib.errors import AimaError, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from aima_lib.launchers import process
+from aima_lib.services.admission import Admission
 from tests.engines.conftest import Hosted
 
 pytestmark = [pytest.mark.anyio, pytest.mark.engine]
@@ -239,3 +240,21 @@ async def test_a_start_that_was_left_behind_and_cannot_go_on_is_ended(hosted: Ho
     await store.update("instance", instance["id"], status="starting")  # as a host leaves it that dies during a start
     await hosted.until(lambda: store.get("instance", instance["id"])["status"] == "failed", 5)
     assert process.marked(home, instance["id"]) == []
+
+
+async def test_two_starts_at_once_are_not_promised_the_same_memory(hosted: Hosted) -> None:
+    """Each would fit alone; neither has touched its memory when the other asks."""
+    services = hosted.gateway.services
+    admission = Admission(services.devices, 0.1)
+    now = (await services.devices.metrics("cpu", 1))["now"]
+    free = int(now["memory_total_bytes"] * 0.9) - now["memory_used_bytes"]
+    model = services.models.get(await hosted.tiny())
+    one = (await hosted.call("model.estimate_resources", model_id="tiny", context_length=1 << 20))["memory"]["kv_cache_bytes"]
+    options = {"context_length": 1 << 20, "parallel": int(free * 0.6 / one)}
+    retry = {"unit": "engine.start", "arguments": {"name": "llamacpp", "model_id": "tiny"}}
+    async with admission.admitted("first", model, "cpu", options, retry):
+        with pytest.raises(ResourceExhausted, match="promised"):
+            async with admission.admitted("second", model, "cpu", options, retry):
+                pass
+    async with admission.admitted("second", model, "cpu", options, retry):
+        pass

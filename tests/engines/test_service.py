@@ -117,3 +117,12 @@ async def test_services_with_long_names_have_engines_of_their_own(hosted: Hosted
         ids.add(service["instance_id"])
         assert (await hosted.call("service.logs", service_id=service["id"]))["lines"]
     assert len(ids) == 2
+
+
+async def test_a_deleted_service_leaves_no_key_behind(hosted: Hosted) -> None:
+    model = await hosted.tiny()
+    await hosted.call("service.create", model_id=model, name="gone")
+    folder = hosted.gateway.services.home.path / "instances" / "llamacpp-gone"
+    assert (folder / "key").exists()
+    await hosted.call("service.delete", service_id="gone")
+    assert not folder.exists()
