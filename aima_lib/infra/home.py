@@ -128,7 +128,15 @@ class Home:
                 details={"pid": pid},
             ) from error
         self._lock = lock
+        self._sweep()
         self.announce(None, version)
+
+    def _sweep(self) -> None:
+        """Clear the half-written files of processes that were killed in the midst of `write_private`."""
+        for part in self.path.glob("*.part"):
+            writer = part.name.split(".")[-2]
+            if writer.isdigit() and create_time(int(writer)) is None:
+                part.unlink(missing_ok=True)
 
     def announce(self, url: str | None, version: str) -> None:
         """Say who hosts, and where it listens (None: nowhere, it is embedded)."""

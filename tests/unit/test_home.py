@@ -145,3 +145,18 @@ def test_what_cannot_be_a_home_is_said_plainly(tmp_path: Path) -> None:
     (blocked.path / "host.lock").mkdir()
     with pytest.raises(FailedPrecondition, match="cannot be a home"):
         blocked.acquire("1")
+
+
+def test_a_host_clears_what_a_killed_one_left_half_written(home: Home) -> None:
+    """Found by the hundred kills: one fell between writing host.json's new text and giving it its name."""
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True)
+    left = home.path / f"host.json.{gone.stdout.strip()}.part"
+    busy = home.path / f"key.{os.getpid()}.part"
+    for part in (left, busy):
+        part.write_text("{", encoding="utf-8")
+    home.acquire("1")
+    try:
+        assert not left.exists()
+        assert busy.exists(), "its writer lives"
+    finally:
+        home.release()
