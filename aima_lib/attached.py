@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from aima_lib.door import OWNER, Caller
+from aima_lib.door import AGENT, OWNER, Caller
 from aima_lib.errors import AimaError, FailedPrecondition, Internal, InvalidArgument, Unauthenticated, Unavailable
 from aima_lib.infra.home import Home
 from aima_lib.infra.progress import Send
@@ -24,20 +24,21 @@ class Attached:
 
     home: whose host it is, when that is on this machine: the host is found again there when it comes back elsewhere, and without a key
         of its own the owner's is shown.
+    agent: with the owner's key, come as AGENT all the same.
 
     Raises:
         InvalidArgument: the URL or the key cannot be one.
         Unauthenticated: there is no key to show.
     """
 
-    def __init__(self, url: str, key: str | None = None, home: Home | None = None) -> None:
+    def __init__(self, url: str, key: str | None = None, home: Home | None = None, *, agent: bool = False) -> None:
         self.registry = Registry.described()
-        self.url, self._home, self._owns = url, home, key is None
+        self.url, self._home, self._owns, self._agent = url, home, key is None, agent
         shown = home.key() if home is not None and key is None else key
         secure = _checked(url, shown)
         self._http = httpx.AsyncClient(
             base_url=url,
-            headers={"Authorization": f"Bearer {shown}"},
+            headers={"Authorization": f"Bearer {shown}"} | ({"Aima-Caller": AGENT.name} if agent and key is None else {}),
             timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),
             verify=secure,  # without TLS its context would cost 40 ms and never be used
             trust_env=home is None,  # on loopback a proxy of the environment has no business
@@ -47,7 +48,7 @@ class Attached:
     async def caller(self) -> Caller:
         """Who the key says we are."""
         if self._owns:
-            return OWNER
+            return AGENT if self._agent else OWNER
         said = (await self._ask("GET", "/caller")).json()
         return Caller(said["name"], frozenset(said["scopes"]), None if said["models"] is None else frozenset(said["models"]))
 
@@ -63,9 +64,10 @@ class Attached:
         caller: Caller = OWNER,  # noqa: ARG002
         send: Send | None = None,
         key: str | None = None,
+        token: str | None = None,
     ) -> Mapping[str, Any]:
         """See Door.call."""
-        headers = {"Idempotency-Key": key} if key else {}
+        headers = _headers(key, token)
         if send is None:
             return await self._post(name, arguments, headers)
         headers |= {"Accept": "text/event-stream"}
@@ -86,12 +88,25 @@ class Attached:
         *,
         caller: Caller = OWNER,  # noqa: ARG002
         key: str | None = None,
+        token: str | None = None,
     ) -> Mapping[str, Any]:
         """See Door.start."""
         if name in self.registry and not self.registry[name].durable:
             raise FailedPrecondition(f"{name} is not a run: its result comes at once", hint="call it")
-        run: Mapping[str, Any] = await self._post(name, arguments, {"Prefer": "respond-async"} | ({"Idempotency-Key": key} if key else {}))
+        run: Mapping[str, Any] = await self._post(name, arguments, {"Prefer": "respond-async"} | _headers(key, token))
         return run["run"]  # type: ignore[no-any-return]
+
+    async def plan(
+        self,
+        name: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        caller: Caller = OWNER,  # noqa: ARG002
+    ) -> Mapping[str, Any]:
+        """See Door.plan."""
+        if name in self.registry and self.registry[name].kind != "command":
+            raise FailedPrecondition(f"{name} changes nothing: there is nothing to plan", hint="call it")
+        return await self._post(name, arguments, {"Aima-Plan": "true"})
 
     async def read(self, uri: str, *, caller: Caller = OWNER) -> Mapping[str, Any]:  # noqa: ARG002
         """See Door.read."""
@@ -190,6 +205,10 @@ async def _lines(texts: AsyncIterator[str]) -> AsyncIterator[str]:
 
 def _path(name: str) -> str:
     return "/units/" + name.replace(".", "/", 1)
+
+
+def _headers(key: str | None, token: str | None) -> dict[str, str]:
+    return ({"Idempotency-Key": key} if key else {}) | ({"Aima-Token": token} if token else {})
 
 
 def _object(arguments: Mapping[str, Any] | None) -> Any:

@@ -86,15 +86,25 @@ class AsyncAima:
             raise FailedPrecondition("this client is not open", hint="use it in a with block")
         return self._door
 
-    async def call(self, name: str, arguments: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None) -> Mapping[str, Any]:
-        """Call a unit by name and return its output. Raises AimaError."""
-        return await self.door.call(name, arguments, key=idempotency_key)
+    async def call(
+        self, name: str, arguments: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None, token: str | None = None
+    ) -> Mapping[str, Any]:
+        """Call a unit by name and return its output. Raises AimaError; ApprovalRequired where it takes its plan's `token`."""
+        return await self.door.call(name, arguments, key=idempotency_key, token=token)
 
     async def start(
-        self, name: str, arguments: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None
+        self, name: str, arguments: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None, token: str | None = None
     ) -> Mapping[str, Any]:
         """Start a durable unit and return its run at once; `run.wait` waits for it."""
-        return await self.door.start(name, arguments, key=idempotency_key)
+        return await self.door.start(name, arguments, key=idempotency_key, token=token)
+
+    async def plan(self, name: str, arguments: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+        """What a command would change, without doing it."""
+        return await self.door.plan(name, arguments)
+
+    async def apply(self, plan: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Do what was planned, if it is still the same."""
+        return await self.call(plan["unit"], plan["arguments"], token=plan["token"])
 
     def stream(self, name: str, /, **arguments: Any) -> AsyncStream:
         """Iterate over a call's progress or tokens; `.result` holds its output afterwards."""
@@ -168,13 +178,25 @@ class Aima:
         _OPEN.discard(self)
         self._stack.close()
 
-    def call(self, name: str, arguments: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None) -> Mapping[str, Any]:
-        """Call a unit by name and return its output. Raises AimaError."""
-        return self._portal.call(lambda: self._aima.call(name, arguments, idempotency_key=idempotency_key))
+    def call(
+        self, name: str, arguments: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None, token: str | None = None
+    ) -> Mapping[str, Any]:
+        """Call a unit by name and return its output. Raises AimaError; ApprovalRequired where it takes its plan's `token`."""
+        return self._portal.call(lambda: self._aima.call(name, arguments, idempotency_key=idempotency_key, token=token))
 
-    def start(self, name: str, arguments: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None) -> Mapping[str, Any]:
+    def start(
+        self, name: str, arguments: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None, token: str | None = None
+    ) -> Mapping[str, Any]:
         """Start a durable unit and return its run at once; `run.wait` waits for it."""
-        return self._portal.call(lambda: self._aima.start(name, arguments, idempotency_key=idempotency_key))
+        return self._portal.call(lambda: self._aima.start(name, arguments, idempotency_key=idempotency_key, token=token))
+
+    def plan(self, name: str, arguments: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+        """What a command would change, without doing it."""
+        return self._portal.call(self._aima.plan, name, arguments)
+
+    def apply(self, plan: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Do what was planned, if it is still the same."""
+        return self._portal.call(self._aima.apply, plan)
 
     def stream(self, name: str, /, **arguments: Any) -> Stream:
         """Iterate over a call's progress or tokens; `.result` holds its output afterwards."""
@@ -251,8 +273,8 @@ def _domain(call: Callable[..., Any], domain: str) -> _Domain:
 
 def _method(call: Callable[..., Any], unit: Unit) -> Any:
     def method(**arguments: Any) -> Any:
-        key = arguments.pop("idempotency_key", None)
-        return call(unit.name, arguments, idempotency_key=key)
+        own = {} if "token" in schema["properties"] else {"token": arguments.pop("token", None)}
+        return call(unit.name, arguments, idempotency_key=arguments.pop("idempotency_key", None), **own)
 
     schema = unit.definition["inputSchema"]
     required = schema.get("required", [])

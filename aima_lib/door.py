@@ -30,6 +30,7 @@ class Caller:
 
 
 OWNER = Caller("owner", frozenset({"admin"}))
+AGENT = Caller("mcp", frozenset({"admin"}))  # whoever comes over MCP with the owner's key: what is done then is not the owner's own doing
 
 
 class Door(Protocol):
@@ -45,23 +46,40 @@ class Door(Protocol):
         caller: Caller = OWNER,
         send: Send | None = None,
         key: str | None = None,
+        token: str | None = None,
     ) -> Mapping[str, Any]:
         """Call one unit and return its output; of a durable unit, the output of its run, however long that takes.
 
-        `send` gets each stream item before the result. `key` makes a durable call idempotent: same key and input, same run.
+        `send` gets each stream item before the result. `key` makes a durable call idempotent: same key and input, same run. `token` is
+        that of the call's plan: it lets the call pass, once, as long as what it would change is what the plan said.
 
         Raises:
+            ApprovalRequired: the policy wants a token; its details hold the plan, with one.
             AimaError: the unit does not exist, refused the caller or the arguments, or failed.
         """
         ...
 
     async def start(
-        self, name: str, arguments: Mapping[str, Any] | None = None, *, caller: Caller = OWNER, key: str | None = None
+        self,
+        name: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        caller: Caller = OWNER,
+        key: str | None = None,
+        token: str | None = None,
     ) -> Mapping[str, Any]:
         """Start a durable unit and return its run at once.
 
         Raises:
             AimaError: as `call`, for what can be known before the run starts.
+        """
+        ...
+
+    async def plan(self, name: str, arguments: Mapping[str, Any] | None = None, *, caller: Caller = OWNER) -> Mapping[str, Any]:
+        """What a command would change, without doing it: types/plan.json, with the token that lets just this call pass.
+
+        Raises:
+            AimaError: as `call`, for what can be known before it is done.
         """
         ...
 

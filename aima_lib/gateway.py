@@ -1,7 +1,7 @@
 """How a unit is called: the one door every face goes through.
 
-Find the unit, check the caller's scope, validate the input, run the handler under a deadline, validate the output, record what
-happened. Durable units are handed to `runs`, which calls back for the handler.
+Find the unit, check the caller's scope, validate the input, ask the policy, write down what is about to be done, run the handler under
+a deadline, validate the output, write down what came of it. Durable units are handed to `runs`, which calls back for the handler.
 """
 
 from __future__ import annotations
@@ -9,21 +9,34 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 
 from aima_lib.door import OWNER, Caller
-from aima_lib.errors import AimaError, DeadlineExceeded, FailedPrecondition, Internal, InvalidArgument, NotFound
-from aima_lib.infra.clock import now
+from aima_lib.errors import (
+    AimaError,
+    ApprovalRequired,
+    DeadlineExceeded,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+)
+from aima_lib.infra.change import Change
 from aima_lib.infra.progress import Send, silent
 from aima_lib.names import did_you_mean, nearest
+from aima_lib.policy import Policy
 from aima_lib.registry import Registry, Unit
 from aima_lib.runs import Runs, outcome_of
 from aima_lib.services import Services
 
+T = TypeVar("T")
+PASSES_ON = "unit.call"  # what it does is another unit's doing, and written down as that
 log = logging.getLogger(__name__)
 
 
@@ -49,9 +62,9 @@ class Context:
     def runs(self) -> Runs:
         return self.gateway.runs
 
-    async def call(self, name: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    async def call(self, name: str, arguments: Mapping[str, Any], token: str | None = None) -> Mapping[str, Any]:
         """Call another unit as the same caller."""
-        return await self.gateway.call(name, arguments, caller=self.caller, send=self.send if self.streams else None)
+        return await self.gateway.call(name, arguments, caller=self.caller, send=self.send if self.streams else None, token=token)
 
 
 class Gateway:
@@ -59,6 +72,7 @@ class Gateway:
 
     def __init__(self, registry: Registry, services: Services, runs: Runs) -> None:
         self.registry, self.services, self.runs = registry, services, runs
+        self.policy = Policy(services.config["policy"], registry)
         self.outcomes: Counter[tuple[str, str]] = Counter()
         self.seconds: Counter[str] = Counter()
         self._callable = {unit.name: unit for unit in registry.of("command", "query")}
@@ -71,28 +85,57 @@ class Gateway:
         caller: Caller = OWNER,
         send: Send | None = None,
         key: str | None = None,
+        token: str | None = None,
     ) -> Mapping[str, Any]:
         """See Door.call."""
         unit, given = self._checked(name, arguments, caller)
+        plan_id = await self._permitted(unit, given, caller, token)
         if not unit.durable:
-            return await self._recorded(unit, given, caller, send, None)
-        run = await self.runs.start(unit, given, caller, key)
+            return await self._recorded(unit, given, caller, send, None, plan_id)
+        run = await self.runs.start(unit, given, caller, key, plan_id)
         pass_on = send or silent
         await pass_on({"phase": "started", "message": f"run {run['id']}", "completed": None, "total": None})
-        return outcome_of(await self.runs.follow(run["id"], pass_on))
+        run = await self.runs.follow(run["id"], pass_on)
+        if run["status"] == "running" and self.services.freeze.record is not None:
+            raise self.services.freeze.refusal(f"run {run['id']} goes on when it is thawed; until then {name}")
+        return outcome_of(run)
 
     async def start(
-        self, name: str, arguments: Mapping[str, Any] | None = None, *, caller: Caller = OWNER, key: str | None = None
+        self,
+        name: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        caller: Caller = OWNER,
+        key: str | None = None,
+        token: str | None = None,
     ) -> Mapping[str, Any]:
         """See Door.start."""
         unit, given = self._checked(name, arguments, caller)
         if not unit.durable:
             raise FailedPrecondition(f"{name} is not a run: its result comes at once", hint="call it")
-        return await self.runs.start(unit, given, caller, key)
+        plan_id = await self._permitted(unit, given, caller, token)
+        return await self.runs.start(unit, given, caller, key, plan_id)
+
+    async def plan(self, name: str, arguments: Mapping[str, Any] | None = None, *, caller: Caller = OWNER) -> Mapping[str, Any]:
+        """See Door.plan."""
+        unit, given = self._checked(name, arguments, caller)
+        if unit.kind != "command":
+            raise FailedPrecondition(f"{name} changes nothing: there is nothing to plan", hint="call it")
+        level = self._level(unit, caller)
+        return await self._proposed(unit, given, caller, level, await self.foresee(unit, given, caller))
+
+    async def foresee(self, unit: Unit, arguments: Mapping[str, Any], caller: Caller) -> Change:
+        """What a command would change now. Raises what the call itself would, as far as that is known before."""
+        planner = unit.planner
+        assert planner is not None
+        context = Context(self, caller)
+        limit = float(self.services.config["calls"]["query_timeout_seconds"])
+        change: Change = await self._guarded(unit, caller, limit, lambda: planner(context, arguments))
+        return change
 
     async def execute(self, unit: Unit, arguments: Mapping[str, Any], caller: Caller, run_id: str, send: Send) -> Mapping[str, Any]:
         """Run a durable unit's handler. For `runs`; everyone else uses `call`."""
-        return await self._recorded(unit, arguments, caller, send, run_id)
+        return await self._recorded(unit, arguments, caller, send, run_id, self.runs.get(run_id).get("plan_id"))
 
     async def read(self, uri: str, *, caller: Caller = OWNER) -> Mapping[str, Any]:
         """See Door.read."""
@@ -101,7 +144,11 @@ class Gateway:
             known = [unit.definition["uriTemplate"] for unit in self.registry.of("resource")]
             raise NotFound(f"no resource at {uri!r}", hint=did_you_mean(uri, known) or f"there are: {', '.join(known)}")
         unit, variables = found
-        self._refuse_caller(unit, caller)
+        try:
+            self._refuse_caller(unit, caller)
+        except AimaError as refusal:
+            self._note_refusal(unit, caller, variables, refusal)
+            raise
         content = await self._recorded(unit, variables, caller, None, None)
         return {"uri": uri, "mimeType": unit.definition["mimeType"], "content": content}
 
@@ -127,8 +174,15 @@ class Gateway:
     def allow(self, name: str, caller: Caller, arguments: Mapping[str, Any]) -> Unit:
         """The unit, if the caller may use it with these arguments. For faces that stream past `call`."""
         unit = self.find(name)
-        self._refuse_caller(unit, caller)
-        self._refuse_model(unit, caller, arguments)
+        try:
+            self._refuse_caller(unit, caller)
+            self._refuse_model(unit, caller, arguments)
+            if self._level(unit, caller) != "auto":
+                path = f"/units/{name.replace('.', '/')}"
+                raise ApprovalRequired(f"{name} needs a plan's token, which this path does not take", hint=f"use POST {path}")
+        except AimaError as refusal:
+            self._note_refusal(unit, caller, arguments, refusal)
+            raise
         return unit
 
     def _checked(self, name: str, arguments: Mapping[str, Any] | None, caller: Caller) -> tuple[Unit, Mapping[str, Any]]:
@@ -141,7 +195,7 @@ class Gateway:
                 raise InvalidArgument(f"{name}: {error}", hint=_hint(unit, given), next=[describe])
             self._refuse_model(unit, caller, given)
         except AimaError as refusal:
-            self.outcomes[unit.name, refusal.code] += 1
+            self._note_refusal(unit, caller, given, refusal)
             raise
         return unit, given
 
@@ -155,10 +209,56 @@ class Gateway:
             return
         self.services.inference.refuse_model(given.get("model"), caller)
 
+    # Plan, approve, apply
+
+    def _level(self, unit: Unit, caller: Caller) -> str:
+        """What the policy asks of this call. Raises when it is done by nobody, or not now."""
+        self.services.freeze.refuse(unit)
+        level = self.policy.level(unit, caller)
+        if level == "deny":
+            raise PermissionDenied(f"{unit.name} is denied here, to everyone", hint="[policy] in config.toml says so")
+        return level
+
+    async def _permitted(self, unit: Unit, given: Mapping[str, Any], caller: Caller, token: str | None) -> str | None:
+        """The id of the plan that lets the call pass, or None where it needs none.
+
+        Raises:
+            ApprovalRequired: it needs one and has none that fits; the plan of this call is in its details.
+        """
+        try:
+            level = self._level(unit, caller)
+            if unit.kind == "query" or (level == "auto" and token is None):
+                return None
+            change, why = await self.foresee(unit, given, caller), None
+            if token is not None:
+                why = await self.services.approvals.take(token, unit.name, given, caller, level, change)
+                if why is None:
+                    return token.partition(".")[0]
+            plan = await self._proposed(unit, given, caller, level, change)
+            raise _needs(plan, given, why)
+        except AimaError as refusal:
+            self._note_refusal(unit, caller, given, refusal)
+            raise
+
+    async def _proposed(self, unit: Unit, given: Mapping[str, Any], caller: Caller, level: str, change: Change) -> Mapping[str, Any]:
+        plan = await self.services.approvals.propose(unit.name, given, _told(unit, given), caller, level, change)
+        return plan | {"usual_seconds": self.services.audit.usual_seconds(unit.name)}
+
+    # Doing it
+
     async def _recorded(
-        self, unit: Unit, arguments: Mapping[str, Any], caller: Caller, send: Send | None, run_id: str | None
+        self,
+        unit: Unit,
+        arguments: Mapping[str, Any],
+        caller: Caller,
+        send: Send | None,
+        run_id: str | None,
+        plan_id: str | None = None,
     ) -> Mapping[str, Any]:
-        began, code = time.monotonic(), "cancelled"
+        began, code, intent, told = time.monotonic(), "cancelled", None, _told(unit, arguments)
+        written = unit.kind == "command" and unit.name != PASSES_ON
+        if written and unit.definition["scope"] != "inference":  # asking a model changes nothing that must be known before
+            intent = await self.services.audit.intend(unit.name, caller.name, told, run_id, plan_id)
         try:
             result = await self._run(unit, arguments, caller, send, run_id)
             code = "ok"
@@ -170,20 +270,36 @@ class Gateway:
             took = time.monotonic() - began
             self.outcomes[unit.name, code] += 1
             self.seconds[unit.name] += took  # type: ignore[assignment]
-            if unit.kind == "command":
-                self._log_call(unit, caller, code, took, run_id)
+            if written:
+                once, took_ms, note = None if intent else told, round(took * 1000, 3), self.services.audit.note
+                note("outcome", unit.name, caller.name, code, intent=intent, run_id=run_id, duration_ms=took_ms, arguments=once)
+
+    def _note_refusal(self, unit: Unit, caller: Caller, given: Any, refusal: AimaError) -> None:
+        self.outcomes[unit.name, refusal.code] += 1
+        told = _told(unit, given) if isinstance(given, Mapping) and not isinstance(refusal, InvalidArgument) else None
+        self.services.audit.note("refusal", unit.name, caller.name, refusal.code, arguments=told)
 
     async def _run(
         self, unit: Unit, arguments: Mapping[str, Any], caller: Caller, send: Send | None, run_id: str | None
     ) -> Mapping[str, Any]:
-        assert unit.handler is not None
+        handler = unit.handler
+        assert handler is not None
         context = Context(self, caller, _shaped(unit, send), send is not None, run_id)
         limit = None if unit.durable else self._limit(unit)
+        result: Mapping[str, Any] = await self._guarded(unit, caller, limit, lambda: handler(context, **arguments))
+        if error_text := unit.output.first_error(result):
+            raise Internal(f"{unit.name} broke its own schema: {error_text}")
+        return result
+
+    async def _guarded(self, unit: Unit, caller: Caller, limit: float | None, work: Callable[[], Awaitable[T]]) -> T:
+        """Do it until the deadline, the end of the caller's key or a freeze; whatever it raises becomes an error of ours."""
         try:
-            with anyio.fail_after(limit) as scope, self.services.keys.holding(caller, scope):
-                result = await unit.handler(context, **arguments)
-            if scope.cancelled_caught:
-                raise self.services.keys.ended(caller)
+            with anyio.fail_after(limit) as scope, ExitStack() as held:
+                held.enter_context(self.services.keys.holding(caller, scope))
+                if not unit.durable:  # a run that a freeze stops is taken up again
+                    held.enter_context(self.services.freeze.holding(unit, scope))
+                return await work()
+            raise self.services.freeze.refusal(unit.name) if self.services.freeze.record else self.services.keys.ended(caller)
         except AimaError:
             raise
         except TimeoutError as error:
@@ -193,17 +309,30 @@ class Gateway:
             raise Internal(
                 f"{unit.name} failed: {type(error).__name__}", hint="this is a bug in AIMA; the host's log has the trace"
             ) from error
-        if error_text := unit.output.first_error(result):
-            raise Internal(f"{unit.name} broke its own schema: {error_text}")
-        return result
 
     def _limit(self, unit: Unit) -> float:
         return float(self.services.config["calls"]["command_timeout_seconds" if unit.kind == "command" else "query_timeout_seconds"])
 
-    def _log_call(self, unit: Unit, caller: Caller, code: str, took: float, run_id: str | None) -> None:
-        row = (now(), unit.name, caller.name, code, round(took * 1000, 3), run_id)
-        sql = "INSERT INTO calls (time, unit, caller, code, duration_ms, run_id) VALUES (?, ?, ?, ?, ?, ?)"
-        self.services.store.submit(lambda db: db.execute(sql, row))
+
+def _needs(plan: Mapping[str, Any], given: Mapping[str, Any], why: str | None) -> ApprovalRequired:
+    """Why a call is not done yet, with the call that does it."""
+    again = {"name": plan["unit"], "arguments": dict(given), "token": plan["token"]}
+    calls = [{"unit": "unit.call", "arguments": again}] if plan["arguments"] == given else []
+    said = f"{why}; " if why else ""
+    if plan["policy"] == "approve" and plan["status"] == "open":
+        message = f"{plan['unit']} needs somebody else's approval: {said}it {plan['summary']}"
+        hint = f"once a person ran `aima approve {plan['id']}`: the same call with this token"
+        return ApprovalRequired(message, hint=hint, next=calls, details={"plan": plan})
+    message = f"{plan['unit']} is not done without its plan's token: {said}it {plan['summary']}"
+    return ApprovalRequired(message, hint="if that is wanted: the same call with this token", next=calls, details={"plan": plan})
+
+
+def _told(unit: Unit, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What may be written down of a call's arguments: no secret, and of what is asked of a model only which model."""
+    known = unit.definition.get("inputSchema", {}).get("properties", {})
+    if unit.definition["scope"] == "inference" or unit.name == PASSES_ON:
+        return {key: value for key, value in arguments.items() if key in ("model", "name")}
+    return {key: "***" if known.get(key, {}).get("writeOnly") else value for key, value in arguments.items()}
 
 
 def _shaped(unit: Unit, send: Send | None) -> Send:

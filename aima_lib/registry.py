@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 Handler = Callable[..., Awaitable[Mapping[str, Any]]]
+Planner = Callable[[Any, Mapping[str, Any]], Awaitable[Any]]
 PACKAGE = Path(__file__).parent
 # A wheel ships the schemas inside the package; a checkout keeps them at the top, where people look for them.
 SCHEMAS = PACKAGE / "schemas" if (PACKAGE / "schemas").is_dir() else PACKAGE.parent / "schemas"
@@ -32,6 +33,16 @@ def handles(name: str) -> Callable[[Handler], Handler]:
 
     def mark(function: Handler) -> Handler:
         function.__unit__ = name  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+def plans(*names: str) -> Callable[[Planner], Planner]:
+    """Mark a coroutine function as what says, of a call's arguments, what these commands would change. Every command has one."""
+
+    def mark(function: Planner) -> Planner:
+        function.__plans__ = names  # type: ignore[attr-defined]
         return function
 
     return mark
@@ -64,10 +75,11 @@ class Judge:
 
 @dataclass(frozen=True)
 class Unit:
-    """One unit file, with its references inlined, and its handler (None for events, prompts and attached clients)."""
+    """One unit file, with its references inlined, its handler (None for events, prompts and attached clients), and a command's planner."""
 
     definition: Mapping[str, Any]
     handler: Handler | None = None
+    planner: Planner | None = None
 
     @property
     def name(self) -> str:
@@ -88,6 +100,12 @@ class Unit:
     @property
     def durable(self) -> bool:
         return bool(self.definition.get("durable"))
+
+    @property
+    def policy(self) -> str:
+        """The least that a call of it asks for: auto, plan or approve. What destroys something asks for a plan."""
+        destroys = self.definition.get("annotations", {}).get("destructiveHint", False)
+        return str(self.definition.get("policy", "plan" if destroys else "auto"))
 
     @cached_property
     def input(self) -> Judge:
@@ -151,7 +169,7 @@ class Registry(Mapping[str, Unit]):
         Raises:
             SchemaError: a file is misnamed or names what does not exist, a unit has no handler, a handler no unit, or the two disagree.
         """
-        found = _marked(handlers)
+        found, planners = _marked(handlers)
         units = {}
         for definition in definitions(schemas):
             name, handler = definition["name"], None
@@ -160,9 +178,11 @@ class Registry(Mapping[str, Unit]):
                     raise SchemaError(f"schemas/{name.replace('.', '/')}.json has no handler")
                 handler = found.pop(name)
                 _agree(definition, handler)
-            units[name] = Unit(definition, handler)
-        if found:
-            raise SchemaError(f"handlers without a schema file: {', '.join(sorted(found))}")
+            if definition["kind"] == "command" and name not in planners:
+                raise SchemaError(f"schemas/{name.replace('.', '/')}.json has no planner: nobody could say what it would change")
+            units[name] = Unit(definition, handler, planners.pop(name, None))
+        if found or planners:
+            raise SchemaError(f"handlers without a schema file: {', '.join(sorted({*found, *planners}))}")
         _refuse_dangling(units)
         return cls(units)
 
@@ -208,17 +228,26 @@ def _noun(name: str) -> dict[str, Any]:
     return noun
 
 
-def _marked(package: ModuleType) -> dict[str, Handler]:
-    found: dict[str, Handler] = {}
+def _marked(package: ModuleType) -> tuple[dict[str, Handler], dict[str, Planner]]:
+    """Every handler and every planner of a package, by unit."""
+    handlers: dict[str, Handler] = {}
+    planners: dict[str, Planner] = {}
     for info in pkgutil.iter_modules(package.__path__):
         module = importlib.import_module(f"{package.__name__}.{info.name}")
         for function in vars(module).values():
-            if (name := getattr(function, "__unit__", None)) is None or function.__module__ != module.__name__:
+            if getattr(function, "__module__", None) != module.__name__:
                 continue
-            if name in found:
-                raise SchemaError(f"{name} has two handlers: {found[name].__module__} and {module.__name__}")
-            found[name] = function
-    return found
+            if name := getattr(function, "__unit__", None):
+                _add(handlers, name, function)
+            for name in getattr(function, "__plans__", ()):
+                _add(planners, name, function)
+    return handlers, planners
+
+
+def _add(found: dict[str, Any], name: str, function: Any) -> None:
+    if name in found:
+        raise SchemaError(f"{name} has two handlers or planners: {found[name].__module__} and {function.__module__}")
+    found[name] = function
 
 
 def _agree(definition: Mapping[str, Any], handler: Handler) -> None:

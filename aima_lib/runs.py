@@ -54,7 +54,9 @@ class Runs:
         """Start accepting runs: they live in `tasks`, not in their callers."""
         self._tasks, self._execute = tasks, execute
 
-    async def start(self, unit: Unit, arguments: Mapping[str, Any], caller: Caller, key: str | None) -> Document:
+    async def start(
+        self, unit: Unit, arguments: Mapping[str, Any], caller: Caller, key: str | None, plan_id: str | None = None
+    ) -> Document:
         """Record a run and set it going. With a key that was used before for the same input, that earlier run.
 
         Raises:
@@ -71,6 +73,7 @@ class Runs:
             "models": None if caller.models is None else sorted(caller.models),
             "idempotency_key": key,
             "input_digest": digest,
+            "plan_id": plan_id,
             "attempts": 1,
             "progress": None,
             "result": None,
@@ -128,13 +131,23 @@ class Runs:
         await live.done.wait()
         return self._store.get("run", run_id)
 
+    async def suspend(self) -> None:
+        """Stop working on every run, as if the host had died: `recover` takes them up again."""
+        working = list(self._live.values())
+        for live in working:
+            live.scope.cancel()
+        for live in working:
+            await live.done.wait()
+
     async def recover(self) -> list[str]:
-        """After a crash: go on with what can go on, close the rest as interrupted. Returns the ids of those taken up.
+        """After a crash or a freeze: go on with what can go on, close the rest as interrupted. Returns the ids of those taken up.
 
         A run goes on with the scopes and models it was begun with, past its key's end too; not when its key has been revoked.
         """
         taken = []
         for run in self._store.find("run", status="running"):
+            if run["id"] in self._live:
+                continue
             unit = self._registry.get(run["unit"])
             if (revoked := (self._store.peek("key", run["caller"]) or {}).get("revoked_at")) is not None:
                 error: AimaError = Unauthenticated(f"the key {run['caller']}, which began this, was revoked at {revoked}")
@@ -179,7 +192,7 @@ class Runs:
         finally:
             if live.cancelled and not outcome:
                 outcome = {"status": "cancelled", "error": Cancelled(f"run {run['id']} was cancelled").as_dict()}
-            # Without an outcome the host itself is going down: the record stays `running`, and the next host takes it up.
+            # Without an outcome the host itself is going down, or frozen: the record stays `running`, and the next host takes it up.
             with anyio.CancelScope(shield=True):
                 if outcome:
                     await self._close(run["id"], live, outcome)

@@ -19,8 +19,11 @@ from aima_lib.infra.store import Store
 from aima_lib.registry import Registry
 from aima_lib.runs import Runs
 from aima_lib.services import Services
+from aima_lib.services.approvals import Approvals
+from aima_lib.services.audit import Audit
 from aima_lib.services.device import DeviceService
 from aima_lib.services.engine import EngineService
+from aima_lib.services.freeze import Freeze
 from aima_lib.services.inference import InferenceService
 from aima_lib.services.keys import KeyService
 from aima_lib.services.model import ModelService
@@ -65,7 +68,10 @@ def _build(home: Home, settings: config.Config, registry: Registry, store: Store
     engines = EngineService(settings, home.path, store, events, models, devices)
     serving = ServingService(settings, store, events, models, engines)
     inference = InferenceService(settings, store, events, engines, serving)
-    services = Services(settings, home, store, events, devices, models, engines, serving, inference, KeyService(home, store, events))
+    keys, freeze = KeyService(home, store, events), Freeze(store, events)
+    approvals = Approvals(settings["policy"], home, store, events)
+    audit = Audit(home, store, settings["audit"]["retention_days"])
+    services = Services(settings, home, store, events, devices, models, engines, serving, inference, keys, approvals, audit, freeze)
     return Gateway(registry, services, Runs(store, registry))
 
 
@@ -73,7 +79,7 @@ def _build(home: Home, settings: config.Config, registry: Registry, store: Store
 async def _running(gateway: Gateway, passing: bool) -> AsyncIterator[None]:
     services = gateway.services
     async with anyio.create_task_group() as loops, anyio.create_task_group() as work:
-        await loops.start(_kept_up, Retention(services.store, services.config["events"]).run)
+        await loops.start(_kept_up, Retention(services.store, services.config["events"], services.audit.prune).run)
         await services.devices.detect()
         await services.engines.adopt()
         for service in (services.devices, services.models, services.engines):
@@ -81,7 +87,7 @@ async def _running(gateway: Gateway, passing: bool) -> AsyncIterator[None]:
         gateway.runs.open(work, gateway.execute)
         if not passing:
             await loops.start(_kept_up, services.serving.run)
-            if taken := await gateway.runs.recover():
+            if services.freeze.record is None and (taken := await gateway.runs.recover()):
                 log.info("took up again: %s", ", ".join(taken))
         try:
             yield

@@ -5,6 +5,22 @@ from __future__ import annotations
 from typing import Any, Literal, NotRequired, TypedDict
 
 
+class AuditEntry(TypedDict):
+    """One line of the audit log."""
+
+    seq: int
+    time: str
+    entry: Literal['intent', 'outcome', 'refusal']
+    unit: str
+    caller: str
+    code: str | None
+    intent: int | None
+    run_id: str | None
+    plan_id: str | None
+    duration_ms: float | None
+    arguments: str | None
+
+
 class AvailableModel(TypedDict):
     """Something inference.* can be asked for, or could."""
 
@@ -15,6 +31,19 @@ class AvailableModel(TypedDict):
     service_id: str | None
     instance_id: str | None
     reason: str | None
+
+
+class Change(TypedDict):
+    """What a call would change. Of the figures, 0 is none and null is unknown."""
+
+    creates: list[Thing]
+    deletes: list[Thing]
+    starts: list[Thing]
+    stops: list[Thing]
+    used_by: list[Thing]
+    download_bytes: int | None
+    freed_bytes: int | None
+    memory_bytes: int | None
 
 
 class ChatMessage(TypedDict):
@@ -202,6 +231,25 @@ class Placement(TypedDict):
     fallback: str | None
 
 
+class Plan(TypedDict):
+    """A call that is not done yet: what it would change, and what it takes to do it."""
+
+    id: str
+    unit: str
+    arguments: dict[str, Any]
+    caller: str
+    policy: Literal['auto', 'plan', 'approve']
+    status: Literal['open', 'approved', 'denied', 'applied', 'expired']
+    changes: Change
+    summary: str
+    created_at: str
+    expires_at: str
+    decided_by: str | None
+    reason: str | None
+    usual_seconds: NotRequired[float | None]
+    token: NotRequired[str]
+
+
 class Progress(TypedDict):
     """How far a run is."""
 
@@ -260,6 +308,13 @@ class ServiceMetrics(TypedDict):
     window_seconds: float
 
 
+class Thing(TypedDict):
+    """Something AIMA keeps."""
+
+    kind: str
+    id: str
+
+
 class Timings(TypedDict):
     """How long an answer took."""
 
@@ -284,6 +339,42 @@ class Usage(TypedDict):
     completion_tokens: int
     total_tokens: int
     cached_tokens: int | None
+
+
+class ApprovalApproveResult(TypedDict):
+    """ApprovalApproveResult"""
+
+    approval: Plan
+
+
+class ApprovalDenyResult(TypedDict):
+    """ApprovalDenyResult"""
+
+    approval: Plan
+
+
+class ApprovalListResult(TypedDict):
+    """ApprovalListResult"""
+
+    approvals: list[Plan]
+    total: int
+
+
+class AuditListResult(TypedDict):
+    """AuditListResult"""
+
+    entries: list[AuditEntry]
+    total: int
+
+
+class AuditVerifyResult(TypedDict):
+    """AuditVerifyResult"""
+
+    valid: bool
+    entries: int
+    first: int
+    last: int
+    issues: list[dict[str, Any]]
 
 
 class DeviceDetectResult(TypedDict):
@@ -566,6 +657,12 @@ class SystemDoctorResult(TypedDict):
     units: list[dict[str, Any]]
 
 
+class SystemFreezeResult(TypedDict):
+    """SystemFreezeResult"""
+
+    frozen: dict[str, Any] | None
+
+
 class SystemInfoResult(TypedDict):
     """SystemInfoResult"""
 
@@ -577,7 +674,14 @@ class SystemInfoResult(TypedDict):
     uptime_seconds: float
     platform: str
     python: str
+    frozen: dict[str, Any] | None
     counts: dict[str, Any]
+
+
+class SystemThawResult(TypedDict):
+    """SystemThawResult"""
+
+    frozen: dict[str, Any] | None
 
 
 class UnitCallResult(TypedDict):
@@ -585,6 +689,7 @@ class UnitCallResult(TypedDict):
 
     name: str
     result: dict[str, Any] | None
+    plan: NotRequired[Plan]
     run: NotRequired[dict[str, Any]]
 
 

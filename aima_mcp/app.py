@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
 from aima_lib import __version__
-from aima_lib.door import OWNER, Caller
+from aima_lib.door import AGENT, OWNER, Caller
 from aima_lib.errors import AimaError, InvalidArgument, NotFound, Unavailable
 from aima_lib.gateway import Gateway
 from aima_mcp.faces import http, mcp, openai, strict_json
@@ -136,6 +136,8 @@ class App:
             else:
                 keyless = self._keyless and exchange.path == "/mcp"
                 caller = OWNER if keyless else self._entrance.caller(headers)
+                if caller == OWNER and exchange.path.split("/", 2)[1:2] == ["mcp"]:
+                    caller = AGENT
                 scope.setdefault("state", {})["caller"] = request.caller = caller
                 request.scope.deadline = self._keys.deadline(caller)
                 with self._keys.holding(caller, request.scope):

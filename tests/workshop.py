@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,13 +50,24 @@ def write_schemas(folder: Path, *units: Mapping[str, Any]) -> Path:
     return folder
 
 
+PLANNER = """
+@plans({names})
+async def foresee(ctx, given):
+    return Change()
+"""
+
+
 def write_handlers(folder: Path, name: str, source: str) -> ModuleType:
-    """A package called `name` with one module of handlers; imported."""
+    """A package called `name` with one module of handlers; imported. What has no planner in it gets one that foresees nothing."""
+    handled = re.findall(r"@handles\(['\"]([^'\"]+)['\"]\)", source)
+    if names := ", ".join(repr(unit) for unit in dict.fromkeys(handled) if f"@plans('{unit}')" not in source):
+        source += PLANNER.format(names=names)
     package = folder / name
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("", encoding="utf-8")
     (package / "only.py").write_text(
-        "from __future__ import annotations\nimport anyio\nfrom aima_lib.errors import *\nfrom aima_lib.registry import handles\n" + source,
+        "from __future__ import annotations\nimport anyio\nfrom aima_lib.errors import *\nfrom aima_lib.infra.change import Change\n"
+        "from aima_lib.registry import handles, plans\n" + source,
         encoding="utf-8",
     )
     sys.path.insert(0, str(folder))

@@ -58,6 +58,11 @@ class Blobs:
         join_or_copy(self.path(sha256), target)
         sync(target.parent)
 
+    def is_alone(self, sha256: str) -> bool:
+        """Whether nothing but one model's folder shares a blob's bytes: a file that was imported by a link still has them."""
+        path = self.path(sha256)
+        return path.exists() and path.stat().st_nlink <= 2
+
     def drop(self, folder: Path, orphans: list[str]) -> int:
         """Remove a model's folder and the blobs nobody else needs.
 

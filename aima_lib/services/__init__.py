@@ -9,8 +9,11 @@ from typing import Any
 from aima_lib.infra.events import Events
 from aima_lib.infra.home import Home
 from aima_lib.infra.store import Store
+from aima_lib.services.approvals import Approvals
+from aima_lib.services.audit import Audit
 from aima_lib.services.device import DeviceService
 from aima_lib.services.engine import EngineService
+from aima_lib.services.freeze import Freeze
 from aima_lib.services.inference import InferenceService
 from aima_lib.services.keys import KeyService
 from aima_lib.services.model import ModelService
@@ -31,3 +34,6 @@ class Services:
     serving: ServingService
     inference: InferenceService
     keys: KeyService
+    approvals: Approvals
+    audit: Audit
+    freeze: Freeze

@@ -34,7 +34,7 @@ class Admission:
             ResourceExhausted: the upper edge of the estimate is more than what is free, less the reserve and what is promised.
         """
         usable = await self._usable_bytes(device_id)
-        wanted = _high_bytes(model, context_of(model, options), int(options.get("parallel", 1)))
+        wanted = high_bytes(model, options)
         if usable is not None and wanted is not None:  # what cannot be known cannot be refused; the engine itself will say
             usable -= sum(promised for device, promised in self._promised.values() if device == device_id)
             if wanted > usable:
@@ -72,14 +72,15 @@ def _smaller(model: Mapping[str, Any], context: int, parallel: int, usable: int)
     """The longest power of two below `context` that fits."""
     tried = 1 << (context - 1).bit_length() - 1
     while tried >= SMALLEST_CONTEXT:
-        needed = _high_bytes(model, tried, parallel)
+        needed = high_bytes(model, {"context_length": tried, "parallel": parallel})
         if needed is not None and needed <= usable:
             return tried
         tried //= 2
     return None
 
 
-def _high_bytes(model: Mapping[str, Any], context: int, parallel: int) -> int | None:
-    """The upper edge of what model.estimate_resources says."""
+def high_bytes(model: Mapping[str, Any], options: Mapping[str, Any]) -> int | None:
+    """The upper edge of what model.estimate_resources says of an engine with these options."""
+    context, parallel = context_of(model, options), int(options.get("parallel", 1))
     high = memory.estimate(model.get("geometry") or {}, model.get("size_bytes"), context, parallel)["high_bytes"]
     return None if high is None else int(high)

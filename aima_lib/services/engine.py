@@ -26,7 +26,7 @@ from aima_lib.infra.store import Document, Store
 from aima_lib.launchers import process
 from aima_lib.names import did_you_mean, instance_id, slug
 from aima_lib.services import placement
-from aima_lib.services.admission import Admission
+from aima_lib.services.admission import Admission, high_bytes
 from aima_lib.services.device import DeviceService
 from aima_lib.services.engine_catalog import EngineCatalog, calls_tools
 from aima_lib.services.engine_news import EngineNews
@@ -135,6 +135,13 @@ class EngineService:
             if running := await self._running(id, model_id, chosen, port, send):
                 return running
             return await self._launch(engine, model, chosen, id, port, service_id, send)
+
+    def foresee(self, name: str, model_id: str, options: Mapping[str, Any]) -> tuple[str, bool, int | None]:
+        """What `start` would start: its id, whether it runs already, and the memory it would take (None: unknown)."""
+        refuse_unknown(self.catalog.adapter(name), options)
+        id, model = instance_id(name, model_id), self._model(model_id)
+        found = self._store.peek("instance", id)
+        return id, bool(found and found["status"] in ALIVE), high_bytes(model, options)
 
     async def restart(self, instance_id: str, send: Send = silent) -> Document:
         """Stop an instance and start it again as it was. Raises as `stop` and `start` do."""
@@ -289,15 +296,20 @@ class EngineService:
             NotFound: there is no such instance or engine.
             FailedPrecondition: a service wants it to run, and `force` is not set.
         """
-        if instance_id is None and name is None:
-            raise InvalidArgument("say which: instance_id or name", next=[{"unit": "engine.list", "arguments": {"status": "running"}}])
-        chosen = [self.instance(instance_id)] if instance_id else self._store.find("instance", engine=self.catalog.adapter(str(name)).name)
-        alive = [instance for instance in chosen if instance["status"] in ALIVE]
+        alive = [instance for instance in self.chosen(instance_id, name) if instance["status"] in ALIVE]
         self._refuse_used(alive, force)
         freed = 0
         for instance in alive:
             freed += await self.end(instance["id"], 0.0 if force else timeout_seconds)
         return {"stopped": [instance["id"] for instance in alive], "freed_bytes": freed}
+
+    def chosen(self, instance_id: str | None, name: str | None) -> list[Document]:
+        """The instance of that id, or all of that engine. Raises as `stop` does."""
+        if instance_id is None and name is None:
+            raise InvalidArgument("say which: instance_id or name", next=[{"unit": "engine.list", "arguments": {"status": "running"}}])
+        if instance_id:
+            return [self.instance(instance_id)]
+        return self._store.find("instance", engine=self.catalog.adapter(str(name)).name)
 
     async def end(self, instance_id: str, timeout_seconds: float = 10.0) -> int:
         """End an instance whoever uses it; the bytes freed. Nothing happens when it does not run."""

@@ -19,7 +19,7 @@ from typing import Any
 import anyio
 import apsw
 
-from aima_lib.door import OWNER, Caller
+from aima_lib.door import AGENT, OWNER, Caller
 from aima_lib.errors import InvalidArgument, NotFound, PermissionDenied, Unauthenticated
 from aima_lib.infra.clock import now, parse, stamp
 from aima_lib.infra.events import Events
@@ -29,7 +29,7 @@ from aima_lib.infra.store import Document, Store
 from aima_lib.names import did_you_mean, fresh, slug
 
 FIELDS = ("id", "name", "scopes", "models", "prefix", "created_at", "created_by", "expires_at", "last_used_at", "revoked_at")
-RESERVED = (OWNER.name, "nobody")
+RESERVED = (OWNER.name, AGENT.name, "nobody")
 # Whoever revokes its own key still gets the answer; everybody else's next request is refused at once.
 END_SECONDS = 0.2
 NOTED_SECONDS = 60.0
@@ -123,7 +123,7 @@ class KeyService:
         text = mint()
         async with self._creating:
             record: Document = {
-                "id": fresh(slug(name), {*RESERVED, *self._records}),
+                "id": self.id_for(name),
                 "name": name,
                 "scopes": sorted(set(scopes)),
                 "models": None if models is None else sorted(set(models)),
@@ -145,6 +145,16 @@ class KeyService:
         """The keys, oldest first, and how many there are in all. `status`: active, expired or revoked."""
         found = [record for record in self._records.values() if status is None or _status(record) == status]
         return [_shown(record) for record in found[offset : offset + limit]], len(found)
+
+    def id_for(self, name: str) -> str:
+        """The id that the next key of this name gets."""
+        return fresh(slug(name), {*RESERVED, *self._records})
+
+    def find(self, key_id: str) -> Document:
+        """One key as it is shown. Raises NotFound."""
+        if key_id not in self._records:
+            raise self._store.missing("key", key_id)
+        return _shown(self._records[key_id])
 
     async def revoke(self, key_id: str, by: Caller) -> Document:
         """Take a key back, for good: its next request is refused, what it has open ends. Again, nothing happens.

@@ -118,7 +118,27 @@ class ModelService:
         """Register weights where they lie; see Intake.register."""
         return await self._intake.register(name, type, path, format, source)
 
+    async def foresee_pull(
+        self,
+        repo: str,
+        source: str | None = None,
+        revision: str | None = None,
+        file: str | None = None,
+        quantization: str | None = None,
+        mirror: str | None = None,
+        name: str | None = None,
+        sha256: str | None = None,
+    ) -> tuple[str, int | None, bool]:
+        """What `pull` would bring, asked of the source: the model's id, the bytes to fetch (None: unknown), whether it is here already."""
+        request = Request(repo, revision, file, quantization, mirror, sha256.lower() if sha256 else None)
+        return await self._pulling.foresee(request, source or guess(repo), name)
+
     # Removing and checking
+
+    def foresee_delete(self, model_id: str, force: bool) -> tuple[Model, tuple[tuple[str, str], ...], int]:
+        """What `delete` would remove: the model, who refers to it, and the bytes that would be freed. Raises as `delete` does."""
+        model = self.get(model_id)
+        return model, *self._shelf.foresee(model, force)
 
     async def delete(self, model_id: str, force: bool = False) -> int:
         """Remove a model; returns the bytes that the disk got back.

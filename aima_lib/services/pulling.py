@@ -41,8 +41,7 @@ class Pulling:
 
     async def pull(self, request: Request, kind: str, name: str | None, send: Send) -> Model:
         """The model that answers `request`, fetched unless it is here."""
-        asked: dict[str, Any] = {"kind": kind, "repo": request.repo, "revision": request.revision}
-        asked |= {"file": request.file, "quantization": request.quantization}
+        asked = self._asked(request, kind)
         if present := self._present(asked, name, request.sha256):
             return present
         await send({"phase": "resolving", "message": f"asking {kind} for {request.repo}"})
@@ -54,6 +53,20 @@ class Pulling:
         if name is not None and model["id"] != slug(name):  # somebody else asked for the same weights under another name
             return await self._alias(model, name, origin)
         return model
+
+    async def foresee(self, request: Request, kind: str, name: str | None) -> tuple[str, int | None, bool]:
+        """The id of the model that `pull` would bring, the bytes to fetch (None: unknown), and whether it is here already."""
+        asked = self._asked(request, kind)
+        if present := self._present(asked, name, request.sha256):
+            return present["id"], 0, True
+        plan = await self.plan(kind, request)
+        self._refuse_other(name or plan.name, name is not None, plan)
+        return slug(name or plan.name), plan.size, False
+
+    def _asked(self, request: Request, kind: str) -> dict[str, Any]:
+        """What a model's source says of the request that brought it."""
+        asked = {key: getattr(request, key) for key in ("repo", "revision", "file", "quantization")}
+        return {"kind": kind, **asked}
 
     async def plan(self, kind: str, request: Request) -> Plan:
         """What the source would serve for `request`."""

@@ -71,6 +71,19 @@ class ServingService:
 
     # Changing
 
+    async def foresee(
+        self, model_id: str, name: str | None, engine: str | None, options: Mapping[str, Any]
+    ) -> tuple[str, Document | None, int | None]:
+        """What `create` would make: the service's id, the service if it is there already, and the memory it would take (None: unknown)."""
+        model = self._model(model_id)
+        chosen = engine or await self._engines.catalog.fitting(model)
+        id = slug(name or model_id)
+        old = self._store.peek("service", id)
+        if old and self._view(old)["status"] != "failed":
+            self._refuse_other(old, {"model_id": model_id, "engine": chosen, "options": dict(options)})
+        _, _, needed = self._engines.foresee(chosen, model_id, options)
+        return id, self._view(old) if old else None, needed
+
     async def create(
         self,
         model_id: str,

@@ -139,6 +139,17 @@ class Shelf:
         for file in files:
             self.blobs.link(file.sha256, self.blobs.models / id / file.name)
 
+    def foresee(self, model: Mapping[str, Any], force: bool) -> tuple[tuple[tuple[str, str], ...], int]:
+        """Who refers to a model that could be removed, and the bytes that would be given back. Raises as `remove` does."""
+        id = str(model["id"])
+        self._refuse_in_use(id, force)
+        users = tuple(("service", service["id"]) for service in self._store.find("service", model_id=id))
+        if model["source"]["kind"] == "external":
+            return users, 0
+        shared = {file["sha256"] for other in self._store.find("model") if other["id"] != id for file in other["files"]}
+        own = [file for file in model["files"] if file["sha256"] not in shared and self.blobs.is_alone(file["sha256"])]
+        return users, sum(file["size_bytes"] for file in own)
+
     async def remove(self, model: Mapping[str, Any], force: bool) -> int:
         """Take a model's files and then its record away; returns the bytes that the disk got back.
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from aima_lib.gateway import Context
-from aima_lib.registry import handles
+from aima_lib.infra.change import Change
+from aima_lib.registry import handles, plans
 
 Result = Mapping[str, Any]
 
@@ -53,3 +54,8 @@ async def metrics_of_one(ctx: Context, device_id: str) -> Result:
 @handles("device.health_by_id")
 async def health_of_one(ctx: Context, device_id: str) -> Result:
     return await ctx.services.devices.health(device_id)
+
+
+@plans("device.detect")
+async def plan_detection(ctx: Context, given: Mapping[str, Any]) -> Change:  # noqa: ARG001
+    return Change()

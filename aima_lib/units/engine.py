@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from aima_lib.gateway import Context
-from aima_lib.registry import handles
+from aima_lib.infra.change import Change
+from aima_lib.registry import handles, plans
 
 Result = Mapping[str, Any]
 
@@ -56,3 +58,26 @@ async def engines_status(ctx: Context) -> Result:
 @handles("engine.by_name")
 async def engine_by_name(ctx: Context, name: str) -> Result:
     return {"engine": await ctx.services.engines.engine(name)}
+
+
+@plans("engine.start")
+async def plan_start(ctx: Context, given: Mapping[str, Any]) -> Change:
+    id, runs, needed = ctx.services.engines.foresee(given["name"], given["model_id"], given.get("options") or {})
+    return Change() if runs else Change(starts=(("instance", id),), memory_bytes=needed)
+
+
+@plans("engine.stop")
+async def plan_stop(ctx: Context, given: Mapping[str, Any]) -> Change:
+    return _ended(ctx.services.engines.chosen(given.get("instance_id"), given.get("name")))
+
+
+@plans("engine.restart")
+async def plan_restart(ctx: Context, given: Mapping[str, Any]) -> Change:
+    ended = _ended([ctx.services.engines.instance(given["instance_id"])])
+    return replace(ended, starts=(("instance", given["instance_id"]),))
+
+
+def _ended(instances: Sequence[Mapping[str, Any]]) -> Change:
+    alive = [instance for instance in instances if instance["status"] in ("starting", "ready")]
+    users = tuple(("service", instance["service_id"]) for instance in alive if instance["service_id"])
+    return Change(stops=tuple(("instance", instance["id"]) for instance in alive), used_by=users, freed_bytes=None if alive else 0)

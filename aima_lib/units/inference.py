@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aima_lib.gateway import Context
-from aima_lib.registry import handles
+from aima_lib.infra.change import Change
+from aima_lib.registry import handles, plans
 
 Result = Mapping[str, Any]
 
@@ -66,3 +67,8 @@ async def models(ctx: Context, type: str | None = None) -> Result:
 @handles("inference.available")
 async def available(ctx: Context) -> Result:
     return {"models": await ctx.services.inference.models(None, ctx.caller.models)}
+
+
+@plans("inference.chat", "inference.complete", "inference.embed")
+async def plan_request(ctx: Context, given: Mapping[str, Any]) -> Change:  # noqa: ARG001
+    return Change()

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aima_lib.gateway import Context
-from aima_lib.registry import handles
+from aima_lib.infra.change import Change
+from aima_lib.registry import handles, plans
 
 Result = Mapping[str, Any]
 
@@ -19,6 +20,11 @@ async def create_key(
     return {"key": key, "secret": secret}
 
 
+@plans("key.create")
+async def plan_key(ctx: Context, given: Mapping[str, Any]) -> Change:
+    return Change(creates=(("key", ctx.services.keys.id_for(given["name"])),))
+
+
 @handles("key.list")
 async def list_keys(ctx: Context, status: str | None = None, limit: int = 100, offset: int = 0) -> Result:
     keys, total = ctx.services.keys.list(status, limit, offset)
@@ -28,3 +34,10 @@ async def list_keys(ctx: Context, status: str | None = None, limit: int = 100, o
 @handles("key.revoke")
 async def revoke_key(ctx: Context, key_id: str) -> Result:
     return {"key": await ctx.services.keys.revoke(key_id, ctx.caller)}
+
+
+@plans("key.revoke")
+async def plan_revocation(ctx: Context, given: Mapping[str, Any]) -> Change:
+    ctx.services.keys.find(given["key_id"])
+    runs = ctx.services.store.find("run", status="running", caller=given["key_id"])
+    return Change(stops=(("key", given["key_id"]), *(("run", run["id"]) for run in runs)))

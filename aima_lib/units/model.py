@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from aima_lib.gateway import Context
-from aima_lib.registry import handles
+from aima_lib.infra.change import Change
+from aima_lib.names import slug
+from aima_lib.registry import handles, plans
 
 Result = Mapping[str, Any]
 
@@ -45,6 +48,30 @@ async def delete_model(ctx: Context, model_id: str, force: bool = False) -> Resu
 async def verify_model(ctx: Context, model_id: str, checksum: str | None = None) -> Result:
     valid, issues = await ctx.services.models.verify(model_id, checksum, send=ctx.send)
     return {"valid": valid, "issues": issues}
+
+
+@plans("model.pull")
+async def plan_pull(ctx: Context, given: Mapping[str, Any]) -> Change:
+    name, size, present = await ctx.services.models.foresee_pull(**given)
+    return Change() if present else Change(creates=(("model", name),), download_bytes=size)
+
+
+@plans("model.import", "model.create")
+async def plan_intake(ctx: Context, given: Mapping[str, Any]) -> Change:  # noqa: ARG001
+    stem = given.get("name") or Path(given["path"]).stem
+    return Change(creates=(("model", slug(stem)),))
+
+
+@plans("model.delete")
+async def plan_delete(ctx: Context, given: Mapping[str, Any]) -> Change:
+    model, users, freed = ctx.services.models.foresee_delete(given["model_id"], given.get("force", False))
+    return Change(deletes=(("model", model["id"]),), used_by=users, freed_bytes=freed, saw={"since": model["created_at"]})
+
+
+@plans("model.verify")
+async def plan_verify(ctx: Context, given: Mapping[str, Any]) -> Change:
+    ctx.services.models.get(given["model_id"])
+    return Change()
 
 
 @handles("model.get")

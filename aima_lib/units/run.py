@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from aima_lib.gateway import Context
-from aima_lib.registry import handles
+from aima_lib.infra.change import Change
+from aima_lib.registry import handles, plans
 
-INSIDE = ("scopes", "models", "input_digest")
+INSIDE = ("scopes", "models", "input_digest", "plan_id")
 
 
 @handles("run.get")
@@ -39,3 +40,9 @@ async def cancel_run(ctx: Context, run_id: str) -> Mapping[str, Any]:
 
 def _shown(run: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in run.items() if key not in INSIDE}
+
+
+@plans("run.cancel")
+async def plan_cancel(ctx: Context, given: Mapping[str, Any]) -> Change:
+    run = ctx.runs.seen(given["run_id"], ctx.caller)
+    return Change(stops=(("run", run["id"]),) if run["status"] == "running" else ())

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from aima_lib.gateway import Context
-from aima_lib.registry import handles
+from aima_lib.infra.change import Change
+from aima_lib.registry import handles, plans
 
 Result = Mapping[str, Any]
 
@@ -63,3 +65,38 @@ async def all_services(ctx: Context) -> Result:
 @handles("service.by_id")
 async def service_by_id(ctx: Context, service_id: str) -> Result:
     return {"service": ctx.services.serving.get(service_id)}
+
+
+@plans("service.create")
+async def plan_create(ctx: Context, given: Mapping[str, Any]) -> Change:
+    wanted = given["model_id"], given.get("name"), given.get("engine"), given.get("options") or {}
+    id, old, needed = await ctx.services.serving.foresee(*wanted)
+    if old and old["status"] == "running":
+        return Change()
+    return Change(creates=() if old else (("service", id),), starts=(("service", id),), memory_bytes=needed)
+
+
+@plans("service.start")
+async def plan_start(ctx: Context, given: Mapping[str, Any]) -> Change:
+    service = ctx.services.serving.get(given["service_id"])
+    if service["status"] == "running":
+        return Change()
+    _, _, needed = await ctx.services.serving.foresee(service["model_id"], service["id"], service["engine"], service["options"])
+    return Change(starts=(("service", service["id"]),), memory_bytes=needed)
+
+
+@plans("service.stop")
+async def plan_stop(ctx: Context, given: Mapping[str, Any]) -> Change:
+    service = ctx.services.serving.get(given["service_id"])
+    return _ended(service) if service["status"] != "stopped" else Change()
+
+
+@plans("service.delete")
+async def plan_delete(ctx: Context, given: Mapping[str, Any]) -> Change:
+    service = ctx.services.serving.get(given["service_id"])
+    ended = _ended(service) if service["status"] != "stopped" else Change()
+    return replace(ended, deletes=(("service", service["id"]),), saw={"since": service["created_at"], "model": service["model_id"]})
+
+
+def _ended(service: Mapping[str, Any]) -> Change:
+    return Change(stops=(("service", service["id"]),), freed_bytes=None)

@@ -12,8 +12,9 @@ from typing import Any
 from aima_lib import __version__
 from aima_lib.errors import AimaError
 from aima_lib.gateway import Context
+from aima_lib.infra.change import Change
 from aima_lib.infra.clock import now
-from aima_lib.registry import Unit, handles
+from aima_lib.registry import Unit, handles, plans
 
 STARTED_AT, STARTED = now(), time.monotonic()
 LOW_DISK_BYTES = 5 * 2**30
@@ -36,6 +37,7 @@ async def describe_system(ctx: Context) -> Mapping[str, Any]:
         "uptime_seconds": round(time.monotonic() - STARTED, 3),
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
+        "frozen": services.freeze.record,
         "counts": counts | {"events": services.events.last},
     }
 
@@ -44,7 +46,7 @@ async def describe_system(ctx: Context) -> Mapping[str, Any]:
 async def check_system(ctx: Context) -> Mapping[str, Any]:
     units = [await _probe(ctx, unit) for unit in ctx.registry.of("command", "query") if unit.name != "system.doctor"]
     units.append({"name": "system.doctor", "status": "exercised", "reason": "this call", "code": "ok"})
-    checks = [await _check_devices(ctx), await _check_engines(ctx), _check_disk(ctx)]
+    checks = [await _check_devices(ctx), await _check_engines(ctx), _check_disk(ctx), _check_frozen(ctx)]
     broken = [unit["name"] for unit in units if unit["status"] == "broken"]
     return {"healthy": not broken and all(check["status"] != "failed" for check in checks), "checks": checks, "units": units}
 
@@ -96,3 +98,38 @@ def _check_disk(ctx: Context) -> dict[str, Any]:
     free = shutil.disk_usage(ctx.services.home.path).free
     status = "ok" if free > LOW_DISK_BYTES else "warning"
     return {"name": "disk", "status": status, "message": f"{free / 2**30:.1f} GiB free in {ctx.services.home.path}"}
+
+
+def _check_frozen(ctx: Context) -> dict[str, Any]:
+    if record := ctx.services.freeze.record:
+        return {"name": "frozen", "status": "warning", "message": f"{record['by']} froze this home at {record['at']}: aima thaw"}
+    return {"name": "frozen", "status": "ok", "message": "changes are let through"}
+
+
+@handles("system.freeze")
+async def freeze_home(ctx: Context, reason: str | None = None) -> Mapping[str, Any]:
+    record = await ctx.services.freeze.freeze(reason, ctx.caller)
+    await ctx.runs.suspend()
+    return {"frozen": record}
+
+
+@handles("system.thaw")
+async def thaw_home(ctx: Context) -> Mapping[str, Any]:
+    await ctx.services.freeze.thaw(ctx.caller)
+    await ctx.runs.recover()
+    return {"frozen": None}
+
+
+@plans("system.freeze")
+async def plan_freeze(ctx: Context, given: Mapping[str, Any]) -> Change:  # noqa: ARG001
+    return Change(stops=_running(ctx))
+
+
+@plans("system.thaw")
+async def plan_thaw(ctx: Context, given: Mapping[str, Any]) -> Change:  # noqa: ARG001
+    frozen = ctx.services.freeze.record
+    return Change(starts=_running(ctx) if frozen else (), saw={"frozen": frozen})
+
+
+def _running(ctx: Context) -> tuple[tuple[str, str], ...]:
+    return tuple(("run", run["id"]) for run in ctx.services.store.find("run", status="running"))

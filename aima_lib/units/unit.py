@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from aima_lib.gateway import Context
-from aima_lib.registry import Unit, handles
+from aima_lib.infra.change import Change
+from aima_lib.registry import Unit, handles, plans
 from aima_lib.runs import outcome_of
 
 WAIT_SECONDS = 45
@@ -28,14 +29,25 @@ async def describe_unit(ctx: Context, name: str) -> Mapping[str, Any]:
 
 
 @handles("unit.call")
-async def call_unit(ctx: Context, name: str, arguments: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
-    if not ctx.gateway.find(name).durable:
-        return {"name": name, "result": await ctx.call(name, arguments or {})}
-    run = await ctx.gateway.start(name, arguments or {}, caller=ctx.caller)
+async def call_unit(
+    ctx: Context, name: str, arguments: Mapping[str, Any] | None = None, plan: bool = False, token: str | None = None
+) -> Mapping[str, Any]:
+    unit, given = ctx.gateway.find(name), arguments or {}
+    if plan:
+        return {"name": name, "result": None, "plan": await ctx.gateway.plan(name, given, caller=ctx.caller)}
+    if not unit.durable:
+        return {"name": name, "result": await ctx.call(name, given, token)}
+    run = await ctx.gateway.start(name, given, caller=ctx.caller, token=token)
     seen = await ctx.runs.follow(run["id"], _nowhere, WAIT_SECONDS)
     if seen["status"] == "running":
         return {"name": name, "result": None, "run": {"id": seen["id"], "status": "running", "progress": seen["progress"]}}
     return {"name": name, "result": outcome_of(seen)}
+
+
+@plans("unit.call")
+async def plan_call(ctx: Context, given: Mapping[str, Any]) -> Change:
+    unit = ctx.gateway.find(given["name"])
+    return Change() if unit.kind == "query" else await ctx.gateway.foresee(unit, given.get("arguments") or {}, ctx.caller)
 
 
 async def _nowhere(item: Mapping[str, Any]) -> None:

@@ -39,7 +39,7 @@ def command(ctx: click.Context, profile: str | None) -> None:
         await build(door, caller=await door.caller(), profile=profile or DEFAULT, own=own).run_stdio()
 
     try:
-        through(home, serve, needs_host=True)
+        through(home, serve, needs_host=True, agent=True)
     except KeyboardInterrupt:
         return  # a client that ends its server by a signal is no error
 

@@ -62,7 +62,7 @@ def test_a_handler_without_a_file_is_refused(load: Load) -> None:
 
 
 def test_two_handlers_of_one_unit_are_refused(load: Load) -> None:
-    with pytest.raises(SchemaError, match=r"thing\.pull has two handlers"):
+    with pytest.raises(SchemaError, match=r"thing\.pull has two handlers or planners"):
         load(GOOD + GOOD.replace("def pull", "def pull_again"), PULL)
 
 

@@ -32,6 +32,9 @@ COMMANDS = {
     "mcp": "Serve MCP over standard input and output; `mcp config` prints what to paste.",
     "doctor": "Check the machine and every unit.",
     "events": "What happened; --follow goes on.",
+    "approve": "Let a call pass that waits for you, or deny it.",
+    "freeze": "Stop every change, at once; `aima thaw` lets them go on.",
+    "thaw": "Let things be changed again after a freeze.",
     "key": "Keys for others; `key show` prints the owner's, for HTTP and OpenAI clients.",
     "completion": "Print the script that completes commands in a shell.",
 }
@@ -119,11 +122,12 @@ class UnitCommand(click.Command):
 
     def invoke(self, ctx: click.Context) -> None:
         from aima_lib.infra.home import Home
-        from aima_mcp.faces.cli.call import Manner, call_unit
+        from aima_mcp.faces.cli.call import Consent, Manner, call_unit
 
         given = ctx.params
         arguments = words.gather(self.schema, given, ctx.meta[DOTTED])
-        manner = Manner(given["cli_json"], given["cli_timeout"], given.get("cli_key"), not given.get("cli_detach"))
+        consent = Consent(bool(given.get("cli_plan")), given.get("cli_token"), bool(given.get("cli_yes")))
+        manner = Manner(given["cli_json"], given["cli_timeout"], given.get("cli_key"), not given.get("cli_detach"), consent)
         call_unit(Home(ctx.find_root().params.get("home")), Unit(self.definition), arguments, manner)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
@@ -151,11 +155,22 @@ def _manners(found: Mapping[str, Any]) -> Iterator[click.Option]:
     whole = "All arguments as one JSON object, @file, or @- for standard input; other options go over it."
     yield click.Option([base, words.BASE], metavar="JSON", help=whole)
     yield click.Option(["--json", "cli_json"], is_flag=True, help="Print the output as JSON and nothing else.")
+    if found["kind"] == "command":
+        yield from _consent(taken)
     yield click.Option(["--timeout", "cli_timeout"], type=click.FloatRange(min=0), metavar="SECONDS", help="Give up after so long.")
     if found.get("durable"):
         yield click.Option(["--idempotency-key", "cli_key"], metavar="TEXT", help="Same key and same input: the same run, not another.")
         names = ["--detach"] if "wait" in taken else ["--no-wait", "--detach"]
         yield click.Option([*names, "cli_detach"], is_flag=True, help="Print the run and leave it to the host.")
+
+
+def _consent(taken: Mapping[str, Any]) -> Iterator[click.Option]:
+    """Plan, look, and only then do it."""
+    if "plan" not in taken:
+        yield click.Option(["--plan", "cli_plan"], is_flag=True, help="Say what it would change, and do nothing.")
+    if "token" not in taken:
+        yield click.Option(["--token", "cli_token"], metavar="TEXT", help="The token of its plan.")
+    yield click.Option(["--yes", "cli_yes"], is_flag=True, help="Do it without asking, where its plan would be asked about.")
 
 
 def build() -> click.Group:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import anyio
+import click
 
 from aima_lib.door import Door
-from aima_lib.errors import DeadlineExceeded
+from aima_lib.errors import ApprovalRequired, Cancelled, DeadlineExceeded
 from aima_lib.infra.home import Home
 from aima_lib.registry import Unit
 from aima_mcp.faces.cli.doorway import through
@@ -24,6 +25,15 @@ INTERRUPTED = 130
 
 
 @dataclass(frozen=True, slots=True)
+class Consent:
+    """What the user said beforehand: only plan it, here is the plan's token, or yes to whatever the plan says."""
+
+    plan: bool = False
+    token: str | None = None
+    yes: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Manner:
     """How a command is to be carried out, whatever the unit."""
 
@@ -31,6 +41,7 @@ class Manner:
     timeout_seconds: float | None = None
     idempotency_key: str | None = None
     wait: bool = True
+    consent: Consent = Consent()
 
 
 class Noted:
@@ -49,25 +60,47 @@ class Noted:
 def call_unit(home: Home, unit: Unit, arguments: Mapping[str, Any], manner: Manner) -> None:
     """Call a unit and print its output. Raises AimaError; ends the process with 130 at Ctrl-C."""
     seen = Noted(_watcher(unit, manner))
+    token = manner.consent.token
 
     async def work(door: Door) -> Mapping[str, Any]:
+        if manner.consent.plan:
+            return await door.plan(unit.name, arguments)
         if not manner.wait:
-            return {"run": await door.start(unit.name, arguments, key=manner.idempotency_key)}
+            return {"run": await door.start(unit.name, arguments, key=manner.idempotency_key, token=token)}
         send = None if isinstance(seen.inner, Silence) else seen.send
         with anyio.move_on_after(manner.timeout_seconds) as scope:
-            return await door.call(unit.name, arguments, send=send, key=manner.idempotency_key)
+            return await door.call(unit.name, arguments, send=send, key=manner.idempotency_key, token=token)
         assert scope.cancelled_caught
         raise _late(unit, manner, seen.run_id)
 
     # What the gateway will refuse starts no host.
     needs_host = (unit.durable or unit.domain in HOSTED_DOMAINS) and unit.input.first_error(arguments) is None
     try:
-        with seen_by(seen.inner):
-            output = through(home, work, needs_host=needs_host)
+        try:
+            with seen_by(seen.inner):
+                output = through(home, work, needs_host=needs_host)
+        except ApprovalRequired as refusal:
+            token = _agreed(refusal, manner)
+            with seen_by(seen.inner):
+                output = through(home, work, needs_host=needs_host)
     except KeyboardInterrupt:
         _say_interrupted(seen.run_id)
         sys.exit(INTERRUPTED)
     _print(unit, output, manner, seen.inner)
+
+
+def _agreed(refusal: ApprovalRequired, manner: Manner) -> str:
+    """The token of the plan that was refused, once the user agrees to it. Raises the refusal where nobody can, Cancelled when the user does not."""
+    plan: Mapping[str, Any] = refusal.details.get("plan", {})
+    if "token" not in plan or (plan["policy"] == "approve" and plan["status"] != "approved") or manner.consent.token:
+        raise refusal
+    if not manner.consent.yes:
+        if manner.as_json or not sys.stdin.isatty():
+            hint = f"--yes does it without asking; or the same command with --token {plan['token']}"
+            raise ApprovalRequired(str(refusal), hint=hint, next=refusal.next, details=refusal.details) from refusal
+        if not click.confirm(f"It {plan['summary']}. Go on?", err=True):
+            raise Cancelled("nothing was done")
+    return str(plan["token"])
 
 
 def _watcher(unit: Unit, manner: Manner) -> Watcher:
@@ -79,6 +112,8 @@ def _watcher(unit: Unit, manner: Manner) -> Watcher:
 def _print(unit: Unit, output: Mapping[str, Any], manner: Manner, seen: Watcher) -> None:
     if manner.as_json:
         show_json(output)
+    elif manner.consent.plan:
+        show(output, None)
     elif isinstance(seen, Tokens) and seen.wrote:
         return
     else:

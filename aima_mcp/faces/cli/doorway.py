@@ -19,27 +19,28 @@ from aima_mcp import background
 Result = TypeVar("Result")
 
 
-def through(home: Home, work: Callable[[Door], Awaitable[Result]], *, needs_host: bool) -> Result:
+def through(home: Home, work: Callable[[Door], Awaitable[Result]], *, needs_host: bool, agent: bool = False) -> Result:
     """Open the home's door, do the work behind it, close it.
 
     needs_host: the work goes on after this process has ended, so there must be a host that stays.
+    agent: the work is an agent's, whose key ever it shows.
 
     Raises:
         AimaError: the host could not be reached or started, or the work failed.
     """
     url, key = home.remote()
     if url is not None:
-        return anyio.run(_through, None, url, key, work)
+        return anyio.run(_through, None, url, key, agent, work)
     host = background.living(home)
     if host is None and (needs_host or key is not None):  # only a host knows whose key that is
         host = background.start(home)
-    return anyio.run(_through, home, host.url if host else None, key, work)
+    return anyio.run(_through, home, host.url if host else None, key, agent, work)
 
 
-async def _through(home: Home | None, url: str | None, key: str | None, work: Callable[[Door], Awaitable[Result]]) -> Result:
+async def _through(home: Home | None, url: str | None, key: str | None, agent: bool, work: Callable[[Door], Awaitable[Result]]) -> Result:
     failure: AimaError
     try:
-        async with _opened(home, url, key) as door:
+        async with _opened(home, url, key, agent) as door:
             try:
                 return await work(door)
             except AimaError as error:
@@ -50,7 +51,7 @@ async def _through(home: Home | None, url: str | None, key: str | None, work: Ca
 
 
 @asynccontextmanager
-async def _opened(home: Home | None, url: str | None, key: str | None) -> AsyncIterator[Door]:
+async def _opened(home: Home | None, url: str | None, key: str | None, agent: bool) -> AsyncIterator[Door]:
     if url is None:
         from aima_lib.runtime import host as hosting
 
@@ -61,7 +62,7 @@ async def _opened(home: Home | None, url: str | None, key: str | None) -> AsyncI
         return
     from aima_lib.attached import Attached
 
-    attached = Attached(url, key, home)
+    attached = Attached(url, key, home, agent=agent)
     try:
         yield attached
     finally:

@@ -18,6 +18,7 @@ BODY_LIMIT = 4 * MIB
 LONGEST_KEY = 255
 JSON = "application/json"
 READS = ("GET", "HEAD")
+NO_STORE = {"cache-control": "no-store"}
 
 
 def build(gateway: Gateway) -> HttpFace:
@@ -42,14 +43,19 @@ class HttpFace:
             arguments: Any = query.arguments(unit.definition["inputSchema"], exchange.query.multi_items())
         else:
             arguments = await exchange.json(BODY_LIMIT)
-        key = _idempotency_key(exchange)
-        if unit.durable and _prefers_async(exchange):
-            await self._start(exchange, unit, arguments, key)
+        key, token = _printable(exchange, "Idempotency-Key"), _printable(exchange, "Aima-Token")
+        if _wants_plan(exchange):
+            plan = await exchange.while_connected(lambda: self._gateway.plan(unit.name, arguments, caller=exchange.caller))
+            await exchange.reply_json(plan, headers=NO_STORE)
+        elif unit.durable and _prefers_async(exchange):
+            await self._start(exchange, unit, arguments, key, token)
         elif kind == sse.MEDIA_TYPE and exchange.method != "HEAD":
-            await self._stream(exchange, unit, arguments, key)
+            await self._stream(exchange, unit, arguments, key, token)
         else:
-            result = await exchange.while_connected(lambda: self._gateway.call(unit.name, arguments, caller=exchange.caller, key=key))
-            await exchange.reply_json(result, headers={"cache-control": "no-store"})
+            result = await exchange.while_connected(
+                lambda: self._gateway.call(unit.name, arguments, caller=exchange.caller, key=key, token=token)
+            )
+            await exchange.reply_json(result, headers=NO_STORE)
 
     async def resources(self, exchange: Exchange) -> None:
         """Read a resource, or watch it; without ?uri=, what resources there are."""
@@ -91,13 +97,13 @@ class HttpFace:
         await exchange.while_connected(follow, stream.beat)
         await stream.close()
 
-    async def _start(self, exchange: Exchange, unit: Unit, arguments: Any, key: str | None) -> None:
-        run = await self._gateway.start(unit.name, arguments, caller=exchange.caller, key=key)
+    async def _start(self, exchange: Exchange, unit: Unit, arguments: Any, key: str | None, token: str | None) -> None:
+        run = await self._gateway.start(unit.name, arguments, caller=exchange.caller, key=key, token=token)
         shown = {"run": {key: value for key, value in run.items() if key not in INSIDE}}
         headers = {"location": f"/units/run/get?run_id={run['id']}", "preference-applied": "respond-async"}
         await exchange.reply_json(shown, 202, headers)
 
-    async def _stream(self, exchange: Exchange, unit: Unit, arguments: Any, key: str | None) -> None:
+    async def _stream(self, exchange: Exchange, unit: Unit, arguments: Any, key: str | None, token: str | None) -> None:
         stream = EventStream(exchange)
 
         async def item(value: Mapping[str, Any]) -> None:
@@ -105,7 +111,7 @@ class HttpFace:
 
         async def call() -> None:
             try:
-                result = await self._gateway.call(unit.name, arguments, caller=exchange.caller, send=item, key=key)
+                result = await self._gateway.call(unit.name, arguments, caller=exchange.caller, send=item, key=key, token=token)
             except AimaError as error:
                 if not exchange.started:  # still time to say it with a status
                     raise
@@ -171,11 +177,18 @@ def _shown(unit: Unit) -> dict[str, Any]:
     return {key: unit.definition[key] for key in ("name", "title", "description", "uriTemplate", "mimeType")}
 
 
-def _idempotency_key(exchange: Exchange) -> str | None:
-    key = exchange.headers.get("idempotency-key")
-    if key is not None and not (0 < len(key) <= LONGEST_KEY and key.isascii() and key.isprintable()):
-        raise InvalidArgument(f"an Idempotency-Key has 1 to {LONGEST_KEY} printable ASCII characters")
-    return key
+def _printable(exchange: Exchange, header: str) -> str | None:
+    value = exchange.headers.get(header)
+    if value is not None and not (0 < len(value) <= LONGEST_KEY and value.isascii() and value.isprintable()):
+        raise InvalidArgument(f"{header} has 1 to {LONGEST_KEY} printable ASCII characters")
+    return value
+
+
+def _wants_plan(exchange: Exchange) -> bool:
+    said = exchange.headers.get("aima-plan")
+    if said not in (None, "true", "false"):
+        raise InvalidArgument(f"Aima-Plan: {said[:80]!r} is neither true nor false")
+    return said == "true"
 
 
 def _prefers_async(exchange: Exchange) -> bool:

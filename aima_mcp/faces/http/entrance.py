@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from starlette.datastructures import Headers
 
-from aima_lib.door import Caller
+from aima_lib.door import AGENT, OWNER, Caller
 from aima_lib.errors import InvalidArgument, PermissionDenied, Unauthenticated
 from aima_lib.services.keys import KeyService
 from aima_mcp.faces.http.problem import Refused
@@ -17,7 +17,7 @@ HEAD_LIMIT = 32 << 10
 WILDCARDS = ("0.0.0.0", "::", "")
 CHALLENGE = 'Bearer realm="aima"'
 METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
-ASKED = "authorization, content-type, accept, idempotency-key, last-event-id, prefer, x-api-key"
+ASKED = "authorization, content-type, accept, aima-plan, aima-token, idempotency-key, last-event-id, prefer, x-api-key"
 SHOWN = "location, www-authenticate, mcp-session-id, mcp-protocol-version, x-request-id, retry-after, preference-applied"
 
 
@@ -45,16 +45,20 @@ class Entrance:
                 raise Refused(403, PermissionDenied(f"pages of {origin[:200]} may not call this host", hint="call it from this machine"))
 
     def caller(self, headers: Headers) -> Caller:
-        """Who asks, by the key. Raises Refused (401)."""
+        """Who asks, by the key. Whoever has the owner's may come as the agent it works for. Raises Refused (401)."""
         scheme, _, key = headers.get("authorization", "").partition(" ")
         given = key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         if not given:
             hint = "send Authorization: Bearer KEY; `aima key show` prints the owner's"
             raise Refused(401, Unauthenticated("a key is needed", hint=hint), {"www-authenticate": CHALLENGE})
         try:
-            return self._keys.caller(given)
+            found = self._keys.caller(given)
         except Unauthenticated as error:
             raise Refused(401, error, {"www-authenticate": f'{CHALLENGE}, error="invalid_token"'}) from error
+        claimed = headers.get("aima-caller")
+        if claimed not in (None, AGENT.name):
+            raise InvalidArgument(f"Aima-Caller: {claimed[:80]!r} is nobody", hint=f"it is {AGENT.name}, or left out")
+        return AGENT if claimed and found == OWNER else found
 
     def _is_ours(self, host: str) -> bool:
         """Whether a Host header means this host. On a wildcard any address is: rebinding needs a name, and names are listed."""

@@ -57,6 +57,11 @@ def _post(unit: Unit) -> Node:
             _header("Prefer", "respond-async returns the run at once, with 202."),
             _header("Idempotency-Key", "The same key and input mean the same run."),
         ]
+    if unit.kind == "command":
+        headers += [
+            _header("Aima-Plan", "true answers with the plan (#/components/schemas/Plan): what the call would change, and its token."),
+            _header("Aima-Token", "The token of the call's plan: lets it pass, once."),
+        ]
     return _operation(unit, unit.name.replace(".", "_")) | {"requestBody": body, "parameters": headers}
 
 
@@ -76,11 +81,13 @@ def _operation(unit: Unit, id: str) -> Node:
         location = {"Location": {"description": "Where the run is.", "schema": {"type": "string"}}}
         run = {"type": "object", "required": ["run"], "properties": {"run": {"$ref": "#/components/schemas/Run"}}}
         responses["202"] = {"description": "The run has started.", "headers": location, "content": {"application/json": {"schema": run}}}
-    codes = dict.fromkeys([*definition["errors"], *ALWAYS])
+    more = ("approval_required", "failed_precondition") if unit.kind == "command" else ()
+    codes = dict.fromkeys([*definition["errors"], *ALWAYS, *more])
     responses |= {str(BY_CODE[code].http_status): {"$ref": f"#/components/responses/{code}"} for code in codes}
     responses |= {str(status): {"$ref": f"#/components/responses/http_{status}"} for status in REFUSALS}
     head = {"operationId": id, "tags": [unit.domain], "summary": definition["title"], "description": definition["description"]}
-    return head | {"x-scope": definition["scope"], "responses": responses}
+    policy = {"x-policy": unit.policy} if unit.kind == "command" else {}
+    return head | {"x-scope": definition["scope"], **policy, "responses": responses}
 
 
 def _examples(unit: Unit) -> list[Mapping[str, Any]]:
@@ -110,7 +117,7 @@ def _schemas() -> Node:
         "status": {"type": "integer", "description": "The HTTP status."},
     }
     whole = error | {"title": "Problem", "required": [*error["required"], *more], "properties": {**error["properties"], **more}}
-    return {"Problem": whole, "Run": noun("run"), "Event": noun("event")}
+    return {"Problem": whole, "Run": noun("run"), "Plan": noun("plan"), "Event": noun("event")}
 
 
 def _responses() -> Node:

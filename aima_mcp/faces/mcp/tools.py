@@ -22,6 +22,7 @@ from aima_mcp.faces.mcp.results import COMPLETE, Progress, failure, success, too
 from aima_mcp.faces.mcp.watch import Watch
 
 KEY = "io.aima/idempotencyKey"
+TOKEN = "io.aima/token"
 WAIT_SECONDS = 45
 
 
@@ -57,23 +58,21 @@ class Tools:
         unit = self._units.get(params.name)
         if unit is None:
             raise self._unknown(params.name)
-        key = (ctx.meta or {}).get(KEY)
-        if key is not None and not (isinstance(key, str) and key):
-            raise InvalidArgument(f"_meta[{KEY!r}] is a string that is not empty, not {key!r}")
+        key, token = _text(ctx, KEY), _text(ctx, TOKEN)
         send = Progress(ctx.session.report_progress) if progress_token_from_params(ctx.params) is not None else None
         try:
             if unit.durable:
-                return await self._run(unit, params.arguments, caller_of(ctx), send, key)
-            output = await self._door.call(unit.name, params.arguments, caller=caller_of(ctx), send=send, key=key)
+                return await self._run(unit, params.arguments, caller_of(ctx), send, key, token)
+            output = await self._door.call(unit.name, params.arguments, caller=caller_of(ctx), send=send, key=key, token=token)
             return self._success(unit, output, params.arguments)
         except AimaError as error:
             return failure(error, self._profile.units)
 
     async def _run(
-        self, unit: Unit, arguments: Mapping[str, Any] | None, caller: Caller, send: Send | None, key: str | None
+        self, unit: Unit, arguments: Mapping[str, Any] | None, caller: Caller, send: Send | None, key: str | None, token: str | None
     ) -> dict[str, Any]:
         """Start a durable unit and wait as long as clients do: most give up after a minute, and the run goes on without them."""
-        run = await self._door.start(unit.name, arguments, caller=caller, key=key)
+        run = await self._door.start(unit.name, arguments, caller=caller, key=key, token=token)
         if send is not None:
             await send({"phase": "started", "message": f"run {run['id']}"})
         if run["status"] == "running":
@@ -91,3 +90,10 @@ class Tools:
     def _unknown(self, name: str) -> NotFound:
         hint = did_you_mean(name, self._units) or "tools/list names them; unit_search finds one by words"
         return NotFound(f"no tool called {name!r}", hint=hint, details={"nearest": nearest(name, self._units)})
+
+
+def _text(ctx: Ctx, name: str) -> str | None:
+    value = (ctx.meta or {}).get(name)
+    if value is not None and not (isinstance(value, str) and value):
+        raise InvalidArgument(f"_meta[{name!r}] is a string that is not empty, not {value!r}")
+    return value

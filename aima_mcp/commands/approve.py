@@ -1,0 +1,65 @@
+"""`aima approve`: a person's word on calls that wait for it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+from aima_lib.door import Door
+from aima_mcp.commands.base import home_of
+
+WAITING = {"status": "open", "limit": 1000}
+
+
+@click.command("approve")
+@click.argument("approval_id", required=False)
+@click.option("--deny", is_flag=True, help="Refuse it for good.")
+@click.option("--reason", metavar="TEXT", help="Why; who asked can read it.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
+@click.pass_context
+def command(ctx: click.Context, approval_id: str | None, deny: bool, reason: str | None, as_json: bool) -> None:
+    """Let a call pass that waits for somebody else's approval, or deny it.
+
+    Without an id: what waits; on a terminal, one question for each.
+    """
+    from aima_mcp.faces.cli.doorway import through
+
+    async def waiting(door: Door) -> Sequence[Mapping[str, Any]]:
+        found = (await door.call("approval.list", WAITING))["approvals"]
+        return [plan for plan in found if plan["policy"] == "approve"]
+
+    def decide(id: str, verb: str) -> Mapping[str, Any]:
+        async def work(door: Door) -> Mapping[str, Any]:
+            arguments = {"approval_id": id} | ({} if reason is None else {"reason": reason})
+            decided: Mapping[str, Any] = (await door.call(f"approval.{verb}", arguments))["approval"]
+            return decided
+
+        return through(home_of(ctx), work, needs_host=False)
+
+    if approval_id is not None:
+        plan = decide(approval_id, "deny" if deny else "approve")
+        click.echo(json.dumps(plan, indent=2) if as_json else f"{plan['id']}: {plan['status']}")
+        return
+    plans = through(home_of(ctx), waiting, needs_host=False)
+    if as_json:
+        click.echo(json.dumps(plans, indent=2))
+        return
+    for plan in plans:
+        _describe(plan)
+        if sys.stdin.isatty():
+            chosen = click.prompt(
+                "approve, deny or skip", type=click.Choice(["approve", "deny", "skip"]), default="skip", show_choices=False
+            )
+            if chosen != "skip":
+                click.echo(f"{plan['id']}: {decide(plan['id'], chosen)['status']}")
+    if not plans:
+        click.echo("nothing waits for an approval")
+
+
+def _describe(plan: Mapping[str, Any]) -> None:
+    click.echo(f"{plan['id']}: {plan['caller']} wants {plan['unit']} {json.dumps(plan['arguments'], ensure_ascii=True)}")
+    click.echo(f"  it {plan['summary']}; asked at {plan['created_at']}, waits until {plan['expires_at']}")
