@@ -11,6 +11,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from aima_lib.door import OWNER, Caller
+from aima_lib.errors import ApprovalRequired
+from aima_lib.gateway import Gateway
 from aima_lib.infra.events import Events
 from aima_lib.infra.store import Store
 from aima_lib.registry import Registry
@@ -76,6 +79,17 @@ def write_handlers(folder: Path, name: str, source: str) -> ModuleType:
         return importlib.import_module(name)
     finally:
         sys.path.remove(str(folder))
+
+
+async def agreed(gateway: Gateway, name: str, arguments: Mapping[str, Any], caller: Caller = OWNER) -> Mapping[str, Any]:
+    """The output of a call whose plan is agreed to: by its caller, and by the owner where it takes somebody else's word."""
+    try:
+        return await gateway.call(name, arguments, caller=caller)
+    except ApprovalRequired as refusal:
+        plan = refusal.details["plan"]
+        if plan["policy"] == "approve":
+            await gateway.call("approval.approve", {"approval_id": plan["id"]})
+        return await gateway.call(name, arguments, caller=caller, token=plan["token"])
 
 
 def events_of(store: Store, folder: Path, *names: str) -> Events:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import httpx
 
 from aima_lib import Aima
+from aima_lib.errors import ApprovalRequired
 from aima_lib.infra.home import Home
 
 ROOT = Path(__file__).parent.parent
@@ -184,13 +185,21 @@ class World:
         return self.host.home
 
     def call(self, name: str, /, **arguments: Any) -> Mapping[str, Any]:
-        """Call a unit by the library."""
-        return self.aima.call(name, arguments)
+        """Call a unit by the library, with the second step where it takes one."""
+        return agree(self.aima, name, arguments)
 
     def note(self, counted: Mapping[str, int]) -> None:
         """Remember what another host of the same wheel has exercised."""
         for name, count in counted.items():
             self.ledger[name] = self.ledger.get(name, 0) + count
+
+
+def agree(aima: Aima, name: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The output of a call by the owner, who agrees to what its plan says."""
+    try:
+        return aima.call(name, arguments)
+    except ApprovalRequired as refusal:
+        return aima.apply(refusal.details["plan"])
 
 
 def furnish(aima: Aima) -> None:

@@ -117,9 +117,7 @@ class KeyService:
             NotFound: no model or service has one of the ids.
             PermissionDenied: `by` would give more than it has.
         """
-        until = None if expires_at is None else _moment_to_come(expires_at)
-        self._refuse_unknown(models or ())
-        self._refuse_more(by, scopes, models, until)
+        until = self.judge(scopes, models, expires_at, by)
         text = mint()
         async with self._creating:
             record: Document = {
@@ -145,6 +143,13 @@ class KeyService:
         """The keys, oldest first, and how many there are in all. `status`: active, expired or revoked."""
         found = [record for record in self._records.values() if status is None or _status(record) == status]
         return [_shown(record) for record in found[offset : offset + limit]], len(found)
+
+    def judge(self, scopes: Sequence[str], models: Sequence[str] | None, expires_at: str | None, by: Caller) -> str | None:
+        """When such a key would end. Raises as `create` does."""
+        until = None if expires_at is None else _moment_to_come(expires_at)
+        self._refuse_unknown(models or ())
+        self._refuse_more(by, scopes, models, until)
+        return until
 
     def id_for(self, name: str) -> str:
         """The id that the next key of this name gets."""

@@ -22,6 +22,7 @@ async def create_key(
 
 @plans("key.create")
 async def plan_key(ctx: Context, given: Mapping[str, Any]) -> Change:
+    ctx.services.keys.judge(given["scopes"], given.get("models"), given.get("expires_at"), ctx.caller)
     return Change(creates=(("key", ctx.services.keys.id_for(given["name"])),))
 
 

@@ -51,9 +51,8 @@ def command(ctx: click.Context, approval_id: str | None, deny: bool, reason: str
     for plan in plans:
         _describe(plan)
         if sys.stdin.isatty():
-            chosen = click.prompt(
-                "approve, deny or skip", type=click.Choice(["approve", "deny", "skip"]), default="skip", show_choices=False
-            )
+            words = click.Choice(["approve", "deny", "skip"])
+            chosen = click.prompt("approve, deny or skip", type=words, default="skip", show_choices=False)
             if chosen != "skip":
                 click.echo(f"{plan['id']}: {decide(plan['id'], chosen)['status']}")
     if not plans:

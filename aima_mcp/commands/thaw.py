@@ -18,9 +18,8 @@ def command(ctx: click.Context) -> None:
     async def thaw(door: Door) -> None:
         plan = await door.plan("system.thaw")
         if plan["policy"] == "approve":  # not the owner's key: somebody else must agree
-            raise ApprovalRequired(
-                f"somebody else must agree: aima approve {plan['id']}", hint=f"then: aima system thaw --token {plan['token']}"
-            )
+            hint = f"then: aima system thaw --token {plan['token']}"
+            raise ApprovalRequired(f"somebody else must agree: aima approve {plan['id']}", hint=hint)
         await door.call("system.thaw", token=plan["token"])
 
     through(home_of(ctx), thaw, needs_host=False)

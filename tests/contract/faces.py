@@ -31,6 +31,7 @@ from tests.world import HostProcess, environment
 
 REGISTRY = Registry.described()
 KEY = "io.aima/idempotencyKey"
+TOKEN = "io.aima/token"
 FORKING = Path(__file__).with_name("cli_fork.py")
 ERROR = jsonschema.Draft202012Validator(json.loads((Path(__file__).parents[2] / "schemas/types/error.json").read_text(encoding="utf-8")))
 Arguments = Mapping[str, Any]
@@ -64,9 +65,20 @@ class Face(Protocol):
 
     home: Home
 
-    def call(self, name: str, arguments: Arguments, key: str | None = None) -> Outcome:
+    def call(self, name: str, arguments: Arguments, key: str | None = None, token: str | None = None) -> Outcome:
         """Call a unit."""
         ...
+
+
+def carried_out(face: Face, owner: Face, name: str, arguments: Arguments, key: str | None = None) -> Outcome:
+    """The call's outcome; where it takes a second step, that too, and where it takes somebody else's word, the owner's."""
+    outcome = face.call(name, arguments, key)
+    if outcome.code != "approval_required":
+        return outcome
+    plan = outcome.body["details"]["plan"]
+    if plan["policy"] == "approve":
+        assert owner.call("approval.approve", {"approval_id": plan["id"]}).code == "ok"
+    return face.call(name, arguments, key, plan["token"])
 
 
 class Library:
@@ -80,9 +92,9 @@ class Library:
         with chdir(self._cwd):
             work(self.aima)
 
-    def call(self, name: str, arguments: Arguments, key: str | None = None) -> Outcome:
+    def call(self, name: str, arguments: Arguments, key: str | None = None, token: str | None = None) -> Outcome:
         domain, action = name.split(".")
-        keyed = {} if key is None else {"idempotency_key": key}
+        keyed = ({} if key is None else {"idempotency_key": key}) | ({} if token is None else {"token": token})
         try:
             with chdir(self._cwd):
                 return ok(getattr(getattr(self.aima, domain), f"{action}_" if iskeyword(action) else action)(**arguments, **keyed))
@@ -96,9 +108,9 @@ class AsyncLibrary:
     def __init__(self, portal: BlockingPortal, aima: AsyncAima, home: Home) -> None:
         self.portal, self.aima, self.home = portal, aima, home
 
-    def call(self, name: str, arguments: Arguments, key: str | None = None) -> Outcome:
+    def call(self, name: str, arguments: Arguments, key: str | None = None, token: str | None = None) -> Outcome:
         try:
-            return ok(self.portal.call(partial(self.aima.call, name, arguments, idempotency_key=key)))
+            return ok(self.portal.call(partial(self.aima.call, name, arguments, idempotency_key=key, token=token)))
         except AimaError as error:
             return refused(error.as_dict())
 
@@ -109,8 +121,9 @@ class Http:
     def __init__(self, client: httpx.Client, home: Home) -> None:
         self.client, self.home = client, home
 
-    def call(self, name: str, arguments: Arguments, key: str | None = None) -> Outcome:
-        return self._post(name, json.dumps(arguments), {} if key is None else {"Idempotency-Key": key})
+    def call(self, name: str, arguments: Arguments, key: str | None = None, token: str | None = None) -> Outcome:
+        headers = ({} if key is None else {"Idempotency-Key": key}) | ({} if token is None else {"Aima-Token": token})
+        return self._post(name, json.dumps(arguments), headers)
 
     def call_text(self, name: str, text: str) -> Outcome:
         return self._post(name, text, {})
@@ -126,7 +139,7 @@ class HttpGet:
     def __init__(self, client: httpx.Client, home: Home) -> None:
         self.client, self.home = client, home
 
-    def call(self, name: str, arguments: Arguments, key: str | None = None) -> Outcome:
+    def call(self, name: str, arguments: Arguments, key: str | None = None, token: str | None = None) -> Outcome:
         pairs: list[tuple[str, str | int | float | bool | None]] = []
         for name_, value in arguments.items():
             pairs += [(name_, _in_url(item)) for item in (value if isinstance(value, list) else [value])]
@@ -157,8 +170,8 @@ class Mcp:
     def __init__(self, portal: BlockingPortal, client: Client, home: Home) -> None:
         self.portal, self.client, self.home = portal, client, home
 
-    def call(self, name: str, arguments: Arguments, key: str | None = None) -> Outcome:
-        meta: Any = None if key is None else {KEY: key}
+    def call(self, name: str, arguments: Arguments, key: str | None = None, token: str | None = None) -> Outcome:
+        meta: Any = ({} if key is None else {KEY: key}) | ({} if token is None else {TOKEN: token}) or None
         try:
             result = self.portal.call(partial(self.client.call_tool, name.replace(".", "_"), dict(arguments), meta=meta))
         except MCPError as error:
@@ -216,11 +229,11 @@ class Cli:
     def __init__(self, host: HostProcess) -> None:
         self.home, self._host = host.home, host
 
-    def call(self, name: str, arguments: Arguments, key: str | None = None) -> Outcome:
-        return self.call_text(name, json.dumps(arguments), key)
+    def call(self, name: str, arguments: Arguments, key: str | None = None, token: str | None = None) -> Outcome:
+        return self.call_text(name, json.dumps(arguments), key, token)
 
-    def call_text(self, name: str, text: str, key: str | None = None) -> Outcome:
-        command = [str(self._host.python), "-m", "aima_mcp.main", *cli_words(name, key)]
+    def call_text(self, name: str, text: str, key: str | None = None, token: str | None = None) -> Outcome:
+        command = [str(self._host.python), "-m", "aima_mcp.main", *cli_words(name, key, token)]
         done = subprocess.run(
             command,
             input=text,
@@ -253,25 +266,26 @@ class CliFork:
         assert self._process.stdin is not None
         stack.callback(self._process.stdin.close)
 
-    def call(self, name: str, arguments: Arguments, key: str | None = None) -> Outcome:
-        return self.call_text(name, json.dumps(arguments), key)
+    def call(self, name: str, arguments: Arguments, key: str | None = None, token: str | None = None) -> Outcome:
+        return self.call_text(name, json.dumps(arguments), key, token)
 
-    def call_text(self, name: str, text: str, key: str | None = None) -> Outcome:
+    def call_text(self, name: str, text: str, key: str | None = None, token: str | None = None) -> Outcome:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         files = {stream: self._folder / stream for stream in ("stdin", "stdout", "stderr")}
         files["stdin"].write_text(text, encoding="utf-8")
-        order = {"argv": cli_words(name, key), **{stream: str(path) for stream, path in files.items()}}
+        order = {"argv": cli_words(name, key, token), **{stream: str(path) for stream, path in files.items()}}
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
         code = int(self._process.stdout.readline())
         return cli_outcome(code, files["stdout"].read_text(encoding="utf-8"), files["stderr"].read_text(encoding="utf-8"))
 
 
-def cli_words(name: str, key: str | None) -> list[str]:
+def cli_words(name: str, key: str | None, token: str | None = None) -> list[str]:
     """The command line of a call whose arguments come by standard input."""
     whole = "--arguments" if "input" in REGISTRY[name].definition["inputSchema"]["properties"] else "--input"
-    return [*name.split("."), "--json", whole, "@-", *([] if key is None else ["--idempotency-key", key])]
+    more = [*([] if key is None else ["--idempotency-key", key]), *([] if token is None else ["--token", token])]
+    return [*name.split("."), "--json", whole, "@-", *more]
 
 
 def cli_outcome(code: int, stdout: str, stderr: str) -> Outcome:

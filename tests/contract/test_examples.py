@@ -9,7 +9,7 @@ import pytest
 
 from aima_lib.errors import AlreadyExists
 from tests.contract.conftest import Faces
-from tests.contract.faces import REGISTRY, Face
+from tests.contract.faces import REGISTRY, Face, carried_out
 from tests.world import World
 
 ANY_UNIT = ("library", "async_library", "embedded", "http", "mcp_stdio", "mcp_http", "mcp_http_handshake", "cli")
@@ -26,8 +26,11 @@ CASES = [
 @pytest.mark.parametrize(("face", "name", "place"), CASES)
 def test_an_example_is_true_on_this_face(faces: Faces, world: World, face: str, name: str, place: int) -> None:
     example, through = REGISTRY[name].definition["examples"][place], faces[face]
-    prepare(through if face == "embedded" else faces["library"], example)
-    outcome = through.call(name, example["input"])
+    owner = through if face == "embedded" else faces["library"]
+    prepare(owner, example)
+    outcome = carried_out(through, owner, name, example["input"])
+    for call in example.get("then", []):
+        assert carried_out(owner, owner, call["unit"], call["arguments"]).code == "ok"
     if "error" in example:
         assert outcome.code == example["error"], outcome.body
     else:
@@ -40,7 +43,7 @@ def test_an_example_is_true_on_this_face(faces: Faces, world: World, face: str, 
 def prepare(face: Face, example: Mapping[str, Any]) -> None:
     """What the example says is there before it: it may be there already."""
     for call in example.get("given", []):
-        outcome = face.call(call["unit"], call["arguments"], call.get("idempotency_key"))
+        outcome = carried_out(face, face, call["unit"], call["arguments"], call.get("idempotency_key"))
         assert outcome.code in ("ok", AlreadyExists.code), outcome.body
 
 

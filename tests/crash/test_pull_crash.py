@@ -20,7 +20,7 @@ import pytest
 from aima_lib import Aima, AimaError, AsyncAima
 from tests.hub import Fault, Hub
 from tests.tiny import write_tiny_gguf
-from tests.world import HostProcess, until
+from tests.world import HostProcess, agree, until
 
 pytestmark = pytest.mark.crash
 MIB = 1 << 20
@@ -96,7 +96,7 @@ def test_a_pull_outlives_a_hundred_kills(python: Path, large: Hub, tmp_path: Pat
                 settled(home, sha256)
                 with Aima(home) as aima:
                     assert [model["id"] for model in aima.call("model.list")["models"]] == ["large"]
-                    aima.call("model.delete", {"model_id": "large"})
+                    agree(aima, "model.delete", {"model_id": "large"})
                 pulls += 1
                 run_id = start(host, f"pull-{pulls}")
         until(host.answers, 60, "the host")

@@ -13,6 +13,7 @@ import pytest
 from aima_lib import runtime
 from aima_lib.gateway import Gateway
 from aima_lib.infra.home import Home
+from tests.workshop import agreed
 
 HERE = Path(__file__).parent
 Found = TypeVar("Found")
@@ -32,7 +33,8 @@ class Hosted:
         self.gateway, self.fixtures = gateway, fixtures
 
     async def call(self, unit: str, /, **arguments: Any) -> Mapping[str, Any]:
-        return await self.gateway.call(unit, arguments)
+        """Its output; the owner agrees to what its plan says."""
+        return await agreed(self.gateway, unit, arguments)
 
     async def tiny(self, name: str = "tiny") -> str:
         """The tiny model, imported under a name."""
@@ -69,6 +71,6 @@ async def hosted(home: Home, fixtures: Path, llama_server: Path, anyio_backend: 
             yield Hosted(gateway, fixtures)
         finally:
             for service in (await gateway.call("service.list"))["services"]:
-                await gateway.call("service.delete", {"service_id": service["id"]})
+                await agreed(gateway, "service.delete", {"service_id": service["id"]})
             for engine in ("llamacpp", "llama-server"):
                 await gateway.call("engine.stop", {"name": engine, "force": True})

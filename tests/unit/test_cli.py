@@ -215,7 +215,7 @@ def test_keys_are_units_and_the_owners_is_shown(word: str, home: Home, capsys: p
 def test_a_key_of_the_environment_is_shown_instead_of_the_owners(stopped_after: Home) -> None:
     home = stopped_after
     url = json.loads(aima(home, "start", "--json").stdout)["url"]
-    secret = json.loads(aima(home, "key", "create", "guest", "--scopes", "inference", "--json").stdout)["secret"]
+    secret = json.loads(aima(home, "key", "create", "guest", "--scopes", "inference", "--json", "--yes").stdout)["secret"]
 
     def as_guest(*line: str, stdin: str = "", **more: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "aima_mcp.main", *line]

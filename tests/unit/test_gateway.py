@@ -231,8 +231,8 @@ async def test_commands_are_on_record_and_queries_are_not(gateway: Gateway) -> N
     await gateway.call("thing.echo", {"count": 0})
     await gateway.call("thing.work", {"count": 0})
     await gateway.services.store.submit(lambda db: None)
-    rows = gateway.services.store.read("SELECT unit, caller, code FROM calls ORDER BY seq")
-    assert rows == [("thing.change", "owner", "ok"), ("thing.work", "owner", "ok")]
+    rows = gateway.services.store.read("SELECT unit, caller, entry, code FROM audit ORDER BY seq")
+    assert rows == [(unit, "owner", *rest) for unit in ("thing.change", "thing.work") for rest in (("intent", ""), ("outcome", "ok"))]
 
 
 async def test_a_resource_is_read_by_uri_and_an_unknown_one_refused(gateway: Gateway) -> None:

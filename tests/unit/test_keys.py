@@ -26,7 +26,7 @@ from aima_lib.infra.keys import START, is_whole, mint
 from aima_lib.registry import Registry
 from aima_lib.runtime import host
 from aima_mcp import server
-from tests.workshop import OPEN, unit, write_handlers, write_schemas
+from tests.workshop import OPEN, agreed, unit, write_handlers, write_schemas
 
 pytestmark = pytest.mark.anyio
 DEADLINE = 20
@@ -89,7 +89,7 @@ class World:
 
     async def key(self, *scopes: str, by: Caller = OWNER, **more: Any) -> tuple[str, str]:
         """A new key: its id and its text."""
-        made = await self.gateway.call("key.create", {"name": "guest", "scopes": list(scopes), **more}, caller=by)
+        made = await agreed(self.gateway, "key.create", {"name": "guest", "scopes": list(scopes), **more}, caller=by)
         return made["key"]["id"], made["secret"]
 
     def client(self, key: str) -> httpx.AsyncClient:
@@ -181,7 +181,7 @@ async def test_what_cannot_come_in_is_told_why(world: World) -> None:
     assert await refusal(world, mint()) == (401, "nobody has this key")
     assert await refusal(world, text[:-1]) == (401, "this is no whole key: its checksum does not fit")
     assert (await refusal(world, text))[0] == 200
-    await world.gateway.call("key.revoke", {"key_id": key_id})
+    await agreed(world.gateway, "key.revoke", {"key_id": key_id})
     status, message = await refusal(world, text)
     assert status == 401 and message.startswith(f"the key {key_id} was revoked at 2")
     await until(lambda: [row["status"] for row in world.gateway.services.keys.list()[0]] == ["revoked", "expired"])
@@ -205,21 +205,21 @@ async def test_a_key_is_taken_by_either_header_and_in_every_dialect(world: World
 
 async def test_keys_outlive_their_host(home: Home) -> None:
     async with host(home) as gateway:
-        made = await gateway.call("key.create", {"name": "guest", "scopes": ["read"]})
+        made = await agreed(gateway, "key.create", {"name": "guest", "scopes": ["read"]})
     async with host(home) as gateway:
         assert gateway.services.keys.caller(made["secret"]) == Caller("guest", frozenset({"read"}))
-        await gateway.call("key.revoke", {"key_id": "guest"})
+        await agreed(gateway, "key.revoke", {"key_id": "guest"})
     async with host(home) as gateway:
         with pytest.raises(Unauthenticated, match="guest was revoked"):
             gateway.services.keys.caller(made["secret"])
-        assert (await gateway.call("key.create", {"name": "guest", "scopes": ["read"]}))["key"]["id"] == "guest-2", (
+        assert (await agreed(gateway, "key.create", {"name": "guest", "scopes": ["read"]}))["key"]["id"] == "guest-2", (
             "an id means one key for ever"
         )
 
 
 async def test_without_its_secret_a_store_opens_nothing(home: Home, caplog: pytest.LogCaptureFixture) -> None:
     async with host(home) as gateway:
-        made = await gateway.call("key.create", {"name": "guest", "scopes": ["read"]})
+        made = await agreed(gateway, "key.create", {"name": "guest", "scopes": ["read"]})
     home.secret_path.unlink()
     async with host(home) as gateway:
         with pytest.raises(Unauthenticated, match="nobody"):
@@ -247,10 +247,10 @@ async def test_nobody_gives_what_they_do_not_have(world: World) -> None:
     before = world.gateway.services.keys.list()[1]
     for arguments, details in refused:
         with pytest.raises(PermissionDenied) as raised:
-            await world.gateway.call("key.create", {"name": "more", **arguments}, caller=limited)
+            await agreed(world.gateway, "key.create", {"name": "more", **arguments}, caller=limited)
         assert raised.value.details == details
     with pytest.raises(PermissionDenied, match=r"may not use key\.create"):
-        await world.gateway.call("key.create", {"name": "more", "scopes": ["read"]}, caller=Caller("writer", frozenset({"write"})))
+        await agreed(world.gateway, "key.create", {"name": "more", "scopes": ["read"]}, caller=Caller("writer", frozenset({"write"})))
     assert world.gateway.services.keys.list()[1] == before
     assert await world.key("read", by=limited, models=["one"], expires_at=until_then)
     with pytest.raises(NotFound) as missing:
@@ -384,7 +384,7 @@ async def test_what_a_key_has_open_ends_with_it(world: World) -> None:
         tasks.start_soon(wait)
         await until(lambda: len(world.gateway.services.keys._held[key_id]) >= 6 and opened >= {*streams, "kept", "call"})
         began = time.monotonic()
-        await world.gateway.call("key.revoke", {"key_id": key_id})
+        await agreed(world.gateway, "key.revoke", {"key_id": key_id})
         assert (await refusal(world, text))[0] == 401, "at once"
         await until(lambda: set(ended) == {*streams, "mcp", "call"})
         assert max(ended.values()) - began < ENDS_WITHIN_SECONDS
@@ -393,7 +393,7 @@ async def test_what_a_key_has_open_ends_with_it(world: World) -> None:
     assert world.inside.log.count("ended") == 2
     await until(lambda: world.gateway.runs.get(run["id"])["status"] != "running")
     assert world.gateway.runs.get(run["id"])["error"]["code"] == "unauthenticated"
-    again = await world.gateway.call("key.revoke", {"key_id": key_id})
+    again = await agreed(world.gateway, "key.revoke", {"key_id": key_id})
     assert again["key"]["status"] == "revoked"
     told = (await world.gateway.call("event.list", {"after": 0, "types": ["key.revoked"]}))["events"]
     assert len(told) == 1
@@ -415,7 +415,8 @@ async def test_an_open_stream_ends_when_its_key_expires(world: World) -> None:
 async def test_whoever_revokes_its_own_key_is_answered(world: World) -> None:
     key_id, text = await world.key("admin")
     async with world.client(text) as guest:
-        answer = await guest.post("/units/key/revoke", json={"key_id": key_id})
+        plan = await guest.post("/units/key/revoke", json={"key_id": key_id}, headers={"Aima-Plan": "true"})
+        answer = await guest.post("/units/key/revoke", json={"key_id": key_id}, headers={"Aima-Token": plan.json()["token"]})
         assert answer.json()["key"]["status"] == "revoked"
         assert (await guest.get("/caller")).status_code == 401
 
@@ -438,10 +439,10 @@ async def test_a_run_goes_on_after_a_crash_unless_its_key_was_revoked(home: Home
     runs = {}
     async with host(home, registry=known) as gateway:
         for name in ("revoked", "expired"):
-            made = await gateway.call("key.create", {"name": name, "scopes": ["write"], "expires_at": soon(0.5)})
+            made = await agreed(gateway, "key.create", {"name": name, "scopes": ["write"], "expires_at": soon(0.5)})
             runs[name] = (await gateway.start("thing.work", caller=gateway.services.keys.caller(made["secret"])))["id"]
     async with host(home, passing=True, registry=known) as gateway:  # takes nothing up, so the runs are still as a crash left them
-        await gateway.call("key.revoke", {"key_id": "revoked"})
+        await agreed(gateway, "key.revoke", {"key_id": "revoked"})
         await until(lambda: gateway.services.keys.list("expired")[1] == 1)
     async with host(home, registry=known) as gateway:
         assert gateway.runs.get(runs["expired"])["attempts"] == 2

@@ -45,6 +45,12 @@ def http(host: HostProcess) -> Iterator[httpx.Client]:
         yield client
 
 
+def agreed_to(http: httpx.Client, unit: str, body: dict[str, Any]) -> Any:
+    """What a command answers that takes a second step."""
+    plan = http.post(f"/units/{unit}", json=body, headers={"Aima-Plan": "true"}).json()
+    return http.post(f"/units/{unit}", json=body, headers={"Aima-Token": plan["token"]}).raise_for_status().json()
+
+
 def refused(response: httpx.Response, status: int, code: str, param: str | None = None) -> str:
     error = response.json()["error"]
     assert (response.status_code, error["code"], error["param"]) == (status, code, param), response.text
@@ -141,8 +147,8 @@ def test_a_client_that_leaves_frees_its_slot(host: HostProcess, http: httpx.Clie
 
 @pytest.mark.engine
 def test_a_key_sees_its_own_models_and_its_answer_ends_with_it(host: HostProcess, http: httpx.Client) -> None:
-    made = http.post("/units/key/create", json={"name": "guest", "scopes": ["inference"], "models": ["vectors"]}).json()
-    tiny = http.post("/units/key/create", json={"name": "guest", "scopes": ["inference"], "models": ["tiny"]}).json()
+    made = agreed_to(http, "key/create", {"name": "guest", "scopes": ["inference"], "models": ["vectors"]})
+    tiny = agreed_to(http, "key/create", {"name": "guest", "scopes": ["inference"], "models": ["tiny"]})
     before = http.get("/units/event/list", params={"limit": 1}).json()["last"]
     with httpx.Client(base_url=host.url, headers={"x-api-key": made["secret"]}, trust_env=False) as guest:
         assert [row["id"] for row in guest.get("/v1/models").json()["data"]] == ["vectors"]
@@ -154,7 +160,7 @@ def test_a_key_sees_its_own_models_and_its_answer_ends_with_it(host: HostProcess
         with guest.stream("POST", "/v1/chat/completions", json=endless) as response:
             lines = response.iter_lines()
             next(lines)
-            http.post("/units/key/revoke", json={"key_id": tiny["key"]["id"]}).raise_for_status()
+            agreed_to(http, "key/revoke", {"key_id": tiny["key"]["id"]})
             revoked = time.monotonic()
             assert "data: [DONE]" not in list(lines)
         assert time.monotonic() - revoked < 1.0

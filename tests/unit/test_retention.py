@@ -1,4 +1,4 @@
-"""What the past may take: events, calls and ended runs are dropped by age and by number."""
+"""What the past may take: events and ended runs are dropped by age and by number."""
 
 from __future__ import annotations
 
@@ -11,25 +11,29 @@ from aima_lib.infra.store import Store
 
 pytestmark = pytest.mark.anyio
 OLD = "2001-01-01T00:00:00.000Z"
-CALL = "INSERT INTO calls (time, unit, caller, code, duration_ms) VALUES (?, 'model.list', 'owner', 'ok', 1.0)"
+EVENT = "INSERT INTO events (time, type, payload) VALUES (?, 'model.created', '{}')"
+
+
+async def nothing_else() -> None:
+    """What the audit log would do with its own."""
 
 
 async def dropped(store: Store, days: float, count: int) -> None:
     """One round of it."""
     async with anyio.create_task_group() as tasks:
-        await tasks.start(Retention(store, {"retention_days": days, "retention_count": count}).run)
+        await tasks.start(Retention(store, {"retention_days": days, "retention_count": count}, nothing_else).run)
         await anyio.wait_all_tasks_blocked()
         await store.submit(lambda db: db.execute("SELECT 1"))  # queued behind it
         tasks.cancel_scope.cancel()
 
 
-async def test_calls_are_dropped_by_age_and_by_number(store: Store) -> None:
+async def test_events_are_dropped_by_age_and_by_number(store: Store) -> None:
     for moment in (OLD, *[now()] * 150):
-        await store.submit(lambda db, at=moment: db.execute(CALL, (at,)))  # type: ignore[misc]
+        await store.submit(lambda db, at=moment: db.execute(EVENT, (at,)))  # type: ignore[misc]
     await dropped(store, 14, 1000)
-    assert store.read("SELECT count(*), min(seq) FROM calls") == [(150, 2)]
+    assert store.read("SELECT count(*), min(seq) FROM events") == [(150, 2)]
     await dropped(store, 14, 100)
-    assert store.read("SELECT count(*), min(seq) FROM calls") == [(100, 52)]
+    assert store.read("SELECT count(*), min(seq) FROM events") == [(100, 52)]
 
 
 async def test_runs_that_ended_are_dropped_and_those_under_way_never(store: Store) -> None:

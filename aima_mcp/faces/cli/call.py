@@ -90,7 +90,7 @@ def call_unit(home: Home, unit: Unit, arguments: Mapping[str, Any], manner: Mann
 
 
 def _agreed(refusal: ApprovalRequired, manner: Manner) -> str:
-    """The token of the plan that was refused, once the user agrees to it. Raises the refusal where nobody can, Cancelled when the user does not."""
+    """The plan's token, once the user agrees to what it says. Raises the refusal where others must, Cancelled at a no."""
     plan: Mapping[str, Any] = refusal.details.get("plan", {})
     if "token" not in plan or (plan["policy"] == "approve" and plan["status"] != "approved") or manner.consent.token:
         raise refusal
