@@ -158,10 +158,21 @@ class Audit:
         await self._store.submit(lambda db: self._prune(db, oldest))
 
     def _prune(self, db: apsw.Connection, oldest: str) -> None:
-        rows: Any = db.execute("SELECT seq, hash FROM audit WHERE time < ? ORDER BY seq DESC LIMIT 1", (oldest,)).fetchall()
-        for seq, hash in rows:
+        """From the beginning on, and only what is as it was written: a hand that wants entries gone must not have them dropped as old."""
+        start = seq, hash = self._base(db)
+        for row in db.execute(f"{SELECT} ORDER BY seq"):
+            if str(row[2]) >= oldest:
+                break
+            if row[0] != seq + 1 or row[1] != self._hash(hash, seq + 1, row[2:]):
+                log.error("entry %s of the audit log is not as it was written: nothing from there on is dropped", row[0])
+                break
+            seq, hash = seq + 1, row[1]
+        if (seq, hash) != start:
             base = {"id": "base", "seq": seq, "hash": hash.hex(), "mac": self._mac(seq, hash)}
-            db.execute("INSERT OR REPLACE INTO documents VALUES ('audit', 'base', ?)", (json.dumps(base),))
+            db.execute(
+                "INSERT INTO documents VALUES ('audit', 'base', ?) ON CONFLICT (kind, id) DO UPDATE SET body = excluded.body",
+                (json.dumps(base),),
+            )
             db.execute("DELETE FROM audit WHERE seq <= ?", (seq,))
 
     def _base(self, db: apsw.Connection) -> tuple[int, bytes]:

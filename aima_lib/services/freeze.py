@@ -14,8 +14,8 @@ from aima_lib.infra.events import Events
 from aima_lib.infra.store import Document, Store
 from aima_lib.registry import Unit
 
-# What takes away or undoes, and so must work when nothing else does.
-ALWAYS = frozenset({"system.freeze", "system.thaw", "approval.deny", "key.revoke", "run.cancel", "unit.call"})
+# What takes away, undoes, or only lets something else pass: it must work when nothing else does.
+ALWAYS = frozenset({"system.freeze", "system.thaw", "approval.approve", "approval.deny", "key.revoke", "run.cancel", "unit.call"})
 
 
 class Freeze:
