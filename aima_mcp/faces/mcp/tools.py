@@ -11,11 +11,12 @@ from mcp.server.lowlevel import Server
 from mcp.shared.jsonrpc_dispatcher import progress_token_from_params
 
 from aima_lib.door import Caller, Door
-from aima_lib.errors import AimaError, InvalidArgument, NotFound
+from aima_lib.errors import AimaError, ApprovalRequired, InvalidArgument, NotFound
 from aima_lib.infra.progress import Send
 from aima_lib.names import did_you_mean, nearest
 from aima_lib.registry import Unit
 from aima_lib.runs import outcome_of
+from aima_mcp.faces.mcp import consent
 from aima_mcp.faces.mcp.edge import Ctx, caller_of, refuse_cursor
 from aima_mcp.faces.mcp.profiles import Profile
 from aima_mcp.faces.mcp.results import COMPLETE, Progress, failure, success, tool, unfinished, wire_name
@@ -23,6 +24,7 @@ from aima_mcp.faces.mcp.watch import Watch
 
 KEY = "io.aima/idempotencyKey"
 TOKEN = "io.aima/token"
+PASSES_ON = "unit.call"
 WAIT_SECONDS = 45
 
 
@@ -58,15 +60,26 @@ class Tools:
         unit = self._units.get(params.name)
         if unit is None:
             raise self._unknown(params.name)
-        key, token = _text(ctx, KEY), _text(ctx, TOKEN)
-        send = Progress(ctx.session.report_progress) if progress_token_from_params(ctx.params) is not None else None
         try:
-            if unit.durable:
-                return await self._run(unit, params.arguments, caller_of(ctx), send, key, token)
-            output = await self._door.call(unit.name, params.arguments, caller=caller_of(ctx), send=send, key=key, token=token)
-            return self._success(unit, output, params.arguments)
+            token = consent.given(params) or _text(ctx, TOKEN)
+            try:
+                return await self._done(ctx, unit, params.arguments, token)
+            except ApprovalRequired as refusal:
+                answer = await consent.asked(ctx, refusal, self._wait_seconds)
+                return answer if isinstance(answer, dict) else await self._done(ctx, unit, params.arguments, answer)
         except AimaError as error:
             return failure(error, self._profile.units)
+
+    async def _done(self, ctx: Ctx, unit: Unit, arguments: Mapping[str, Any] | None, token: str | None) -> dict[str, Any]:
+        """What comes of the call, with the token of its plan if there is one."""
+        send = Progress(ctx.session.report_progress) if progress_token_from_params(ctx.params) is not None else None
+        caller, key = caller_of(ctx), _text(ctx, KEY)
+        if unit.name == PASSES_ON and token is not None:
+            arguments, token = {**(arguments or {}), "token": token}, None
+        if unit.durable:
+            return await self._run(unit, arguments, caller, send, key, token)
+        output = await self._door.call(unit.name, arguments, caller=caller, send=send, key=key, token=token)
+        return self._success(unit, output, arguments)
 
     async def _run(
         self, unit: Unit, arguments: Mapping[str, Any] | None, caller: Caller, send: Send | None, key: str | None, token: str | None
@@ -84,7 +97,7 @@ class Tools:
         return self._success(unit, outcome_of(dict(run)), arguments)
 
     def _success(self, unit: Unit, output: Mapping[str, Any], arguments: Mapping[str, Any] | None) -> dict[str, Any]:
-        called = self._units.get(wire_name(output["name"])) if unit.name == "unit.call" else None
+        called = self._units.get(wire_name(output["name"])) if unit.name == PASSES_ON else None
         return success(unit, output, arguments, self._profile.units, called)
 
     def _unknown(self, name: str) -> NotFound:
