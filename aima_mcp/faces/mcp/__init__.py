@@ -33,6 +33,8 @@ Start with system_info (what this machine is) and inference_models (what can be 
 unit_search finds any other by words, unit_describe shows what it takes, unit_call calls it.
 Work that takes long is a run: such a call answers within 45 s, with its result or with {"run": {"id": ...}}; then call run_wait with
 that id until the run has ended. It goes on even if you leave.
+What destroys something is not done at once: the error approval_required says what would be lost and holds the call that does it. Make that
+call only if it is what your user wants; what needs a person's approval, ask the person for.
 An error says what to do: its hint, and under next a call, ready filled, that may mend it."""
 LISTS_MS = 300_000
 CACHE: dict[CacheableMethod, CacheHint] = {
