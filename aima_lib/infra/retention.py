@@ -21,7 +21,7 @@ RUNS = """DELETE FROM documents WHERE kind = 'run' AND json_extract(body, '$.sta
 class Retention:
     """Drops what is older, or more, than the owner wants to keep."""
 
-    def __init__(self, store: Store, limits: Mapping[str, Any], also: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, store: Store, limits: Mapping[str, Any], *also: Callable[[], Awaitable[None]]) -> None:
         self._store, self._limits, self._also = store, limits, also
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
@@ -29,7 +29,8 @@ class Retention:
         task_status.started()
         while True:
             await self._store.submit(self._drop)
-            await self._also()
+            for other in self._also:
+                await other()
             await anyio.sleep(EVERY_SECONDS)
 
     def _drop(self, db: apsw.Connection) -> None:

@@ -14,14 +14,10 @@ OLD = "2001-01-01T00:00:00.000Z"
 EVENT = "INSERT INTO events (time, type, payload) VALUES (?, 'model.created', '{}')"
 
 
-async def nothing_else() -> None:
-    """What the audit log would do with its own."""
-
-
 async def dropped(store: Store, days: float, count: int) -> None:
     """One round of it."""
     async with anyio.create_task_group() as tasks:
-        await tasks.start(Retention(store, {"retention_days": days, "retention_count": count}, nothing_else).run)
+        await tasks.start(Retention(store, {"retention_days": days, "retention_count": count}).run)
         await anyio.wait_all_tasks_blocked()
         await store.submit(lambda db: db.execute("SELECT 1"))  # queued behind it
         tasks.cancel_scope.cancel()

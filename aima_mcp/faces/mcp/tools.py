@@ -60,20 +60,21 @@ class Tools:
         unit = self._units.get(params.name)
         if unit is None:
             raise self._unknown(params.name)
+        key, token = _text(ctx, KEY), _text(ctx, TOKEN)
         try:
-            token = consent.given(params) or _text(ctx, TOKEN)
+            token = consent.given(params) or token
             try:
-                return await self._done(ctx, unit, params.arguments, token)
+                return await self._done(ctx, unit, params.arguments, token, key)
             except ApprovalRequired as refusal:
                 answer = await consent.asked(ctx, refusal, self._wait_seconds)
-                return answer if isinstance(answer, dict) else await self._done(ctx, unit, params.arguments, answer)
+                return answer if isinstance(answer, dict) else await self._done(ctx, unit, params.arguments, answer, key)
         except AimaError as error:
             return failure(error, self._profile.units)
 
-    async def _done(self, ctx: Ctx, unit: Unit, arguments: Mapping[str, Any] | None, token: str | None) -> dict[str, Any]:
+    async def _done(self, ctx: Ctx, unit: Unit, arguments: Mapping[str, Any] | None, token: str | None, key: str | None) -> dict[str, Any]:
         """What comes of the call, with the token of its plan if there is one."""
         send = Progress(ctx.session.report_progress) if progress_token_from_params(ctx.params) is not None else None
-        caller, key = caller_of(ctx), _text(ctx, KEY)
+        caller = caller_of(ctx)
         if unit.name == PASSES_ON and token is not None:
             arguments, token = {**(arguments or {}), "token": token}, None
         if unit.durable:
