@@ -407,6 +407,17 @@ async def test_a_durable_call_without_a_wish_waits_for_its_end(world: World) -> 
 # Resources and events
 
 
+async def test_a_resource_that_has_not_changed_is_not_sent_again(world: World) -> None:
+    first = await world.http.get("/resources", params={"uri": "aima://things"})
+    tag = first.headers["etag"]
+    for known in (tag, f'"other", W/{tag}', "*"):
+        again = await world.http.get("/resources", params={"uri": "aima://things"}, headers={"If-None-Match": known})
+        assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
+    await world.http.post("/units/thing/change", json={})
+    changed = await world.http.get("/resources", params={"uri": "aima://things"}, headers={"If-None-Match": tag})
+    assert changed.status_code == 200 and changed.headers["etag"] != tag
+
+
 async def test_resources_are_read_listed_and_watched(world: World) -> None:
     assert (await world.http.get("/resources", params={"uri": "aima://things"})).json() == {"number": 0}
     listed = (await world.http.get("/resources")).json()["resources"]

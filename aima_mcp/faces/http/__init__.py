@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ from aima_lib.errors import AimaError, InvalidArgument, NotFound
 from aima_lib.gateway import Gateway
 from aima_lib.registry import Unit
 from aima_lib.units.run import INSIDE
+from aima_mcp.faces import strict_json
 from aima_mcp.faces.http import query, sse
 from aima_mcp.faces.http.exchange import MIB, Exchange, accepted
 from aima_mcp.faces.http.problem import Refused
@@ -68,8 +70,7 @@ class HttpFace:
             await exchange.reply_json({"resources": [_shown(unit) for unit in seen]})
         elif negotiated(exchange, JSON, sse.MEDIA_TYPE) == JSON or exchange.method == "HEAD":
             found = await exchange.while_connected(lambda: self._gateway.read(uris[0], caller=exchange.caller))
-            body = found["content"]
-            await exchange.reply_json(body, headers={"content-type": found["mimeType"], "cache-control": "no-store"})
+            await _reply_tagged(exchange, strict_json.write(found["content"]), found["mimeType"])
         else:
             await self._watch(exchange, uris[0])
 
@@ -145,6 +146,18 @@ class HttpFace:
 
         await exchange.while_connected(watch, stream.beat)
         await stream.close()
+
+
+async def _reply_tagged(exchange: Exchange, body: bytes, media_type: str) -> None:
+    """Answer whole, or 304 where the client has just this already."""
+    tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+    known = [entry.strip().removeprefix("W/") for entry in ",".join(exchange.headers.getlist("if-none-match")).split(",")]
+    headers = {"etag": tag, "cache-control": "private, no-cache"}
+    if tag in known or "*" in known:
+        await exchange.start(304, headers)
+        await exchange.write(b"", more=False)
+    else:
+        await exchange.reply(200, body, media_type, headers)
 
 
 def refuse_method(exchange: Exchange, *allowed: str) -> None:
