@@ -94,14 +94,16 @@ class Gateway:
         """Run a durable unit's handler. For `runs`; everyone else uses `call`."""
         return await self._recorded(unit, arguments, caller, send, run_id)
 
-    async def read(self, uri: str, *, caller: Caller = OWNER) -> Mapping[str, Any]:
-        """See Door.read."""
+    async def read(self, uri: str, *, caller: Caller = OWNER, again: bool = False) -> Mapping[str, Any]:
+        """See Door.read. `again`: for a watch under way, which was one request when it began."""
         found = self.registry.resource(uri)
         if found is None:
             known = [unit.definition["uriTemplate"] for unit in self.registry.of("resource")]
             raise NotFound(f"no resource at {uri!r}", hint=did_you_mean(uri, known) or f"there are: {', '.join(known)}")
         unit, variables = found
         self._refuse_caller(unit, caller)
+        if not again:
+            self.services.allowance.admit(caller, unit)
         content = await self._recorded(unit, variables, caller, None, None)
         return {"uri": uri, "mimeType": unit.definition["mimeType"], "content": content}
 
@@ -129,6 +131,7 @@ class Gateway:
         unit = self.find(name)
         self._refuse_caller(unit, caller)
         self._refuse_model(unit, caller, arguments)
+        self.services.allowance.admit(caller, unit)
         return unit
 
     def _checked(self, name: str, arguments: Mapping[str, Any] | None, caller: Caller) -> tuple[Unit, Mapping[str, Any]]:
@@ -140,6 +143,7 @@ class Gateway:
                 describe = {"unit": "unit.describe", "arguments": {"name": name}}
                 raise InvalidArgument(f"{name}: {error}", hint=_hint(unit, given), next=[describe])
             self._refuse_model(unit, caller, given)
+            self.services.allowance.admit(caller, unit)
         except AimaError as refusal:
             self.outcomes[unit.name, refusal.code] += 1
             raise
@@ -180,7 +184,7 @@ class Gateway:
         context = Context(self, caller, _shaped(unit, send), send is not None, run_id)
         limit = None if unit.durable else self._limit(unit)
         try:
-            with anyio.fail_after(limit) as scope, self.services.keys.holding(caller, scope):
+            with anyio.fail_after(limit) as scope, self.services.keys.holding(caller, scope), self.services.allowance.nested():
                 result = await unit.handler(context, **arguments)
             if scope.cancelled_caught:
                 raise self.services.keys.ended(caller)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 
 import anyio
 from anyio.abc import TaskStatus
@@ -19,6 +19,7 @@ from aima_lib.infra.store import Store
 from aima_lib.registry import Registry
 from aima_lib.runs import Runs
 from aima_lib.services import Services
+from aima_lib.services.allowance import Allowance
 from aima_lib.services.device import DeviceService
 from aima_lib.services.engine import EngineService
 from aima_lib.services.inference import InferenceService
@@ -50,8 +51,9 @@ async def host(home: Home, *, passing: bool = False, registry: Registry | None =
         store = Store(home.path / "aima.db")
         try:
             gateway = _build(home, settings, registry, store)
-            async with _running(gateway, passing):
-                yield gateway
+            with closing(gateway.services.allowance):
+                async with _running(gateway, passing):
+                    yield gateway
         finally:
             store.close()
     finally:
@@ -65,7 +67,9 @@ def _build(home: Home, settings: config.Config, registry: Registry, store: Store
     engines = EngineService(settings, home.path, store, events, models, devices)
     serving = ServingService(settings, store, events, models, engines)
     inference = InferenceService(settings, store, events, engines, serving)
-    services = Services(settings, home, store, events, devices, models, engines, serving, inference, KeyService(home, store, events))
+    allowance = Allowance(settings["budgets"], store)
+    keys = KeyService(home, store, events, allowance)
+    services = Services(settings, home, store, events, devices, models, engines, serving, inference, keys, allowance)
     return Gateway(registry, services, Runs(store, registry))
 
 

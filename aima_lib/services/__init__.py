@@ -9,6 +9,7 @@ from typing import Any
 from aima_lib.infra.events import Events
 from aima_lib.infra.home import Home
 from aima_lib.infra.store import Store
+from aima_lib.services.allowance import Allowance
 from aima_lib.services.device import DeviceService
 from aima_lib.services.engine import EngineService
 from aima_lib.services.inference import InferenceService
@@ -31,3 +32,4 @@ class Services:
     serving: ServingService
     inference: InferenceService
     keys: KeyService
+    allowance: Allowance

@@ -13,9 +13,14 @@ Result = Mapping[str, Any]
 
 @handles("key.create")
 async def create_key(
-    ctx: Context, name: str, scopes: Sequence[str], models: Sequence[str] | None = None, expires_at: str | None = None
+    ctx: Context,
+    name: str,
+    scopes: Sequence[str],
+    models: Sequence[str] | None = None,
+    expires_at: str | None = None,
+    limits: Mapping[str, float] | None = None,
 ) -> Result:
-    key, secret = await ctx.services.keys.create(name, scopes, models, expires_at, ctx.caller)
+    key, secret = await ctx.services.keys.create(name, scopes, models, expires_at, ctx.caller, limits)
     return {"key": key, "secret": secret}
 
 

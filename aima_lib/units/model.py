@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from aima_lib.gateway import Context
 from aima_lib.registry import handles
+from aima_lib.services.limits import DOWNLOAD
 
 Result = Mapping[str, Any]
 
@@ -23,7 +25,9 @@ async def pull_model(
     name: str | None = None,
     sha256: str | None = None,
 ) -> Result:
-    return {"model": await ctx.services.models.pull(repo, source, revision, file, quantization, mirror, name, sha256, send=ctx.send)}
+    hold = partial(ctx.services.allowance.holding, ctx.caller, DOWNLOAD)
+    given = (repo, source, revision, file, quantization, mirror, name, sha256)
+    return {"model": await ctx.services.models.pull(*given, send=ctx.send, hold=hold)}
 
 
 @handles("model.import")
