@@ -89,12 +89,7 @@ class Allowance:
         Raises:
             ResourceExhausted: the caller has used up its requests, deletions, tokens or device seconds.
         """
-        nested = _within.get()
-        if caller.name == OWNER.name:
-            if not nested:
-                self.totals[OWNER.name, REQUESTS.limit] += 1
-            return
-        kinds = self._kinds.get(unit.name)
+        nested, kinds = _within.get(), self._kinds.get(unit.name)
         if kinds is None:
             kinds = self._kinds[unit.name] = kinds_of(unit)
         for kind in kinds:
