@@ -7,7 +7,7 @@
   - NotFound            no such model, engine, service, run, unit ...
   - AlreadyExists       the name is taken, by something else
   - FailedPrecondition  the thing is not in a state where this can be done
-  - ResourceExhausted   not enough memory, disk or room
+  - ResourceExhausted   not enough memory, disk or room; or the caller's allowance is used up, and `retry_after` says for how long
   - Cancelled           somebody asked for it to stop
   - DeadlineExceeded    it took longer than it was given
   - Unavailable         something outside AIMA did not answer; trying again may help
@@ -45,9 +45,16 @@ class AimaError(Exception):
         self.next = [dict(call) for call in next]
         self.details = dict(details or {})
 
+    @property
+    def retry_after(self) -> float | None:
+        """In how many seconds the same call may pass, where that is known: what was used up comes back with time."""
+        found = self.details.get("retry_after_seconds")
+        return found if isinstance(found, int | float) else None
+
     def as_dict(self) -> dict[str, Any]:
         """The wire form: code, message, retryable, and where known hint, next and details."""
-        body: dict[str, Any] = {"code": self.code, "message": str(self), "retryable": self.retryable}
+        retryable = self.retryable or self.retry_after is not None
+        body: dict[str, Any] = {"code": self.code, "message": str(self), "retryable": retryable}
         extra = {"hint": self.hint, "next": self.next, "details": self.details}
         return body | {key: value for key, value in extra.items() if value}
 
@@ -95,7 +102,7 @@ class FailedPrecondition(AimaError):
 
 
 class ResourceExhausted(AimaError):
-    """Not enough memory, disk or room."""
+    """Not enough memory, disk or room, or the caller's allowance is used up."""
 
     code, http_status, exit_code, retryable = "resource_exhausted", 507, 8, False
 

@@ -137,8 +137,8 @@ class Gateway:
         """Run a durable unit's handler. For `runs`; everyone else uses `call`."""
         return await self._recorded(unit, arguments, caller, send, run_id, self.runs.get(run_id).get("plan_id"))
 
-    async def read(self, uri: str, *, caller: Caller = OWNER) -> Mapping[str, Any]:
-        """See Door.read."""
+    async def read(self, uri: str, *, caller: Caller = OWNER, again: bool = False) -> Mapping[str, Any]:
+        """See Door.read. `again`: for a watch under way, which was one request when it began."""
         found = self.registry.resource(uri)
         if found is None:
             known = [unit.definition["uriTemplate"] for unit in self.registry.of("resource")]
@@ -146,6 +146,8 @@ class Gateway:
         unit, variables = found
         try:
             self._refuse_caller(unit, caller)
+            if not again:
+                self.services.allowance.admit(caller, unit)
         except AimaError as refusal:
             self._note_refusal(unit, caller, variables, refusal)
             raise
@@ -177,6 +179,7 @@ class Gateway:
         try:
             self._refuse_caller(unit, caller)
             self._refuse_model(unit, caller, arguments)
+            self.services.allowance.admit(caller, unit)
             if self._level(unit, caller) != "auto":
                 path = f"/units/{name.replace('.', '/')}"
                 raise ApprovalRequired(f"{name} needs a plan's token, which this path does not take", hint=f"use POST {path}")
@@ -194,6 +197,7 @@ class Gateway:
                 describe = {"unit": "unit.describe", "arguments": {"name": name}}
                 raise InvalidArgument(f"{name}: {error}", hint=_hint(unit, given), next=[describe])
             self._refuse_model(unit, caller, given)
+            self.services.allowance.admit(caller, unit)
         except AimaError as refusal:
             self._note_refusal(unit, caller, given, refusal)
             raise
@@ -227,12 +231,16 @@ class Gateway:
         """
         try:
             level = self._level(unit, caller)
-            if unit.kind == "query" or (level == "auto" and token is None):
+            if unit.kind == "query":
+                return None
+            if level == "auto" and token is None:
+                self.services.allowance.delete(caller, unit)
                 return None
             change, why = await self.foresee(unit, given, caller), None
             if token is not None:
                 why = await self.services.approvals.take(token, unit.name, given, caller, level, change)
                 if why is None:
+                    self.services.allowance.delete(caller, unit)
                     return token.partition(".")[0]
             plan = await self._proposed(unit, given, caller, level, change)
             raise _needs(plan, given, why)
@@ -296,6 +304,7 @@ class Gateway:
         try:
             with anyio.fail_after(limit) as scope, ExitStack() as held:
                 held.enter_context(self.services.keys.holding(caller, scope))
+                held.enter_context(self.services.allowance.nested())
                 if not unit.durable:  # a run that a freeze stops is taken up again
                     held.enter_context(self.services.freeze.holding(unit, scope))
                 return await work()

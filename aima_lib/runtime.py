@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 
 import anyio
 from anyio.abc import TaskStatus
@@ -19,6 +19,7 @@ from aima_lib.infra.store import Store
 from aima_lib.registry import Registry
 from aima_lib.runs import Runs
 from aima_lib.services import Services
+from aima_lib.services.allowance import Allowance
 from aima_lib.services.approvals import Approvals
 from aima_lib.services.audit import Audit
 from aima_lib.services.device import DeviceService
@@ -53,8 +54,9 @@ async def host(home: Home, *, passing: bool = False, registry: Registry | None =
         store = Store(home.path / "aima.db")
         try:
             gateway = _build(home, settings, registry, store)
-            async with _running(gateway, passing):
-                yield gateway
+            with closing(gateway.services.allowance):
+                async with _running(gateway, passing):
+                    yield gateway
         finally:
             store.close()
     finally:
@@ -68,10 +70,13 @@ def _build(home: Home, settings: config.Config, registry: Registry, store: Store
     engines = EngineService(settings, home.path, store, events, models, devices)
     serving = ServingService(settings, store, events, models, engines)
     inference = InferenceService(settings, store, events, engines, serving)
-    keys, freeze = KeyService(home, store, events), Freeze(store, events)
+    allowance, freeze = Allowance(settings["budgets"], store), Freeze(store, events)
+    keys = KeyService(home, store, events, allowance)
     approvals = Approvals(settings["policy"], home, store, events)
     audit = Audit(home, store, settings["audit"]["retention_days"])
-    services = Services(settings, home, store, events, devices, models, engines, serving, inference, keys, approvals, audit, freeze)
+    services = Services(
+        settings, home, store, events, devices, models, engines, serving, inference, keys, approvals, audit, freeze, allowance
+    )
     return Gateway(registry, services, Runs(store, registry))
 
 

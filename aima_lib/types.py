@@ -198,6 +198,8 @@ class Key(TypedDict):
     expires_at: str | None
     last_used_at: str | None
     revoked_at: str | None
+    limits: dict[str, Any]
+    usage: dict[str, Any]
 
 
 class Model(TypedDict):

@@ -18,7 +18,7 @@ from aima_mcp.faces import http, mcp, openai, strict_json
 from aima_mcp.faces.http import metrics, openapi, refuse_method
 from aima_mcp.faces.http.entrance import Entrance, cross_origin, preflight
 from aima_mcp.faces.http.exchange import MIB, ClientLeft, Exchange
-from aima_mcp.faces.http.problem import Refused
+from aima_mcp.faces.http.problem import Refused, retry_of, status_of
 
 log = logging.getLogger(__name__)
 GRACE_SECONDS = 0.6
@@ -147,7 +147,7 @@ class App:
         except Refused as refused:
             await _refuse(exchange, refused.error, refused.status, refused.headers)
         except AimaError as error:
-            await _refuse(exchange, error, error.http_status, {"retry-after": "1"} if error.retryable else {})
+            await _refuse(exchange, error, status_of(error), retry_of(error))
 
     async def _route(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
         path = exchange.path
@@ -171,7 +171,9 @@ class App:
         refuse_method(exchange, "GET", "HEAD")
         caller = exchange.caller
         models = None if caller.models is None else sorted(caller.models)
-        said = {"name": caller.name, "scopes": sorted(caller.scopes), "models": models}
+        allowance = self._gateway.services.allowance
+        used = {"limits": allowance.limits(caller.name), "usage": allowance.usage(caller.name)}
+        said = {"name": caller.name, "scopes": sorted(caller.scopes), "models": models, **used}
         await exchange.reply_json(said, headers={"cache-control": "no-store"})
 
     async def _measure(self, exchange: Exchange) -> None:

@@ -21,6 +21,7 @@ from aima_lib.infra.store import Store  # noqa: E402
 from aima_lib.runtime import host  # noqa: E402
 from tests.hub import Hub  # noqa: E402
 from tests.hub import furnish as fill  # noqa: E402
+from tests.served import Served, serving  # noqa: E402
 from tests.tiny import write_tiny_gguf  # noqa: E402
 from tests.world import HostProcess, World, build_wheel, furnish, install  # noqa: E402
 
@@ -63,6 +64,13 @@ async def hosted(home: Home, anyio_backend: str) -> AsyncIterator[Gateway]:
     """A home hosted by this process."""
     async with host(home) as gateway:
         yield gateway
+
+
+@pytest.fixture
+async def served(request: pytest.FixtureRequest, home: Home, tmp_path: Path, anyio_backend: str) -> AsyncIterator[Served]:
+    """A home hosted and served by this process, with the units of the test's module: its WORLD and HANDLERS."""
+    async with serving(home, tmp_path, request.module.WORLD, request.module.HANDLERS) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

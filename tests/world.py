@@ -202,6 +202,12 @@ def agree(aima: Aima, name: str, arguments: Mapping[str, Any]) -> Mapping[str, A
         return aima.apply(refusal.details["plan"])
 
 
+def agreed_to(http: httpx.Client, unit: str, body: dict[str, Any]) -> Any:
+    """What a command answers that takes a second step."""
+    plan = http.post(f"/units/{unit}", json=body, headers={"Aima-Plan": "true"}).json()
+    return http.post(f"/units/{unit}", json=body, headers={"Aima-Token": plan["token"]}).raise_for_status().json()
+
+
 def furnish(aima: Aima) -> None:
     """The baseline: a model `tiny`, and a service `tiny` that runs it."""
     aima.call("model.import", {"path": "tiny.gguf", "name": "tiny"})

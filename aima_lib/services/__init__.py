@@ -9,6 +9,7 @@ from typing import Any
 from aima_lib.infra.events import Events
 from aima_lib.infra.home import Home
 from aima_lib.infra.store import Store
+from aima_lib.services.allowance import Allowance
 from aima_lib.services.approvals import Approvals
 from aima_lib.services.audit import Audit
 from aima_lib.services.device import DeviceService
@@ -37,3 +38,4 @@ class Services:
     approvals: Approvals
     audit: Audit
     freeze: Freeze
+    allowance: Allowance

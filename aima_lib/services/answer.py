@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from aima_lib.errors import Unavailable
+
+BYTES_A_TOKEN = 4
 
 
 class Answer:
@@ -15,6 +18,7 @@ class Answer:
     def __init__(self, id: str) -> None:
         self.id, self.began = id, time.monotonic()
         self.usage: dict[str, Any] | None = None
+        self.pieces = 0  # of the stream so far: a token each, or nearly
         self._first: float | None = None
         self._texts: dict[str, list[str]] = {"content": [], "reasoning_content": []}
         self._tool_calls: dict[int, dict[str, Any]] = {}
@@ -37,6 +41,24 @@ class Answer:
         """Prompt and answer together, as the engine counted."""
         return None if self.usage is None else int(self.usage["total_tokens"])
 
+    @property
+    def busy_seconds(self) -> float:
+        """How long the engine worked on it: by its own clock, else all the time since it was asked."""
+        spans = [self._engine_timings.get(key) for key in ("prompt_ms", "predicted_ms")]
+        if None in spans:
+            return time.monotonic() - self.began
+        return sum(float(span) for span in spans if span is not None) / 1000
+
+    def cost(self, request: Mapping[str, Any], left: bool) -> int:
+        """Tokens that it took. The engine counts them at the end; of one that was cut off (by its reader, who has `left`, or by the
+        engine) the pieces that came count as one each, and four bytes of the prompt as one."""
+        if self.usage is not None:
+            return int(self.usage["total_tokens"])
+        if not (left or self.pieces):
+            return 0  # refused before it began
+        asked = next((request[key] for key in ("messages", "prompt", "input") if key in request), "")
+        return self.pieces + len(json.dumps(asked, ensure_ascii=False).encode("utf-8", "replace")) // BYTES_A_TOKEN
+
     def take(self, chunk: Mapping[str, Any]) -> dict[str, Any]:
         """Add a chunk; what it adds for a reader, which may be nothing."""
         self._engine_timings = chunk.get("timings") or self._engine_timings
@@ -50,6 +72,7 @@ class Answer:
             delta = choice.get("delta") or {"content": choice.get("text")}
             fresh |= self._add(delta)
         if fresh:
+            self.pieces += 1
             self.begun()
         return fresh
 

@@ -21,6 +21,7 @@ from aima_lib.infra.blobs import CHUNK, Blobs, digest, disk_error, need_room
 from aima_lib.infra.download import Download, Interrupted, Mismatch, Pace
 from aima_lib.infra.home import write_private
 from aima_lib.infra.web import Web
+from aima_lib.services.allowance import Hold, Spend, unlimited
 from aima_lib.sources.base import Artefact, Part, Plan, matches, total
 
 AT_ONCE = 4
@@ -75,8 +76,10 @@ class Meter:
 class Fetch:
     """One plan's files, in models/partial/<key> until all are whole."""
 
-    def __init__(self, plan: Plan, blobs: Blobs, web: Web, pace: Pace) -> None:
-        self.plan, self._blobs, self._web, self._pace = plan, blobs, web, pace
+    def __init__(self, plan: Plan, blobs: Blobs, web: Web, pace: Pace, hold: Hold = unlimited) -> None:
+        self.plan, self._blobs, self._web, self._pace, self._hold = plan, blobs, web, pace, hold
+        self._spend: Spend = lambda _: None
+        self.begun = False
         self.folder = blobs.partial / plan.key
         self.meter = Meter(total=plan.size)
         self._limit = anyio.CapacityLimiter(AT_ONCE)
@@ -86,15 +89,18 @@ class Fetch:
 
         Raises:
             Interrupted: the network failed; what arrived is kept.
+            ResourceExhausted: the caller may fetch no more for a while; what arrived is kept. Or the disk has no room.
             AimaError: anything else; nothing is kept.
         """
+        self.begun = True
         try:
             with _one_error():
-                known = await to_thread.run_sync(self._prepare)
-                return [await self._artefact(number, artefact, known) for number, artefact in enumerate(self.plan.artefacts)]
-        except Interrupted:
-            raise
+                known, missing = await to_thread.run_sync(self._prepare)
+                with self._hold(missing) as self._spend:
+                    return [await self._artefact(number, artefact, known) for number, artefact in enumerate(self.plan.artefacts)]
         except (AimaError, OSError) as error:
+            if isinstance(error, Interrupted) or (isinstance(error, AimaError) and error.retry_after is not None):
+                raise
             await self.clear()
             if isinstance(error, OSError):
                 raise disk_error(error, self._blobs.models) from error
@@ -109,7 +115,8 @@ class Fetch:
         """Say what is about to become blobs: after a crash in the middle nothing need be fetched again."""
         write_private(self.folder / "done.json", json.dumps({file.name: file.sha256 for file in files}))
 
-    def _prepare(self) -> dict[str, str]:
+    def _prepare(self) -> tuple[dict[str, str], int]:
+        """What an earlier fetch noted, and how many bytes are to come, as far as is known."""
         self.folder.mkdir(parents=True, exist_ok=True)
         known = noted(self.folder)
         missing = [a for a in self.plan.artefacts if not self._blobs.has(a.sha256 or known.get(a.name))]
@@ -118,7 +125,8 @@ class Fetch:
         sizes = [_size(artefact) for artefact in missing]
         twice = [_size(artefact) for artefact in missing if not _plain(artefact)]
         need_room(self._blobs.models, max(0, sum(sizes) - here) + sum(twice) + (SPARE if missing else 0))
-        return known
+        parts = sum(path.stat().st_size for path in self.folder.glob("*.part"))
+        return known, max(len(missing), sum(sizes) - parts)
 
     async def _artefact(self, number: int, artefact: Artefact, known: dict[str, str]) -> File:
         expected = artefact.sha256 or known.get(artefact.name)
@@ -145,8 +153,13 @@ class Fetch:
         return File(artefact.name, sha256, size, whole)
 
     async def _download(self, part: Part, target: Path) -> str:
-        meter = self.meter
-        return await Download(self._web, part.url, target, part.size, part.sha256, part.headers, self._pace, meter.step, meter.resume).run()
+        step, resume = self._gained, self.meter.resume
+        return await Download(self._web, part.url, target, part.size, part.sha256, part.headers, self._pace, step, resume).run()
+
+    def _gained(self, count: int) -> None:
+        self.meter.step(count)
+        if count > 0:  # bytes that were lost again were fetched all the same
+            self._spend(count)
 
     def _reuse(self, artefact: Artefact, sha256: str) -> File | None:
         """A blob that is here and still what its name says."""

@@ -15,8 +15,10 @@ from aima_lib.infra.events import Events
 from aima_lib.infra.progress import Send, silent
 from aima_lib.infra.store import Document, Store
 from aima_lib.names import did_you_mean, nearest
+from aima_lib.services.allowance import Charge
 from aima_lib.services.answer import Answer
 from aima_lib.services.engine import EngineService
+from aima_lib.services.limits import DEVICE_SECONDS, TOKENS
 from aima_lib.services.serving import ServingService
 from aima_lib.services.wire import Address
 
@@ -145,8 +147,10 @@ class InferenceService:
 
     # Asking
 
-    async def chat(self, request: Mapping[str, Any], send: Send = silent) -> Document:
+    async def chat(self, request: Mapping[str, Any], charge: Charge, send: Send = silent) -> Document:
         """One turn of a conversation, in OpenAI's shape; `send` gets {delta: {content?, reasoning_content?, tool_calls?}} as it comes.
+
+        `charge` is told what it took, however it ends.
 
         Raises:
             AimaError: as `resolve`; InvalidArgument when the prompt is too long or has parts the model cannot read; Unavailable when
@@ -156,7 +160,7 @@ class InferenceService:
         self.check(endpoint, request)
         body = {key: request[key] for key in CHAT_FIELDS if request.get(key) is not None}
         body |= {"model": endpoint.model, "messages": request["messages"], "stream": True, "stream_options": {"include_usage": True}}
-        return await self._generate(endpoint, "chat", "/v1/chat/completions", body, send)
+        return await self._generate(endpoint, "chat", "/v1/chat/completions", body, charge, send)
 
     def check(self, endpoint: Endpoint, request: Mapping[str, Any]) -> None:
         """Refuse what the engine would drop without a word.
@@ -175,22 +179,22 @@ class InferenceService:
             message = f"the chat template of {endpoint.model} has no place for tools: the model would never see them"
             raise FailedPrecondition(message, hint="take another model, or for Qwen2.5 Coder the template qwen-tools", next=[call])
 
-    async def complete(self, request: Mapping[str, Any], send: Send = silent) -> Document:
+    async def complete(self, request: Mapping[str, Any], charge: Charge, send: Send = silent) -> Document:
         """Text that goes on from a prompt; `send` gets {delta: {content}} as it comes. Raises as `chat` does."""
         endpoint = self.resolve(request["model"], "complete")
         body = {key: request[key] for key in COMPLETE_FIELDS if request.get(key) is not None}
         body |= {"model": endpoint.model, "prompt": request["prompt"], "stream": True, "stream_options": {"include_usage": True}}
-        return await self._generate(endpoint, "complete", "/v1/completions", body, send)
+        return await self._generate(endpoint, "complete", "/v1/completions", body, charge, send)
 
-    async def _generate(self, endpoint: Endpoint, task: str, path: str, body: Mapping[str, Any], send: Send) -> Document:
-        async with self.recorded(endpoint, task) as answer:
+    async def _generate(self, endpoint: Endpoint, task: str, path: str, body: Mapping[str, Any], charge: Charge, send: Send) -> Document:
+        async with self.recorded(endpoint, task, body, charge) as answer:
             async with aclosing(self._engines.wire.stream(endpoint.address, path, body)) as chunks:
                 async for chunk in chunks:
                     if delta := answer.take(chunk):
                         await send({"delta": delta})
             return answer.result(endpoint.model, endpoint.instance["placement"])
 
-    async def embed(self, request: Mapping[str, Any]) -> Document:
+    async def embed(self, request: Mapping[str, Any], charge: Charge) -> Document:
         """One vector per text. With `dimensions`, the first so many of each, brought back to length one.
 
         Raises:
@@ -200,8 +204,8 @@ class InferenceService:
         texts = [request["input"]] if isinstance(request["input"], str) else list(request["input"])
         if not texts or not all(texts):
             raise InvalidArgument("input has an empty text", hint="leave it out: nothing has no vector")
-        async with self.recorded(endpoint, "embed") as answer:
-            body = {"model": endpoint.model, "input": texts, "encoding_format": "float"}
+        body = {"model": endpoint.model, "input": texts, "encoding_format": "float"}
+        async with self.recorded(endpoint, "embed", body, charge) as answer:
             reply = await self._engines.wire.post(endpoint.address, "/v1/embeddings", body)
             rows = sorted(reply["data"], key=lambda row: row["index"])
             vectors = [_shortened(row["embedding"], request.get("dimensions"), endpoint.model) for row in rows]
@@ -210,8 +214,9 @@ class InferenceService:
             return {"model": endpoint.model, "embeddings": vectors, "dimensions": len(vectors[0]), "usage": answer.usage}
 
     @asynccontextmanager
-    async def recorded(self, endpoint: Endpoint, task: str) -> AsyncIterator[Answer]:
-        """Events and metrics around a request, also one that a face passes on itself; the prompt is in neither."""
+    async def recorded(self, endpoint: Endpoint, task: str, request: Mapping[str, Any], charge: Charge) -> AsyncIterator[Answer]:
+        """Events and metrics around a request, also one that a face passes on itself; the prompt is in neither. `charge` is told what
+        it took, also when it is cut off."""
         answer, id = Answer(f"{task}-{secrets.token_hex(8)}"), endpoint.instance["id"]
         service_id = endpoint.service["id"] if endpoint.service else None
         meter = self._serving.meters[service_id] if service_id else None
@@ -227,6 +232,8 @@ class InferenceService:
             code = error.code
             raise self._told(error, endpoint) from error
         finally:
+            charge(TOKENS, answer.cost(request, code == "cancelled"))
+            charge(DEVICE_SECONDS, answer.busy_seconds)
             duration = round((time.monotonic() - answer.began) * 1000, 1)
             if meter:
                 meter.open -= 1

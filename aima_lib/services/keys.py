@@ -27,6 +27,7 @@ from aima_lib.infra.home import Home
 from aima_lib.infra.keys import SHOWN, digest, is_whole, mint
 from aima_lib.infra.store import Document, Store
 from aima_lib.names import did_you_mean, fresh, slug
+from aima_lib.services.allowance import Allowance, Limits
 
 FIELDS = ("id", "name", "scopes", "models", "prefix", "created_at", "created_by", "expires_at", "last_used_at", "revoked_at")
 RESERVED = (OWNER.name, AGENT.name, "nobody")
@@ -39,9 +40,11 @@ log = logging.getLogger(__name__)
 class KeyService:
     """Every key of this home, and the owner's own."""
 
-    def __init__(self, home: Home, store: Store, events: Events) -> None:
-        self._home, self._store, self._events = home, store, events
+    def __init__(self, home: Home, store: Store, events: Events, allowance: Allowance) -> None:
+        self._home, self._store, self._events, self._allowance = home, store, events, allowance
         self._records = {record["id"]: record for record in store.find("key")}
+        for record in self._records.values():
+            allowance.grant(record["id"], record.get("limits"))
         self._by_digest = {record["digest"]: record for record in self._records.values()}
         if self._records and not home.has_secret():
             log.error(
@@ -108,7 +111,13 @@ class KeyService:
     # Keys
 
     async def create(
-        self, name: str, scopes: Sequence[str], models: Sequence[str] | None, expires_at: str | None, by: Caller
+        self,
+        name: str,
+        scopes: Sequence[str],
+        models: Sequence[str] | None,
+        expires_at: str | None,
+        by: Caller,
+        limits: Limits | None = None,
     ) -> tuple[Document, str]:
         """Make a key; returns its record and the key itself, which is kept nowhere.
 
@@ -117,7 +126,7 @@ class KeyService:
             NotFound: no model or service has one of the ids.
             PermissionDenied: `by` would give more than it has.
         """
-        until = self.judge(scopes, models, expires_at, by)
+        until = self.judge(scopes, models, expires_at, by, limits)
         text = mint()
         async with self._creating:
             record: Document = {
@@ -125,6 +134,7 @@ class KeyService:
                 "name": name,
                 "scopes": sorted(set(scopes)),
                 "models": None if models is None else sorted(set(models)),
+                "limits": dict(limits or {}),
                 "prefix": text[:SHOWN],
                 "digest": digest(self._secret, text),
                 "created_at": now(),
@@ -136,19 +146,23 @@ class KeyService:
             with anyio.CancelScope(shield=True):  # on disk and in memory, or in neither
                 await self._store.insert("key", record)
                 self._records[record["id"]] = self._by_digest[record["digest"]] = record
+                self._allowance.grant(record["id"], limits)
         self._events.publish("key.created", {"key_id": record["id"], "by": by.name}, subject=record["id"])
-        return _shown(record), text
+        return self._shown(record), text
 
     def list(self, status: str | None = None, limit: int = 100, offset: int = 0) -> tuple[Sequence[Document], int]:
         """The keys, oldest first, and how many there are in all. `status`: active, expired or revoked."""
         found = [record for record in self._records.values() if status is None or _status(record) == status]
-        return [_shown(record) for record in found[offset : offset + limit]], len(found)
+        return [self._shown(record) for record in found[offset : offset + limit]], len(found)
 
-    def judge(self, scopes: Sequence[str], models: Sequence[str] | None, expires_at: str | None, by: Caller) -> str | None:
+    def judge(
+        self, scopes: Sequence[str], models: Sequence[str] | None, expires_at: str | None, by: Caller, limits: Limits | None
+    ) -> str | None:
         """When such a key would end. Raises as `create` does."""
         until = None if expires_at is None else _moment_to_come(expires_at)
         self._refuse_unknown(models or ())
         self._refuse_more(by, scopes, models, until)
+        self._allowance.refuse_more(by, limits)
         return until
 
     def id_for(self, name: str) -> str:
@@ -159,7 +173,7 @@ class KeyService:
         """One key as it is shown. Raises NotFound."""
         if key_id not in self._records:
             raise self._store.missing("key", key_id)
-        return _shown(self._records[key_id])
+        return self._shown(self._records[key_id])
 
     async def revoke(self, key_id: str, by: Caller) -> Document:
         """Take a key back, for good: its next request is refused, what it has open ends. Again, nothing happens.
@@ -177,7 +191,11 @@ class KeyService:
             if known is None:
                 await self._store.update("key", key_id, revoked_at=record["revoked_at"])
                 self._events.publish("key.revoked", {"key_id": key_id, "by": by.name}, subject=key_id)
-        return _shown(record)
+        return self._shown(record)
+
+    def _shown(self, record: Document) -> Document:
+        shown = {field: record[field] for field in FIELDS} | {"status": _status(record)}
+        return shown | {"limits": self._allowance.limits(record["id"]), "usage": self._allowance.usage(record["id"])}
 
     def _end(self, key_id: str) -> None:
         for scope in list(self._held.get(key_id, ())):
@@ -230,10 +248,6 @@ def _execute(db: apsw.Connection, sql: str, values: tuple[Any, ...]) -> None:
 def _say_failed(done: asyncio.Future[Any]) -> None:
     if not done.cancelled() and (error := done.exception()):
         log.error("when a key was last used could not be written down: %s", error)
-
-
-def _shown(record: Document) -> Document:
-    return {field: record[field] for field in FIELDS} | {"status": _status(record)}
 
 
 def _status(record: Document) -> str:

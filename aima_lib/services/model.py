@@ -21,6 +21,7 @@ from aima_lib.infra.store import Store
 from aima_lib.infra.web import Web
 from aima_lib.names import slug
 from aima_lib.services import memory
+from aima_lib.services.allowance import Hold, unlimited
 from aima_lib.services.describe import digest_of
 from aima_lib.services.device import DeviceService
 from aima_lib.services.intake import Intake
@@ -97,16 +98,17 @@ class ModelService:
         name: str | None = None,
         sha256: str | None = None,
         send: Send = silent,
+        hold: Hold = unlimited,
     ) -> Model:
-        """Bring a model here, once however many ask.
+        """Bring a model here, once however many ask. What it fetches is held against the allowance of the one who asked first.
 
         Raises:
             NotFound: the source has no such repository, revision, file or quantization.
             Unavailable: the network failed; the next pull goes on from what arrived.
-            ResourceExhausted: it does not fit on the disk.
+            ResourceExhausted: it does not fit on the disk, or not into what `hold` leaves.
         """
         request = Request(repo, revision, file, quantization, mirror, sha256.lower() if sha256 else None)
-        return await self._pulling.pull(request, source or guess(repo), name, send)
+        return await self._pulling.pull(request, source or guess(repo), name, send, hold)
 
     async def import_model(
         self, path: str, name: str | None = None, type: str | None = None, mode: str = "link", send: Send = silent

@@ -10,7 +10,7 @@ from typing import Any
 
 from anyio import to_thread
 
-from aima_lib.errors import AimaError
+from aima_lib.errors import AimaError, ResourceExhausted
 from aima_lib.infra.blobs import disk_error
 from aima_lib.infra.download import Pace
 from aima_lib.infra.events import Events
@@ -19,6 +19,7 @@ from aima_lib.infra.progress import Send
 from aima_lib.infra.store import Store
 from aima_lib.infra.web import Web
 from aima_lib.names import slug
+from aima_lib.services.allowance import Hold, unlimited
 from aima_lib.services.describe import FACTS, describe, digest_of, geometry_of
 from aima_lib.services.fetch import Fetch, File, Meter
 from aima_lib.services.shelf import Model, Shelf
@@ -39,8 +40,8 @@ class Pulling:
         self._sources, self._store, self._events, self._shelf = sources, store, events, shelf
         self._transfers, self._web, self._pace = transfers, web, pace
 
-    async def pull(self, request: Request, kind: str, name: str | None, send: Send) -> Model:
-        """The model that answers `request`, fetched unless it is here."""
+    async def pull(self, request: Request, kind: str, name: str | None, send: Send, hold: Hold = unlimited) -> Model:
+        """The model that answers `request`, fetched unless it is here: by whoever asks first, out of whose allowance `hold` takes it."""
         asked = self._asked(request, kind)
         if present := self._present(asked, name, request.sha256):
             return present
@@ -48,11 +49,21 @@ class Pulling:
         plan: Plan = await self._transfers.join(("plan", kind, request), partial(self._resolve, kind, request), send)
         self._refuse_other(name or plan.name, name is not None, plan)
         origin = asked | {"commit": plan.revision}
-        fetch = Fetch(plan, self._shelf.blobs, self._web, self._pace)
-        model: Model = await self._transfers.join(("weights", plan.key), partial(self._carry, fetch, name, origin), send, fetch.clear)
+        model = await self._weights(Fetch(plan, self._shelf.blobs, self._web, self._pace, hold), name, origin, send)
         if name is not None and model["id"] != slug(name):  # somebody else asked for the same weights under another name
             return await self._alias(model, name, origin)
         return model
+
+    async def _weights(self, fetch: Fetch, name: str | None, origin: Mapping[str, Any], send: Send) -> Model:
+        key, carry = ("weights", fetch.plan.key), partial(self._carry, fetch, name, origin)
+        while True:
+            try:
+                model: Model = await self._transfers.join(key, carry, send, fetch.clear)
+                return model
+            except ResourceExhausted as error:
+                if fetch.begun or "allowance" not in error.details:
+                    raise
+                # Whoever began it may fetch no more: this caller has an allowance of its own.
 
     async def foresee(self, request: Request, kind: str, name: str | None) -> tuple[str, int | None, bool]:
         """The id of the model that `pull` would bring, the bytes to fetch (None: unknown), and whether it is here already."""

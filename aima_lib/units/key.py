@@ -14,15 +14,20 @@ Result = Mapping[str, Any]
 
 @handles("key.create")
 async def create_key(
-    ctx: Context, name: str, scopes: Sequence[str], models: Sequence[str] | None = None, expires_at: str | None = None
+    ctx: Context,
+    name: str,
+    scopes: Sequence[str],
+    models: Sequence[str] | None = None,
+    expires_at: str | None = None,
+    limits: Mapping[str, float] | None = None,
 ) -> Result:
-    key, secret = await ctx.services.keys.create(name, scopes, models, expires_at, ctx.caller)
+    key, secret = await ctx.services.keys.create(name, scopes, models, expires_at, ctx.caller, limits)
     return {"key": key, "secret": secret}
 
 
 @plans("key.create")
 async def plan_key(ctx: Context, given: Mapping[str, Any]) -> Change:
-    ctx.services.keys.judge(given["scopes"], given.get("models"), given.get("expires_at"), ctx.caller)
+    ctx.services.keys.judge(given["scopes"], given.get("models"), given.get("expires_at"), ctx.caller, given.get("limits"))
     return Change(creates=(("key", ctx.services.keys.id_for(given["name"])),))
 
 

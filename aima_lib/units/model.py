@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from aima_lib.gateway import Context
 from aima_lib.infra.change import Change
 from aima_lib.names import slug
 from aima_lib.registry import handles, plans
+from aima_lib.services.limits import DOWNLOAD
 
 Result = Mapping[str, Any]
 
@@ -26,7 +28,9 @@ async def pull_model(
     name: str | None = None,
     sha256: str | None = None,
 ) -> Result:
-    return {"model": await ctx.services.models.pull(repo, source, revision, file, quantization, mirror, name, sha256, send=ctx.send)}
+    hold = partial(ctx.services.allowance.holding, ctx.caller, DOWNLOAD)
+    given = (repo, source, revision, file, quantization, mirror, name, sha256)
+    return {"model": await ctx.services.models.pull(*given, send=ctx.send, hold=hold)}
 
 
 @handles("model.import")

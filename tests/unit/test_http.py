@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import json
 import socket
-import sys
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import anyio
 import httpx
 import pytest
 
-from aima_lib import units
-from aima_lib.gateway import Gateway
-from aima_lib.infra.home import Home
-from aima_lib.registry import Registry
-from aima_lib.runtime import host
-from aima_mcp import server
 from aima_mcp.faces import strict_json
 from aima_mcp.faces.http.exchange import accepted
-from tests.workshop import OPEN, unit, write_handlers, write_schemas
+from tests.served import DEADLINE
+from tests.served import Served as World
+from tests.workshop import OPEN, unit
 
 pytestmark = pytest.mark.anyio
-DEADLINE = 20
 SSE = {"Accept": "text/event-stream"}
 COUNT = {
     "type": "object",
@@ -122,52 +114,9 @@ async def all_things(ctx):
 """
 
 
-@dataclass
-class World:
-    """A host that listens, a client with its key, and what the handlers keep."""
-
-    gateway: Gateway
-    http: httpx.AsyncClient
-    inside: Any
-    port: int
-    key: str
-
-    async def raw(self, request: bytes, *, wait: bool = True) -> bytes:
-        """What the host sends for these bytes until it closes."""
-        stream = await anyio.connect_tcp("127.0.0.1", self.port)
-        async with stream:
-            await stream.send(request)
-            answer = b""
-            with anyio.move_on_after(DEADLINE):
-                try:
-                    while wait:
-                        answer += await stream.receive()
-                except anyio.EndOfStream:
-                    pass
-            return answer
-
-
 @pytest.fixture
-async def world(home: Home, tmp_path: Path, anyio_backend: str) -> AsyncIterator[World]:
-    name = f"handlers_{tmp_path.name.replace('-', '_')}"
-    package = write_handlers(tmp_path, name, HANDLERS)
-    own = Registry.load(package, write_schemas(tmp_path / "schemas", *WORLD))
-    registry = Registry(dict(Registry.load(units)) | dict(own))
-    urls: list[str] = []
-    ready = anyio.Event()
-
-    def began(url: str) -> None:
-        urls.append(url)
-        ready.set()
-
-    with server.listen("127.0.0.1", 0) as listener:
-        async with host(home, registry=registry) as gateway, anyio.create_task_group() as tasks:
-            tasks.start_soon(server._serve, gateway, "127.0.0.1", listener, began)
-            await ready.wait()
-            headers = {"Authorization": f"Bearer {home.key()}"}
-            async with httpx.AsyncClient(base_url=urls[0], headers=headers, trust_env=False, timeout=DEADLINE) as client:
-                yield World(gateway, client, sys.modules[f"{name}.only"], int(urls[0].rpartition(":")[2]), home.key())
-                await client.post("/shutdown")
+def world(served: World) -> World:
+    return served
 
 
 async def until(true: Callable[[], bool]) -> None:
@@ -466,7 +415,7 @@ async def test_the_key_is_needed_everywhere_but_for_health(world: World) -> None
         assert wrong.status_code == 401 and "invalid_token" in wrong.headers["www-authenticate"]
         openai = await stranger.get("/v1/models")
         assert openai.status_code == 401 and openai.json()["error"]["type"] == "authentication_error"
-        assert (await stranger.get("/metrics", headers={"x-api-key": world.key})).is_success
+        assert (await stranger.get("/metrics", headers={"x-api-key": world.home.key()})).is_success
         assert (await stranger.get("/health")).json()["status"] == "ok"
 
 
@@ -574,7 +523,7 @@ async def test_metrics_count_calls_and_events(world: World) -> None:
 
 
 async def test_half_a_request_and_a_client_that_goes_hurt_nobody(world: World) -> None:
-    head = f"POST /units/thing/any HTTP/1.1\r\nHost: localhost\r\nx-api-key: {world.key}\r\nContent-Type: application/json\r\n"
+    head = f"POST /units/thing/any HTTP/1.1\r\nHost: localhost\r\nx-api-key: {world.home.key()}\r\nContent-Type: application/json\r\n"
     await world.raw(f"{head}Content-Length: 100\r\n\r\n{{".encode(), wait=False)
     await world.raw(b"GET /health HTTP/1.1\r\nHost: loc", wait=False)
     with socket.create_connection(("127.0.0.1", world.port)):

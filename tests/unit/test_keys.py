@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import stat
-import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,20 +14,18 @@ import anyio
 import httpx
 import pytest
 
-from aima_lib import AsyncAima, units
-from aima_lib.door import OWNER, Caller
+from aima_lib import AsyncAima
+from aima_lib.door import Caller
 from aima_lib.errors import AlreadyExists, InvalidArgument, NotFound, PermissionDenied, Unauthenticated
-from aima_lib.gateway import Gateway
 from aima_lib.infra.clock import stamp
 from aima_lib.infra.home import Home
 from aima_lib.infra.keys import START, is_whole, mint
-from aima_lib.registry import Registry
 from aima_lib.runtime import host
-from aima_mcp import server
-from tests.workshop import OPEN, agreed, unit, write_handlers, write_schemas
+from tests.served import DEADLINE, registry
+from tests.served import Served as World
+from tests.workshop import OPEN, agreed, unit
 
 pytestmark = pytest.mark.anyio
-DEADLINE = 20
 SSE = {"Accept": "text/event-stream"}
 ENDS_WITHIN_SECONDS = 1.0
 SAME = {"readOnlyHint": False, "idempotentHint": True, "destructiveHint": False, "openWorldHint": False}
@@ -79,47 +75,9 @@ async def all_things(ctx):
 """
 
 
-@dataclass
-class World:
-    """A host that listens, and what its handlers keep."""
-
-    gateway: Gateway
-    url: str
-    inside: Any
-
-    async def key(self, *scopes: str, by: Caller = OWNER, **more: Any) -> tuple[str, str]:
-        """A new key: its id and its text."""
-        made = await agreed(self.gateway, "key.create", {"name": "guest", "scopes": list(scopes), **more}, caller=by)
-        return made["key"]["id"], made["secret"]
-
-    def client(self, key: str) -> httpx.AsyncClient:
-        return httpx.AsyncClient(base_url=self.url, headers={"Authorization": f"Bearer {key}"}, trust_env=False, timeout=DEADLINE)
-
-
-def registry(tmp_path: Path) -> tuple[Registry, str]:
-    name = f"handlers_{tmp_path.name.replace('-', '_')}"
-    own = Registry.load(write_handlers(tmp_path, name, HANDLERS), write_schemas(tmp_path / "schemas", *WORLD))
-    return Registry(dict(Registry.load(units)) | dict(own)), name
-
-
 @pytest.fixture
-async def world(home: Home, tmp_path: Path, anyio_backend: str) -> AsyncIterator[World]:
-    known, name = registry(tmp_path)
-    urls: list[str] = []
-    ready = anyio.Event()
-
-    def began(url: str) -> None:
-        urls.append(url)
-        ready.set()
-
-    with server.listen("127.0.0.1", 0) as listener:
-        async with host(home, registry=known) as gateway, anyio.create_task_group() as tasks:
-            tasks.start_soon(server._serve, gateway, "127.0.0.1", listener, began)
-            await ready.wait()
-            opened = World(gateway, urls[0], sys.modules[f"{name}.only"])
-            yield opened
-            async with opened.client(home.key()) as owner:
-                await owner.post("/shutdown")
+def world(served: World) -> World:
+    return served
 
 
 async def until(true: Callable[[], bool]) -> None:
@@ -435,7 +393,7 @@ async def test_an_mcp_session_answers_to_the_key_that_opened_it(world: World) ->
 
 
 async def test_a_run_goes_on_after_a_crash_unless_its_key_was_revoked(home: Home, tmp_path: Path) -> None:
-    known, _ = registry(tmp_path)
+    known, _ = registry(tmp_path, WORLD, HANDLERS)
     runs = {}
     async with host(home, registry=known) as gateway:
         for name in ("revoked", "expired"):

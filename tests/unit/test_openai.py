@@ -15,7 +15,7 @@ import pytest
 
 from aima_mcp.faces.openai.fields import Wrong, checked
 from tests.tiny import write_tiny_gguf
-from tests.world import ROOT, HostProcess, until
+from tests.world import ROOT, HostProcess, agreed_to, until
 
 MESSAGES: list[Any] = [{"role": "user", "content": "hello"}]
 CHAT = {"model": "tiny", "messages": MESSAGES, "max_tokens": 8}
@@ -43,12 +43,6 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
 def http(host: HostProcess) -> Iterator[httpx.Client]:
     with host.client() as client:
         yield client
-
-
-def agreed_to(http: httpx.Client, unit: str, body: dict[str, Any]) -> Any:
-    """What a command answers that takes a second step."""
-    plan = http.post(f"/units/{unit}", json=body, headers={"Aima-Plan": "true"}).json()
-    return http.post(f"/units/{unit}", json=body, headers={"Aima-Token": plan["token"]}).raise_for_status().json()
 
 
 def refused(response: httpx.Response, status: int, code: str, param: str | None = None) -> str:

@@ -138,7 +138,7 @@ class HttpFace:
                 async for event in self._gateway.follow(cursor, _types(causes), caller=caller):
                     cursor = event["seq"]
                     try:
-                        now = await self._gateway.read(uri, caller=caller)
+                        now = await self._gateway.read(uri, caller=caller, again=True)
                     except AimaError as error:
                         await stream.event("error", error.as_dict())
                         return

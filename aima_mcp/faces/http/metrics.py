@@ -8,6 +8,13 @@ from aima_lib import __version__
 from aima_lib.gateway import Gateway
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+CALLERS = {
+    "requests_per_minute": ("requests", "Calls that were let through, by caller."),
+    "tokens_per_hour": ("tokens", "Tokens of prompts and answers, by caller."),
+    "deletions_per_hour": ("deletions", "Calls of destructive units, by caller."),
+    "download_gib_per_hour": ("download_bytes", "Bytes fetched, by caller."),
+    "device_seconds_per_hour": ("device_seconds", "Seconds that engines worked, by caller."),
+}
 Row = tuple[Mapping[str, str], float]
 
 
@@ -34,10 +41,20 @@ async def text(gateway: Gateway) -> bytes:
             "Events since the host started.",
             [({"type": type}, count) for type, count in sorted(services.events.counts.items())],
         ),
+        *_callers(gateway),
         *await _devices(gateway),
         *_services(gateway),
     ]
     return ("\n".join(lines) + "\n").encode()
+
+
+def _callers(gateway: Gateway) -> list[str]:
+    totals = sorted(gateway.services.allowance.totals.items())
+    lines = []
+    for limit, (name, help) in CALLERS.items():
+        rows = [({"caller": caller}, total) for (caller, kind), total in totals if kind == limit]
+        lines += _metric(f"aima_caller_{name}_total", "counter", help, rows)
+    return lines
 
 
 async def _devices(gateway: Gateway) -> list[str]:

@@ -12,7 +12,13 @@ from aima_lib.registry import SCHEMAS, Registry, Unit, inline
 from aima_mcp.faces.http import problem
 
 ALWAYS = ("invalid_argument", "unauthenticated", "permission_denied", "deadline_exceeded", "internal")
-REFUSALS = {405: "The method does not fit.", 406: "No format that the client accepts.", 413: "The body is too large.", 415: "Not JSON."}
+REFUSALS = {
+    405: "The method does not fit.",
+    406: "No format that the client accepts.",
+    413: "The body is too large.",
+    415: "Not JSON.",
+    429: "The caller's allowance is used up; Retry-After says for how long.",
+}
 # What a path that is no unit asks of its caller: one of these. The others take any key.
 SCOPES = {
     "/events": ("read",),
@@ -125,7 +131,9 @@ def _responses() -> Node:
         return {"description": description, "content": {problem.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}}
 
     named = {code: response((kind.__doc__ or code).splitlines()[0]) for code, kind in BY_CODE.items()}
-    return named | {f"http_{status}": response(text) for status, text in REFUSALS.items()}
+    refused = {f"http_{status}": response(text) for status, text in REFUSALS.items()}
+    refused["http_429"]["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}}
+    return named | refused
 
 
 def _scheme() -> Node:
@@ -153,7 +161,7 @@ def _around(registry: Registry) -> Node:
         "/v1/completions": {"post": _openai("v1_completions", "OpenAI: complete")},
         "/v1/embeddings": {"post": _openai("v1_embeddings", "OpenAI: embed")},
         "/health": {"get": _plain("health", "Whether the host answers") | {"security": []}},
-        "/caller": {"get": _plain("caller", "Who the key says you are: name, scopes, models")},
+        "/caller": {"get": _plain("caller", "Who the key says you are: name, scopes, models, limits, usage")},
         "/metrics": {"get": _plain("metrics", "Prometheus metrics", "text/plain")},
         "/openapi.json": {"get": _plain("openapi", "This document")},
         "/shutdown": {"post": _plain("shutdown", "End the host", requestBody={"content": {"application/json": {"schema": stop}}})},
@@ -164,7 +172,8 @@ def _plain(id: str, summary: str, media_type: str = "application/json", *, tag: 
     schema = {"type": "object"} if media_type == "application/json" else {"type": "string"}
     done = {"description": summary, "content": {media_type: {"schema": schema}}}
     refused = {"$ref": "#/components/responses/unauthenticated"}
-    return {"operationId": id, "tags": [tag], "summary": summary, "responses": {"200": done, "401": refused}, **more}
+    counted = {"429": {"description": REFUSALS[429]}} if tag == "openai" or id == "resources" else {}  # what the gateway lets through
+    return {"operationId": id, "tags": [tag], "summary": summary, "responses": {"200": done, "401": refused, **counted}, **more}
 
 
 def _openai(id: str, summary: str) -> Node:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from aima_lib.errors import AimaError
+from aima_lib.errors import AimaError, ResourceExhausted
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -18,7 +19,19 @@ class Refused(Exception):
         self.status, self.error, self.headers = status, error, dict(headers or {})
 
 
+def status_of(error: AimaError) -> int:
+    """The status of an error: its class's own, but 429 where time alone brings back what is used up."""
+    return 429 if isinstance(error, ResourceExhausted) and error.retry_after is not None else error.http_status
+
+
+def retry_of(error: AimaError) -> dict[str, str]:
+    """The header that says when to ask again, where asking again may help."""
+    if error.retry_after is not None:
+        return {"retry-after": str(max(1, math.ceil(error.retry_after)))}
+    return {"retry-after": "1"} if error.retryable else {}
+
+
 def body_of(error: AimaError, status: int | None = None) -> dict[str, Any]:
     """The problem object: {type, title, status} and the error's code, message, retryable, hint, next, details."""
     title = (type(error).__doc__ or type(error).__name__).strip().splitlines()[0].rstrip(".")
-    return {"type": f"urn:aima:error:{error.code}", "title": title, "status": status or error.http_status, **error.as_dict()}
+    return {"type": f"urn:aima:error:{error.code}", "title": title, "status": status or status_of(error), **error.as_dict()}

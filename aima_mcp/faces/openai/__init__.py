@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from aima_lib.errors import AimaError, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted, Unavailable
@@ -17,7 +18,7 @@ from aima_lib.services.inference import Endpoint
 from aima_lib.services.wire import translated
 from aima_mcp.faces import strict_json
 from aima_mcp.faces.http.exchange import MIB, Exchange
-from aima_mcp.faces.http.problem import Refused
+from aima_mcp.faces.http.problem import Refused, retry_of, status_of
 from aima_mcp.faces.openai.fields import Wrong, checked
 
 if TYPE_CHECKING:
@@ -28,7 +29,13 @@ TAIL_BYTES = 8192
 UNITS = {"chat": "inference.chat", "complete": "inference.complete", "embed": "inference.embed"}
 TASKS = {"/v1/chat/completions": "chat", "/v1/completions": "complete", "/v1/embeddings": "embed"}
 STREAM = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-store", "x-accel-buffering": "no"}
-TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "invalid_request_error"}
+TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "invalid_request_error",
+    429: "rate_limit_error",
+}
 
 
 def build(gateway: Gateway) -> OpenAiFace:
@@ -85,7 +92,8 @@ class OpenAiFace:
     async def _relay(self, exchange: Exchange, endpoint: Endpoint, task: str, request: Mapping[str, Any]) -> None:
         services = self._gateway.services
         opened = services.engines.wire.open(endpoint.address, exchange.path, request)
-        async with services.inference.recorded(endpoint, task) as answer, opened as response:
+        charge = partial(services.allowance.charge, exchange.caller)
+        async with services.inference.recorded(endpoint, task, request, charge) as answer, opened as response:
             if response.status != 200:
                 raise translated(endpoint.address, response.status, _parsed(await response.read()))
             if response.content_type == "text/event-stream":
@@ -97,7 +105,9 @@ class OpenAiFace:
 
     async def _models(self, exchange: Exchange, id: str, request_id: str) -> None:
         caller = exchange.caller
-        if not caller.may("inference"):  # who may ask a model may know which there are
+        if caller.may("inference"):  # who may ask a model may know which there are
+            self._gateway.services.allowance.admit(caller, self._gateway.find("inference.models"))
+        else:
             self._gateway.allow("inference.models", caller, {})
         with self._counted("inference.models"):
             rows = await self._gateway.services.inference.models(None, caller.models)
@@ -149,8 +159,8 @@ async def reply_error(exchange: Exchange, error: AimaError, status: int, headers
     """Answer with an AimaError in OpenAI's shape: its hint and its next calls are in the message, where SDKs show them."""
     words = [str(error), *([error.hint] if error.hint else [])]
     words += [f"{call['unit']} {json.dumps(call['arguments'], ensure_ascii=False)}" for call in error.next[:1]]
-    code = "model_not_found" if isinstance(error, NoModel) else error.code
-    extra = {"retry-after": "1"} if error.retryable else {"x-should-retry": "false"}
+    code = "model_not_found" if isinstance(error, NoModel) else "rate_limit_exceeded" if status == 429 else error.code
+    extra = retry_of(error) or {"x-should-retry": "false"}
     param = "model" if isinstance(error, NoModel | NotReady) else None
     await _reply_error(exchange, status, "; ".join(words), code, {**extra, **headers}, param)
 
@@ -172,6 +182,7 @@ async def _relay_stream(exchange: Exchange, response: aiohttp.ClientResponse, an
         if not exchange.started:
             answer.begun()
             await exchange.start(200, STREAM | {"x-request-id": answer.id})
+        answer.pieces += (tail[-1:] + chunk).count(b"\n\n")
         await exchange.write(chunk)
         tail = (tail + chunk)[-TAIL_BYTES:]
     lines = [line.removeprefix(b"data:").strip() for line in tail.splitlines() if line.startswith(b"data:")]
@@ -203,9 +214,10 @@ def _parsed(body: bytes) -> Any:
 
 def _status(error: AimaError) -> int:
     """Statuses that OpenAI's SDKs know: what does not answer now is 503, what this model cannot do is 400."""
-    if isinstance(error, NotReady | ResourceExhausted):
+    status = status_of(error)
+    if isinstance(error, NotReady) or status == ResourceExhausted.http_status:
         return 503
-    return 400 if isinstance(error, FailedPrecondition) else error.http_status
+    return 400 if isinstance(error, FailedPrecondition) else status
 
 
 def _refuse_method(exchange: Exchange, *allowed: str) -> None:
