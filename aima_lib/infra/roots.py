@@ -115,12 +115,13 @@ class Roots:
 
     def _ways(self, given: Path) -> Iterator[tuple[Path, str]]:
         """Root and path beneath it: as given, and for links that the root itself forbids, as it is without them."""
-        for real in (False, True):
-            path = Path(os.path.realpath(given)) if real else given
-            for folder in self._folders:
-                for base in dict.fromkeys((folder, Path(os.path.realpath(folder)))):
-                    if path.is_relative_to(base):
-                        yield base, str(path.relative_to(base))
+        bases = dict.fromkeys(base for folder in self._folders for base in (folder, Path(os.path.realpath(folder))))
+        yield from ((base, str(given.relative_to(base))) for base in bases if given.is_relative_to(base))
+        try:
+            real = Path(os.path.realpath(given))
+        except OSError:  # it changes while it is read
+            return
+        yield from ((base, str(real.relative_to(base))) for base in bases if real.is_relative_to(base))
 
     def _beneath(self, folder: Path, rest: str) -> int | None:
         """The descriptor, or None when the path leads out."""

@@ -73,7 +73,8 @@ class Intake:
     async def _register(
         self, name: str, type: str, given: Path, format: str | None, source: str | None, found: str, opened: list[Opened]
     ) -> Model:
-        if format is not None and found != format and found in ("gguf", "safetensors"):
+        # These two are known by what they hold; an engine told to load something else would quote it in its log.
+        if format is not None and found != format and {found, format} & {"gguf", "safetensors"}:
             raise InvalidArgument(f"{given} is {found}, not {format}", hint="leave format out")
         if format is None and found == "unknown":
             raise InvalidArgument(f"the format of {given} cannot be told from its name", hint="give format")

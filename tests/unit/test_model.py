@@ -189,6 +189,9 @@ async def test_registered_weights_stay_where_they_are(here: Shop, tiny: Path, tm
     odd.write_bytes(b"?")
     with pytest.raises(InvalidArgument, match="cannot be told"):
         await here.models.create("odd", "asr", str(odd))
+    for format in ("gguf", "safetensors"):
+        with pytest.raises(InvalidArgument, match=f"is unknown, not {format}"):
+            await here.models.create("odd", "asr", str(odd), format=format)
     assert (await here.models.create("odd", "asr", str(odd), format="ctranslate2"))["format"] == "ctranslate2"
 
 
