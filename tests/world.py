@@ -84,7 +84,8 @@ class HostProcess:
         self.python, self.cwd, self._options = python, cwd, options
         self.home = Home(home)
         self.home.make()
-        (home / "config.toml").write_text(config + ROOTS, encoding="utf-8")
+        if config or not (home / "config.toml").exists():
+            (home / "config.toml").write_text(config + ROOTS, encoding="utf-8")
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
