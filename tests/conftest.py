@@ -23,19 +23,13 @@ from tests.hub import Hub  # noqa: E402
 from tests.hub import furnish as fill  # noqa: E402
 from tests.served import Served, serving  # noqa: E402
 from tests.tiny import write_tiny_gguf  # noqa: E402
-from tests.world import HostProcess, World, build_wheel, furnish, install  # noqa: E402
+from tests.world import ROOTS, HostProcess, World, build_wheel, furnish, install  # noqa: E402
 
 # A suite started in the background of a shell ignores Ctrl-C, and so would every process that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Engines of tests die soon after their host, and nothing reaches beyond this machine.
-CONFIG = """
-[engines]
-grace_seconds = 2
-[sources]
-huggingface_endpoint = "{hub}"
-pypi_index = "{hub}/simple"
-"""
+CONFIG = "[engines]\ngrace_seconds = 2\n"
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +42,7 @@ def home(tmp_path: Path) -> Home:
     """A home of its own, with its folders made and nobody hosting it."""
     fresh = Home(tmp_path / "home")
     fresh.make()
+    (fresh.path / "config.toml").write_text(ROOTS, encoding="utf-8")
     return fresh
 
 
@@ -105,7 +100,7 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def config(hub: Hub) -> str:
     """config.toml of a test's host."""
-    return CONFIG.format(hub=hub.url)
+    return CONFIG + hub.config
 
 
 @pytest.fixture(scope="session")

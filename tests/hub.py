@@ -84,6 +84,12 @@ class Hub:
             thread.join()
         self._folder.cleanup()
 
+    @property
+    def config(self) -> str:
+        """What config.toml says to a host that uses it: the CDN is a place that only the hub names."""
+        sources = f'[sources]\nhuggingface_endpoint = "{self.url}"\npypi_index = "{self.url}/simple"\nhuggingface_token_env = "HUB_TOKEN"\n'
+        return f'{sources}[egress]\nallow = ["{urlsplit(self.cdn).netloc}"]\n'
+
     # Content
 
     def add_repo(self, repo: str, files: Mapping[str, bytes], *, token: str | None = None) -> None:

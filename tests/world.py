@@ -8,6 +8,7 @@ import site
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 import venv
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,8 @@ from aima_lib.infra.home import Home
 
 ROOT = Path(__file__).parent.parent
 START_SECONDS = 60.0
+# Tests keep their files in folders of the run, which no default lets a host read.
+ROOTS = f'[files]\nroots = {{tests = "{tempfile.gettempdir()}"}}\n'
 Found = TypeVar("Found")
 
 
@@ -82,8 +85,8 @@ class HostProcess:
         self.python, self.cwd, self._options = python, cwd, options
         self.home = Home(home)
         self.home.make()
-        if config:
-            (home / "config.toml").write_text(config, encoding="utf-8")
+        if config or not (home / "config.toml").exists():
+            (home / "config.toml").write_text(config + ROOTS, encoding="utf-8")
         self._process: subprocess.Popen[bytes] | None = None
 
     @property

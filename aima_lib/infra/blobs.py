@@ -13,6 +13,7 @@ from aima_lib.errors import AimaError, InvalidArgument, ResourceExhausted
 
 CHUNK = 1 << 20
 FULL = (errno.ENOSPC, errno.EDQUOT)
+NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EACCES, errno.ENOENT)  # the last: open, and deleted since
 
 
 class Blobs:
@@ -84,15 +85,26 @@ class Blobs:
 
 
 def join_or_copy(source: Path, target: Path) -> str:
-    """Hard-link `source` as `target`, or copy it; says which: "link" or "copy"."""
+    """Hard-link `source` as `target`, or copy it; says which: "link" or "copy". A link to an open file (/proc/self/fd) means that file."""
     try:
-        os.link(source, target)
+        _link(source, target)
     except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EACCES):
+        if error.errno not in NO_LINK:
             raise
         shutil.copyfile(source, target)
         return "copy"
     return "link"
+
+
+def _link(source: Path, target: Path) -> None:
+    if os.link not in os.supports_dir_fd:
+        os.link(source, target)
+        return
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.link(source, target.name, dst_dir_fd=folder)  # with a folder given, and only then, Python follows links
+    finally:
+        os.close(folder)
 
 
 def sync(path: Path) -> None:

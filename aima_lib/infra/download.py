@@ -13,10 +13,12 @@ import anyio
 
 from aima_lib.errors import Unavailable
 from aima_lib.infra.blobs import CHUNK
-from aima_lib.infra.web import Again, Web, shown
+from aima_lib.infra.egress import Again
+from aima_lib.infra.places import shown
+from aima_lib.infra.web import Web
 
 if TYPE_CHECKING:
-    import httpx
+    from aima_lib.infra.egress import Response
 
 RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
@@ -108,7 +110,7 @@ class Download:
             await self._receive(response)
         return self._complete()
 
-    def _align(self, response: httpx.Response, validator: str) -> None:
+    def _align(self, response: Response, validator: str) -> None:
         """Make the file end where this response begins."""
         current = response.headers.get("etag") or response.headers.get("last-modified") or ""
         length = response.headers.get("content-length")
@@ -124,7 +126,7 @@ class Download:
             self._total = int(length) if length and length.isdigit() else None
         self._tag().write_text(current, encoding="utf-8")
 
-    async def _receive(self, response: httpx.Response) -> None:
+    async def _receive(self, response: Response) -> None:
         limit, buffer = self.size if self.size is not None else self._total, bytearray()
         try:
             async for chunk in response.aiter_raw():
@@ -152,7 +154,7 @@ class Download:
             raise Again(f"{shown(self.url)} ended after {self._have} of {expected} bytes")
         return True
 
-    def _beyond(self, response: httpx.Response) -> bool:
+    def _beyond(self, response: Response) -> bool:
         """The server has nothing after what we have: either that is the whole file, or it changed."""
         if response.headers.get("content-range", "") == f"bytes */{self._have}" and self.size in (None, self._have):
             return True

@@ -50,14 +50,14 @@ class Head:
         return self.metadata.get(f"{self.metadata.get('general.architecture')}.{key}")
 
 
-def read_head(path: Path) -> Head:
-    """Read and check a file's head: metadata, and that every tensor lies inside the file.
+def read_head(path: Path, name: str | None = None) -> Head:
+    """Read and check a file's head: metadata, and that every tensor lies inside the file. `name` is what errors call it.
 
     Raises:
         InvalidArgument: it is no GGUF, is cut short, or claims what cannot be; the message names the offset.
     """
     with path.open("rb", buffering=1 << 20) as stream:
-        return parse(stream, path.stat().st_size, path.name)
+        return parse(stream, path.stat().st_size, name or path.name)
 
 
 def peek_head(stream: BinaryIO, have: int, size: int, name: str) -> Head:
@@ -136,9 +136,9 @@ class _Cursor:
 
 
 def _read(cursor: _Cursor, head: Head) -> None:
-    if (magic := cursor.take(4, "the magic")) != b"GGUF":
+    if cursor.take(4, "the magic") != b"GGUF":
         cursor.at = 0
-        raise cursor.broken(f"it begins with {magic!r}, not with b'GGUF'")
+        raise cursor.broken("it does not begin with b'GGUF'")  # with what instead is not told: it may be anybody's file
     head.version = cursor.number("<I", "the version")
     if head.version not in (2, 3):
         cursor.at = 4

@@ -24,7 +24,7 @@ def count_parameters(path: Path, name: str) -> tuple[int, str | None]:
         first = stream.read(8)
         length = struct.unpack("<Q", first)[0] if len(first) == 8 else size
         if length > min(size - 8, LARGEST_HEAD):
-            raise _broken(name, 0, f"its head claims {length} bytes, the file has {size}")
+            raise _broken(name, 0, f"its head claims more bytes than the {size} of the file, or than {LARGEST_HEAD}")
         head = _object(name, stream.read(length), 8)
     by_type: dict[str, int] = {}
     for key, tensor in head.items():

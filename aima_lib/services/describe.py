@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from aima_lib.errors import InvalidArgument
 from aima_lib.infra.gguf import FILE_TYPES, Head, read_head
+from aima_lib.infra.roots import Absent, Opened
 from aima_lib.infra.safetensors import count_parameters, read_config
 
 TYPES = ("llm", "vlm", "asr", "tts", "embedding", "diffusion", "video_gen", "detection", "rerank")
@@ -33,6 +36,7 @@ SUFFIXES = {
     ".pt": "pytorch",
     ".pth": "pytorch",
 }
+SHARD, MOST_FILES = re.compile(r"-\d{5}-of-(\d{5})$"), 400
 # A file, and the name it goes by: while it is downloaded it lies under another.
 Named = tuple[Path, str]
 FACTS = ("type", "quantization", "parameters", "context_length", "architecture", "license", "capabilities", "geometry")
@@ -52,7 +56,7 @@ def describe(format: str, files: Sequence[Named]) -> dict[str, Any]:
 
 
 def _gguf(files: Sequence[Named]) -> dict[str, Any]:
-    heads = [_read(path, name) for path, name in files]
+    heads = [read_head(path, name) for path, name in files]
     first = heads[0]
     if (kind := first.metadata.get("general.type", "model")) not in ("model", "mmproj") or first.metadata.get(
         "general.architecture"
@@ -74,13 +78,6 @@ def _gguf(files: Sequence[Named]) -> dict[str, Any]:
         "capabilities": ["embed"] if embeds else ["chat", "complete"] if chats else ["complete"],
         "geometry": geometry,
     }
-
-
-def _read(path: Path, name: str) -> Head:
-    try:
-        return read_head(path)
-    except InvalidArgument as error:
-        raise InvalidArgument(str(error).replace(path.name, name), hint=error.hint) from error
 
 
 def geometry_of(head: Head) -> dict[str, Any]:
@@ -150,51 +147,63 @@ def digest_of(files: Sequence[tuple[str, str]]) -> str:
     return f"sha256:{hashlib.sha256(listed.encode()).hexdigest()}"
 
 
-def weights_in(path: Path) -> tuple[str, list[Path]]:
-    """Format and files of the one model at `path`: a file, all shards beside it, or a folder.
+def weights_in(given: Opened, keep: Callable[[Opened], Opened]) -> tuple[str, list[Opened]]:
+    """Format and files of the one model at `given`: a file, all shards beside it, or a folder. What is opened is given to `keep`.
 
     Raises:
         InvalidArgument: there is none, more than one, or nothing AIMA can read.
     """
-    if path.is_dir():
-        return _folder(path)
-    if not path.is_file():
-        raise InvalidArgument(f"{path} is not a file or a folder", hint="give the path as the machine that hosts AIMA sees it")
-    kind = SUFFIXES.get(path.suffix.lower())
-    if path.suffix.lower() != ".gguf":
-        with path.open("rb") as stream:
-            kind = "gguf" if stream.read(4) == b"GGUF" else kind
+    if given.is_folder:
+        return _folder(given, given.within, keep)
+    kind = SUFFIXES.get(given.path.suffix.lower())
+    if kind != "gguf":
+        kind = "gguf" if os.pread(given.descriptor, 4, 0) == b"GGUF" else kind
     if kind == "safetensors":
-        return _folder(path.parent)
+        return _folder(keep(given.roots.open(str(given.path.parent))), given.beside, keep)
     if kind == "gguf":
-        return kind, _shards(path)
-    return kind or "unknown", [path]
+        return kind, _shards(given, keep)
+    return kind or "unknown", [given]
 
 
-def _shards(path: Path) -> list[Path]:
-    stem, found, rest = path.stem.rpartition("-of-")
-    if not (found and rest.isdigit() and len(rest) == 5 and stem[-5:].isdigit()):
-        return [path]
-    shards = [path.with_name(f"{stem[:-5]}{number:05d}-of-{rest}{path.suffix}") for number in range(1, int(rest) + 1)]
-    if missing := [shard.name for shard in shards[:100] if not shard.is_file()]:
+def _shards(first: Opened, keep: Callable[[Opened], Opened]) -> list[Opened]:
+    found = SHARD.search(first.path.stem)
+    if found is None:
+        return [first]
+    count = int(found[1])
+    if count > MOST_FILES:
+        raise InvalidArgument(f"{first.name} is one of {count} shards, at most {MOST_FILES} are read")
+    names = [f"{first.path.stem[: found.start()]}-{number:05d}-of-{found[1]}{first.path.suffix}" for number in range(1, count + 1)]
+    shards = {name: first if name == first.name else _file(first.beside, name, keep) for name in names}
+    if missing := [name for name, shard in shards.items() if shard is None]:
         raise InvalidArgument(
-            f"{path.name} is one of {int(rest)} shards, {', '.join(missing[:5])} not beside it", hint="put all shards into one folder"
+            f"{first.name} is one of {count} shards, {', '.join(missing[:5])} not beside it", hint="put all shards into one folder"
         )
-    return shards
+    return [shard for shard in shards.values() if shard is not None]
 
 
-def _folder(folder: Path) -> tuple[str, list[Path]]:
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    tensors = [path for path in files if path.suffix == ".safetensors"]
-    if tensors:
-        others = [path for path in files if path.suffix in (".json", ".jinja", ".txt", ".model")]
-        return "safetensors", tensors + others
-    ggufs = [path for path in files if path.suffix.lower() == ".gguf" and "mmproj" not in path.name.lower()]
-    if not ggufs:
-        raise InvalidArgument(f"{folder} holds neither GGUF nor safetensors", hint="give the path of the weights")
-    shards = _shards(ggufs[0])
+def _file(reach: Callable[[str], Opened], name: str, keep: Callable[[Opened], Opened]) -> Opened | None:
+    """A file of that name, kept open; a folder, a pipe, or nothing is None."""
+    try:
+        opened = keep(reach(name))
+    except Absent:
+        return None
+    return None if opened.is_folder else opened
+
+
+def _folder(folder: Opened, reach: Callable[[str], Opened], keep: Callable[[Opened], Opened]) -> tuple[str, list[Opened]]:
+    names = [name for name in folder.names() if not name.startswith(".")]
+    tensors = [name for name in names if name.endswith(".safetensors")]
+    wanted = tensors + [name for name in names if tensors and name.endswith((".json", ".jinja", ".txt", ".model"))]
+    if len(wanted) > MOST_FILES:
+        raise InvalidArgument(f"{folder.path} holds {len(wanted)} files of a model, at most {MOST_FILES} are read")
+    files = [opened for name in wanted if (opened := _file(reach, name, keep))]
+    if any(file.name.endswith(".safetensors") for file in files):
+        return "safetensors", files
+    ggufs = [name for name in names if name.lower().endswith(".gguf") and "mmproj" not in name.lower()]
+    first = next((opened for name in ggufs if (opened := _file(reach, name, keep))), None)
+    if first is None:
+        raise InvalidArgument(f"{folder.path} holds neither GGUF nor safetensors", hint="give the path of the weights")
+    shards = _shards(first, keep)
     if len(ggufs) > len(shards):
-        raise InvalidArgument(
-            f"{folder} holds {len(ggufs)} models: {', '.join(path.name for path in ggufs[:5])}", hint="give the path of one"
-        )
+        raise InvalidArgument(f"{folder.path} holds {len(ggufs)} models: {', '.join(ggufs[:5])}", hint="give the path of one")
     return "gguf", shards

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 import anyio
@@ -11,6 +12,7 @@ from anyio import from_thread, to_thread
 from aima_lib.errors import InvalidArgument
 from aima_lib.infra.blobs import digest, disk_error, join_or_copy, need_room
 from aima_lib.infra.progress import Send
+from aima_lib.infra.roots import Opened
 from aima_lib.infra.store import Store
 from aima_lib.names import slug, token
 from aima_lib.services.describe import describe, digest_of, weights_in
@@ -29,18 +31,25 @@ class Intake:
         """Take weights into the home: checked, hashed, under their digest.
 
         Raises:
+            PermissionDenied: it is not beneath a root of the configuration.
             InvalidArgument: no such file, or it is broken; the message says where.
         """
-        given, format, paths = await self._locate(path)
+        with ExitStack() as held:
+            given, format, opened = await to_thread.run_sync(self._locate, path, held)
+            return await self._take(given.path, given.is_folder, format, opened, name, type, mode, send)
+
+    async def _take(
+        self, given: Path, whole: bool, format: str, opened: list[Opened], name: str | None, type: str | None, mode: str, send: Send
+    ) -> Model:
         if format not in ("gguf", "safetensors"):
             hint = "GGUF and safetensors are read; register other formats where they lie with model.create"
             raise InvalidArgument(f"{given} is in a format AIMA cannot check ({format})", hint=hint)
         folder = self._shelf.blobs.partial / f"import-{token(12)}"
         try:
-            facts = await to_thread.run_sync(describe, format, [(each, each.name) for each in paths])
+            facts = await to_thread.run_sync(describe, format, [(each.file, each.name) for each in opened])
             facts["type"] = type or facts["type"]
-            files = await self._hashed(paths, folder, mode, send)
-            wanted = name or (given.name if given.is_dir() else _stem(paths[0]))
+            files = await self._hashed(opened, folder, mode, send)
+            wanted = name or (given.name if whole else _stem(opened[0].path))
             same = self._store.find("model", digest=digest_of([(file.name, file.sha256) for file in files]))
             if same and name is None:
                 wanted = same[0]["id"]
@@ -57,8 +66,15 @@ class Intake:
         Raises:
             AlreadyExists: the name belongs to something else.
         """
-        given, found, paths = await self._locate(path)
-        if format is not None and found != format and found in ("gguf", "safetensors"):
+        with ExitStack() as held:
+            given, found, opened = await to_thread.run_sync(self._locate, path, held)
+            return await self._register(name, type, given.path, format, source, found, opened)
+
+    async def _register(
+        self, name: str, type: str, given: Path, format: str | None, source: str | None, found: str, opened: list[Opened]
+    ) -> Model:
+        # These two are known by what they hold; an engine told to load something else would quote it in its log.
+        if format is not None and found != format and {found, format} & {"gguf", "safetensors"}:
             raise InvalidArgument(f"{given} is {found}, not {format}", hint="leave format out")
         if format is None and found == "unknown":
             raise InvalidArgument(f"the format of {given} cannot be told from its name", hint="give format")
@@ -66,42 +82,38 @@ class Intake:
         if present is not None and present["source"]["path"] == str(given) and present["type"] == type:
             return present
         self._shelf.named(name, True, None)
-        facts = await to_thread.run_sync(describe, found, [(each, each.name) for each in paths])
+        facts = await to_thread.run_sync(describe, found, [(each.file, each.name) for each in opened])
         origin = {"kind": "external", "path": str(given), "repo": source}
-        return await self._shelf.refer(id, format or found, paths, facts | {"type": type}, origin)
+        return await self._shelf.refer(id, format or found, opened, facts | {"type": type}, origin)
 
-    async def _locate(self, path: str) -> tuple[Path, str, list[Path]]:
-        def look() -> tuple[Path, str, list[Path]]:
-            given = Path(path).expanduser().absolute()
-            try:
-                return (given, *weights_in(given))
-            except OSError as error:
-                raise disk_error(error, given) from error
+    def _locate(self, path: str, held: ExitStack) -> tuple[Opened, str, list[Opened]]:
+        """What is at a path, open until `held` ends."""
+        given = held.enter_context(self._shelf.roots.open(path))
+        try:
+            return (given, *weights_in(given, held.enter_context))
+        except OSError as error:
+            raise disk_error(error, given.path) from error
 
-        if "\0" in path:
-            raise InvalidArgument(f"{path!r} is not a path")
-        return await to_thread.run_sync(look)
-
-    async def _hashed(self, paths: list[Path], folder: Path, mode: str, send: Send) -> list[File]:
+    async def _hashed(self, opened: list[Opened], folder: Path, mode: str, send: Send) -> list[File]:
         """Link or copy first, hash what was linked: nobody can change the name in between."""
-        whole = sum([path.stat().st_size for path in paths])
+        whole = sum(each.size for each in opened)
         files: list[File] = []
         await to_thread.run_sync(lambda: folder.mkdir(parents=True))
-        for path in paths:
+        for each in opened:
             done = sum(file.size for file in files)
-            await send({"phase": "hashing", "message": f"checking {path.name}", "completed": done, "total": whole})
+            await send({"phase": "hashing", "message": f"checking {each.name}", "completed": done, "total": whole})
             target = folder / str(len(files))
-            await to_thread.run_sync(self._bring, path.resolve(), target, mode)
+            await to_thread.run_sync(self._bring, each, target, mode)
             sha256 = await to_thread.run_sync(digest, target, lambda _: from_thread.check_cancelled())
-            files.append(File(path.name, sha256, target.stat().st_size, target))
+            files.append(File(each.name, sha256, target.stat().st_size, target))
         return files
 
-    def _bring(self, path: Path, target: Path, mode: str) -> None:
+    def _bring(self, opened: Opened, target: Path, mode: str) -> None:
         if mode == "copy":
-            need_room(self._shelf.blobs.models, path.stat().st_size)
-            shutil.copyfile(path, target)
+            need_room(self._shelf.blobs.models, opened.size)
+            shutil.copyfile(opened.file, target)
         else:
-            join_or_copy(path, target)
+            join_or_copy(opened.file, target)
 
 
 def _stem(path: Path) -> str:

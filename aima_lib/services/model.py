@@ -11,12 +11,13 @@ from typing import Any
 import anyio
 from anyio import from_thread, to_thread
 
-from aima_lib.errors import InvalidArgument
+from aima_lib.errors import FailedPrecondition, InvalidArgument
 from aima_lib.infra.blobs import Blobs, digest
 from aima_lib.infra.clock import now
 from aima_lib.infra.download import Pace
 from aima_lib.infra.events import Events
 from aima_lib.infra.progress import Send, silent
+from aima_lib.infra.roots import Absent, Roots
 from aima_lib.infra.store import Store
 from aima_lib.infra.web import Web
 from aima_lib.names import slug
@@ -25,7 +26,7 @@ from aima_lib.services.allowance import Hold, unlimited
 from aima_lib.services.describe import digest_of
 from aima_lib.services.device import DeviceService
 from aima_lib.services.intake import Intake
-from aima_lib.services.pulling import Pulling, guess
+from aima_lib.services.pulling import Pulling, guess, way_out
 from aima_lib.services.shelf import Model, Shelf
 from aima_lib.services.transfers import Transfers
 from aima_lib.sources.base import Request
@@ -46,8 +47,8 @@ class ModelService:
         pace: Pace | None = None,
     ) -> None:
         self._config, self._store, self._events, self._devices = config, store, events, devices
-        self._shelf = Shelf(Blobs(home / "models"), store, events)
-        self._web, self._transfers = web or Web(), Transfers()
+        self._shelf = Shelf(Blobs(home / "models"), store, events, Roots(config["files"]["roots"], home / "models"))
+        self._web, self._transfers = web or Web(way_out(config)), Transfers()
         self._pulling = Pulling(config["sources"], store, events, self._shelf, self._transfers, self._web, pace or Pace())
         self._intake = Intake(store, self._shelf)
 
@@ -82,7 +83,19 @@ class ModelService:
         return self._store.find("model", limit=limit, offset=offset, newest_first=True, **equal), self._store.count("model", **equal)
 
     def path(self, model: Mapping[str, Any]) -> Path:
-        """The first file of the weights: what an engine loads."""
+        """The first file of the weights: what an engine loads. Weights that lie elsewhere are looked at again, as an import would.
+
+        Raises:
+            PermissionDenied: they are not beneath a root of the configuration, or no longer.
+            FailedPrecondition: they are gone.
+        """
+        for file in model["files"]:
+            try:
+                with self._shelf.file(model, file["name"]):
+                    pass
+            except Absent as error:
+                call = {"unit": "model.verify", "arguments": {"model_id": model["id"]}}
+                raise FailedPrecondition(f"a file of {model['id']} is gone: {error}", next=[call]) from error
         return self._shelf.folder(model) / str(model["files"][0]["name"])
 
     # Getting
@@ -153,12 +166,12 @@ class ModelService:
     async def verify(self, model_id: str, checksum: str | None = None, send: Send = silent) -> tuple[bool, builtins.list[dict[str, Any]]]:
         """Hash every file again and compare with the record, and with `checksum`. Returns valid and issues."""
         model = self.get(model_id)
-        folder, done = self._shelf.folder(model), 0
+        done = 0
         issues: builtins.list[dict[str, Any]] = []
         hashed: builtins.list[dict[str, Any]] = []
         for file in model["files"]:
             await send({"phase": "verifying", "message": f"hashing {file['name']}", "completed": done, "total": model["size_bytes"]})
-            sha256, issue = await to_thread.run_sync(_check, folder / file["name"], file)
+            sha256, issue = await to_thread.run_sync(self._check, model, file)
             done += file["size_bytes"]
             issues += [issue] if issue else []
             hashed.append(file | {"sha256": file["sha256"] or sha256})
@@ -170,6 +183,13 @@ class ModelService:
         await self._store.update("model", model["id"], status="corrupt" if broken else "ready", **known)
         self._events.publish("model.verified", {"model_id": model["id"], "valid": not issues, "issues": len(issues)}, subject=model["id"])
         return not issues, issues
+
+    def _check(self, model: Mapping[str, Any], file: Mapping[str, Any]) -> tuple[str | None, dict[str, Any] | None]:
+        try:
+            with self._shelf.file(model, file["name"]) as path:
+                return _check(path, file)
+        except Absent as error:
+            return None, {"file": file["name"], "code": "missing", "message": str(error)}
 
     # Measuring
 

@@ -13,8 +13,10 @@ from anyio import to_thread
 from aima_lib.errors import AimaError, ResourceExhausted
 from aima_lib.infra.blobs import disk_error
 from aima_lib.infra.download import Pace
+from aima_lib.infra.egress import Egress
 from aima_lib.infra.events import Events
 from aima_lib.infra.gguf import peek_head
+from aima_lib.infra.places import place
 from aima_lib.infra.progress import Send
 from aima_lib.infra.store import Store
 from aima_lib.infra.web import Web
@@ -81,6 +83,8 @@ class Pulling:
 
     async def plan(self, kind: str, request: Request) -> Plan:
         """What the source would serve for `request`."""
+        if request.mirror:
+            place(request.mirror)  # a source may read logins in what its owner configured; a caller's address holds none
         return await SOURCES[kind](request, self._sources, self._web)
 
     async def _resolve(self, kind: str, request: Request, _: Report) -> Plan:
@@ -152,6 +156,12 @@ class Pulling:
                 if len(data) >= PEEK:
                     break
         return geometry_of(peek_head(io.BytesIO(data), len(data), part.size or 1 << 50, first.name))
+
+
+def way_out(config: Mapping[str, Any], **more: Any) -> Egress:
+    """The way out that a configuration opens: to public places, to its endpoints, and to what `[egress] allow` names."""
+    sources = config["sources"]
+    return Egress(config["egress"]["allow"], lambda: [sources["huggingface_endpoint"], *pypi.indexes(sources)], **more)
 
 
 def guess(repo: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from aima_lib.errors import AlreadyExists, FailedPrecondition, Unavailable
 from aima_lib.infra.blobs import Blobs, disk_error
 from aima_lib.infra.clock import now
 from aima_lib.infra.events import Events
+from aima_lib.infra.roots import Opened, Roots
 from aima_lib.infra.store import Store
 from aima_lib.names import fresh, slug
 from aima_lib.services import memory
@@ -26,8 +28,8 @@ Model = dict[str, Any]
 class Shelf:
     """Records and files change together, under one lock."""
 
-    def __init__(self, blobs: Blobs, store: Store, events: Events) -> None:
-        self.blobs, self._store, self._events = blobs, store, events
+    def __init__(self, blobs: Blobs, store: Store, events: Events, roots: Roots) -> None:
+        self.blobs, self.roots, self._store, self._events = blobs, roots, store, events
         self._lock = anyio.Lock()
 
     def folder(self, model: Mapping[str, Any]) -> Path:
@@ -36,6 +38,21 @@ class Shelf:
             path = Path(model["source"]["path"])
             return path if path.is_dir() else path.parent
         return self.blobs.models / str(model["id"])
+
+    @contextmanager
+    def file(self, model: Mapping[str, Any], name: str) -> Iterator[Path]:
+        """A path to a file of the model for as long as the block lasts; one that lies elsewhere is opened as its owner's roots allow now.
+
+        Raises:
+            PermissionDenied: it is not beneath a root, or no longer.
+            Absent: it is gone.
+        """
+        path = self.folder(model) / name
+        if model["source"]["kind"] != "external":
+            yield path
+            return
+        with self.roots.open(str(path)) as opened:
+            yield opened.file
 
     def intact(self, model: Mapping[str, Any]) -> bool:
         """Whether every file is there with its size."""
@@ -93,9 +110,9 @@ class Shelf:
         listed = [{"name": file.name, "size_bytes": file.size, "sha256": file.sha256} for file in files]
         return await self._record(id, format, digest, listed, facts, source)
 
-    async def refer(self, id: str, format: str, files: Sequence[Path], facts: Mapping[str, Any], source: Mapping[str, Any]) -> Model:
+    async def refer(self, id: str, format: str, files: Sequence[Opened], facts: Mapping[str, Any], source: Mapping[str, Any]) -> Model:
         """Write the record of weights that stay where they are."""
-        listed = [{"name": path.name, "size_bytes": path.stat().st_size, "sha256": None} for path in files]
+        listed = [{"name": file.name, "size_bytes": file.size, "sha256": None} for file in files]
         async with self._lock:
             return await self._record(id, format, None, listed, facts, source)
 

@@ -12,7 +12,8 @@ from typing import Any
 from urllib.parse import quote
 
 from aima_lib.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, Unavailable
-from aima_lib.infra.web import Web, shown
+from aima_lib.infra.places import Barred, shown
+from aima_lib.infra.web import Web
 from aima_lib.names import nearest, slug
 from aima_lib.sources.base import Artefact, Part, Plan, Request, matches, safe_name
 
@@ -136,6 +137,8 @@ async def _ask(url: str, headers: Mapping[str, str], web: Web, request: Request,
     try:
         page = await web.get(url, headers)
         answer = json.loads(page.body)
+    except Barred:
+        raise
     except PermissionDenied as error:
         hint = f"set {variable} in the host's environment, and accept the licence on the model's page; a misspelt name answers the same"
         raise PermissionDenied(f"the hub does not show {request.repo}: {error}", hint=hint) from error

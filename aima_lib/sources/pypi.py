@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from aima_lib.errors import AimaError, FailedPrecondition, InvalidArgument, NotFound, Unavailable
-from aima_lib.infra.web import Web, origin, shown
+from aima_lib.infra.places import origin, shown
+from aima_lib.infra.web import Web
 from aima_lib.names import nearest, slug
 from aima_lib.sources.base import Artefact, Part, Plan, Request
 
@@ -147,10 +148,16 @@ def default_index() -> str:
     """The index pip would ask: its environment variable, its configuration files, or the library's own default."""
     from pypi_simple import PYPI_SIMPLE_ENDPOINT
 
-    return os.environ.get("PIP_INDEX_URL") or _configured_index() or PYPI_SIMPLE_ENDPOINT
+    return os.environ.get("PIP_INDEX_URL") or _of_pip("index-url") or PYPI_SIMPLE_ENDPOINT
 
 
-def _configured_index() -> str | None:
+def indexes(config: Mapping[str, str | None]) -> list[str]:
+    """Every index that the owner configured, here or for pip."""
+    extra = os.environ.get("PIP_EXTRA_INDEX_URL") or _of_pip("extra-index-url") or ""
+    return [*filter(None, [config.get("pypi_index")]), default_index(), *extra.split()]
+
+
+def _of_pip(key: str) -> str | None:
     home = Path.home()
     files = [Path("/etc/pip.conf"), home / ".pip/pip.conf", home / ".config/pip/pip.conf", Path(sys.prefix, "pip.conf")]
     files.append(Path(os.environ.get("PIP_CONFIG_FILE", os.devnull)))
@@ -159,7 +166,7 @@ def _configured_index() -> str | None:
         parser.read([path for path in files if path.is_file()], encoding="utf-8")
     except (configparser.Error, UnicodeDecodeError) as error:
         raise FailedPrecondition(f"pip's configuration cannot be read: {error}", hint="mend it, or set sources.pypi_index") from error
-    return parser.get("install", "index-url", fallback=None) or parser.get("global", "index-url", fallback=None)
+    return parser.get("install", key, fallback=None) or parser.get("global", key, fallback=None)
 
 
 def fits(repo: str) -> bool:

@@ -16,7 +16,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from aima_lib import Aima, AsyncAima
 from aima_lib.infra.home import Home
 from tests.contract.faces import AsyncLibrary, Cli, CliFork, Face, Http, HttpGet, Library, McpRaw, mcp_http, mcp_stdio
-from tests.world import HostProcess, World, environment, furnish
+from tests.world import ROOTS, HostProcess, World, environment, furnish
 
 MODERN = "2026-07-28"
 HANDSHAKE = "2025-11-25"
@@ -85,7 +85,7 @@ class Faces:
         """A home hosted by this very process, furnished like the world."""
         home = Home(self._embedded)
         home.make()
-        (home.path / "config.toml").write_text(self._config, encoding="utf-8")
+        (home.path / "config.toml").write_text(self._config + ROOTS, encoding="utf-8")
         aima = self._stack.enter_context(Aima(home.path))
         self._stack.callback(aima.call, "engine.stop", {"name": "llamacpp", "force": True})
         face = Library(aima, home, self._world.folder)

@@ -42,7 +42,7 @@ def large(tmp_path: Path) -> Iterator[Hub]:
 
 @contextmanager
 def hosting(python: Path, home: Path, hub: Hub, cwd: Path) -> Iterator[HostProcess]:
-    host = HostProcess(python, home, cwd, f'[sources]\nhuggingface_endpoint = "{hub.url}"\n').start()
+    host = HostProcess(python, home, cwd, hub.config).start()
     try:
         yield host
     finally:

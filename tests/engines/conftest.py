@@ -14,6 +14,7 @@ from aima_lib import runtime
 from aima_lib.gateway import Gateway
 from aima_lib.infra.home import Home
 from tests.workshop import agreed
+from tests.world import ROOTS
 
 HERE = Path(__file__).parent
 Found = TypeVar("Found")
@@ -65,7 +66,7 @@ def llama_server(tmp_path: Path) -> Path:
 @pytest.fixture
 async def hosted(home: Home, fixtures: Path, llama_server: Path, anyio_backend: str) -> AsyncIterator[Hosted]:
     """A hosted home; its engines are ended with it."""
-    (home.path / "config.toml").write_text(CONFIG.format(server=llama_server), encoding="utf-8")
+    (home.path / "config.toml").write_text(CONFIG.format(server=llama_server) + ROOTS, encoding="utf-8")
     async with runtime.host(home) as gateway:
         try:
             yield Hosted(gateway, fixtures)

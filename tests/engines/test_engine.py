@@ -15,7 +15,7 @@ import anyio
 import psutil
 import pytest
 
-from aima_lib.errors import AimaError, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
+from aima_lib.errors import AimaError, FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, ResourceExhausted
 from aima_lib.launchers import process
 from aima_lib.services.admission import Admission
 from tests.engines.conftest import Hosted
@@ -78,6 +78,20 @@ async def test_weights_that_went_bad_are_named_within_two_seconds(hosted: Hosted
     assert "invalid magic" in error["payload"]["cause"]
     [row] = (await hosted.call("engine.get", name=engine))["engine"]["instances"]
     assert (row["status"], row["pid"], row["base_url"]) == ("failed", None, None)
+
+
+async def test_registered_weights_that_were_swapped_for_a_way_out_are_not_started(hosted: Hosted, tmp_path: Path) -> None:
+    path = tmp_path / "mine.gguf"
+    path.symlink_to(hosted.fixtures / "tiny.gguf")
+    await hosted.call("model.create", name="mine", type="llm", path=str(path))
+    path.unlink()
+    path.symlink_to("/etc/hostname")
+    with pytest.raises(PermissionDenied, match="not beneath"):
+        await hosted.call("engine.start", name="llamacpp", model_id="mine")
+    assert (await hosted.call("engine.get", name="llamacpp"))["engine"]["instances"] == []
+    path.unlink()
+    path.symlink_to(hosted.fixtures / "tiny.gguf")
+    assert (await hosted.call("engine.start", name="llamacpp", model_id="mine"))["instance"]["status"] == "ready"
 
 
 def _spoil(path: Path) -> None:

@@ -19,7 +19,7 @@ from aima_lib.registry import definitions
 from aima_mcp.faces.cli import DOTTED, UnitCommand, arguments, command_line, definition
 from aima_mcp.main import run
 from tests.hub import Fault, Hub
-from tests.world import environment, until
+from tests.world import ROOTS, environment, until
 
 ROOT = Path(__file__).parents[2]
 CALLABLE = [unit for unit in definitions() if unit["kind"] in ("command", "query")]
@@ -55,7 +55,7 @@ def around(home: Home) -> dict[str, str]:
 @pytest.fixture
 def stopped_after(home: Home) -> Iterator[Home]:
     """A home on a free port, whose host is gone when the test is over."""
-    (home.path / "config.toml").write_text("[server]\nport = 0\n", encoding="utf-8")
+    (home.path / "config.toml").write_text(f"[server]\nport = 0\n{ROOTS}", encoding="utf-8")
     yield home
     assert aima(home, "stop").returncode == 0
     assert home.host() is None
@@ -287,7 +287,7 @@ def test_interrupting_a_pull_leaves_it_to_the_host(stopped_after: Home, tmp_path
         hub.add_repo("a/slow", {"slow.gguf": bytes(2_000_000)})
         hub.faults = {"slow.gguf": Fault(bytes_per_second=100_000)}
         with (home.path / "config.toml").open("a", encoding="utf-8") as config:
-            config.write(f'[sources]\nhuggingface_endpoint = "{hub.url}"\n')
+            config.write(hub.config)
         words = [sys.executable, "-m", "aima_mcp.main", "model", "pull", "a/slow"]
         with subprocess.Popen(words, env=around(home), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as pull:
             until(lambda: sum(hub.counts.values()) > 0, 30, "the first bytes")

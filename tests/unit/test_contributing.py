@@ -68,6 +68,8 @@ def copy(tmp_path: Path) -> Path:
 
 def test_the_worked_examples_work(copy: Path, tmp_path: Path) -> None:
     write_tiny_gguf(tmp_path / "tiny.gguf")
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/config.toml").write_text('[egress]\nallow = ["127.0.0.1/32"]\n', encoding="utf-8")
     environment = os.environ | {"PYTHONPATH": str(copy), "AIMA_HOME": str(tmp_path / "home")}
     done = subprocess.run(
         [sys.executable, "-c", USE, str(tmp_path)], env=environment, cwd=copy, capture_output=True, text=True, timeout=90, check=False

@@ -80,7 +80,7 @@ def test_an_array_of_two_to_the_forty_is_refused_at_once(tmp_path: Path) -> None
     ("pieces", "said"),
     [
         ([b""], "at byte 0: the magic needs 4 bytes"),
-        ([b"PK\x03\x04" + bytes(60)], "at byte 0: it begins with"),
+        ([b"PK\x03\x04" + bytes(60)], "at byte 0: it does not begin with"),
         ([head(version=99), bytes(64)], "at byte 4: version 99"),
         ([b"GGUF" + struct.pack(">I", 3), bytes(64)], "big-endian"),
         ([head(tensors=1 << 60), bytes(64)], "the number of tensors"),
@@ -96,7 +96,7 @@ def test_an_array_of_two_to_the_forty_is_refused_at_once(tmp_path: Path) -> None
 def test_a_lie_is_named_with_its_offset(tmp_path: Path, pieces: list[bytes], said: str) -> None:
     with pytest.raises(InvalidArgument, match=r"made\.gguf .* at byte \d+") as caught:
         read_head(written(tmp_path, *pieces))
-    assert said in str(caught.value)
+    assert said in str(caught.value) and "PK" not in str(caught.value)
 
 
 def test_a_file_cut_anywhere_is_refused(tiny: Path, tmp_path: Path) -> None:

@@ -24,8 +24,10 @@ from aima_lib.registry import Registry
 from aima_lib.services import memory
 from aima_lib.services.device import DeviceService
 from aima_lib.services.model import ModelService
+from aima_lib.services.pulling import way_out
 from tests.hub import sha256_of
 from tests.tiny import write_tiny_gguf
+from tests.world import ROOTS
 
 pytestmark = pytest.mark.anyio
 
@@ -39,13 +41,14 @@ class Shop:
     """A model service that runs, and what it stands on."""
 
     def __init__(self, home: Home, store: Store, toml: str = "", stall_seconds: float = 2) -> None:
-        (home.path / "config.toml").write_text(toml, encoding="utf-8")
+        (home.path / "config.toml").write_text(toml + ROOTS, encoding="utf-8")
         self.home, self.store = home.path, store
         settings = config.load(home.path)
         types = {unit.name: unit for unit in Registry.described().of("event")}
         self.events = Events(store, types)
         self.devices = DeviceService(settings, store, self.events)
-        web, pace = Web(connect_seconds=2, stall_seconds=stall_seconds), Pace(attempts=3, first_wait_seconds=0.02, longest_wait_seconds=0.1)
+        web = Web(way_out(settings, connect_seconds=2, stall_seconds=stall_seconds))
+        pace = Pace(attempts=3, first_wait_seconds=0.02, longest_wait_seconds=0.1)
         self.models = ModelService(settings, home.path, store, self.events, self.devices, web=web, pace=pace)
 
     def on_disk(self) -> dict[str, list[str]]:
@@ -186,6 +189,9 @@ async def test_registered_weights_stay_where_they_are(here: Shop, tiny: Path, tm
     odd.write_bytes(b"?")
     with pytest.raises(InvalidArgument, match="cannot be told"):
         await here.models.create("odd", "asr", str(odd))
+    for format in ("gguf", "safetensors"):
+        with pytest.raises(InvalidArgument, match=f"is unknown, not {format}"):
+            await here.models.create("odd", "asr", str(odd), format=format)
     assert (await here.models.create("odd", "asr", str(odd), format="ctranslate2"))["format"] == "ctranslate2"
 
 

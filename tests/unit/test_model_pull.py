@@ -46,7 +46,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 
 
 def toml(hub: Hub) -> str:
-    return f'[sources]\nhuggingface_endpoint = "{hub.url}"\npypi_index = "{hub.url}/simple"\nhuggingface_token_env = "HUB_TOKEN"\n'
+    return hub.config
 
 
 def nothing_left(here: Shop) -> bool:

@@ -53,7 +53,7 @@ async def served(home: Home) -> AsyncIterator[tuple[str, int]]:
 
 @pytest.fixture
 def process(tmp_path: Path) -> Iterator[HostProcess]:
-    host = HostProcess(Path(sys.executable), tmp_path / "home", ROOT).start()
+    host = HostProcess(Path(sys.executable), tmp_path / "home", ROOT, '[egress]\nallow = ["127.0.0.1"]\n').start()
     yield host
     host.kill()  # nothing happens to one that has ended
 

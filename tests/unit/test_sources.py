@@ -9,7 +9,9 @@ import anyio
 import pytest
 
 from aima_lib.errors import AimaError, InvalidArgument, NotFound, PermissionDenied, Unavailable
-from aima_lib.infra.web import Web, shown
+from aima_lib.infra.egress import Egress
+from aima_lib.infra.places import shown
+from aima_lib.infra.web import Web
 from aima_lib.sources import huggingface, pypi
 from aima_lib.sources.base import Plan, Request, matches, safe_name
 from tests.hub import Fault, Hub, sha256_of
@@ -32,7 +34,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 
 @pytest.fixture
 async def web() -> AsyncIterator[Web]:
-    opened = Web(connect_seconds=2, stall_seconds=2)
+    opened = Web(Egress(["127.0.0.0/8"], connect_seconds=2, stall_seconds=2))
     yield opened
     await opened.close()
 
