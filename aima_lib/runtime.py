@@ -24,6 +24,7 @@ from aima_lib.services.engine import EngineService
 from aima_lib.services.inference import InferenceService
 from aima_lib.services.keys import KeyService
 from aima_lib.services.model import ModelService
+from aima_lib.services.secrets import SecretService
 from aima_lib.services.serving import ServingService
 
 RETRY_SECONDS = 5
@@ -61,11 +62,13 @@ async def host(home: Home, *, passing: bool = False, registry: Registry | None =
 def _build(home: Home, settings: config.Config, registry: Registry, store: Store) -> Gateway:
     events = Events(store, {unit.name: unit for unit in registry.of("event")})
     devices = DeviceService(settings, store, events)
-    models = ModelService(settings, home.path, store, events, devices)
+    secrets = SecretService(home, store)
+    models = ModelService(settings, home.path, store, events, devices, secrets)
     engines = EngineService(settings, home.path, store, events, models, devices)
     serving = ServingService(settings, store, events, models, engines)
     inference = InferenceService(settings, store, events, engines, serving)
-    services = Services(settings, home, store, events, devices, models, engines, serving, inference, KeyService(home, store, events))
+    keys = KeyService(home, store, events)
+    services = Services(settings, home, store, events, devices, models, engines, serving, inference, keys, secrets)
     return Gateway(registry, services, Runs(store, registry))
 
 

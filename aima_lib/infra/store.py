@@ -26,6 +26,10 @@ Document = dict[str, Any]
 Job = Callable[[apsw.Connection], Any]
 MIGRATIONS = Path(__file__).parent / "migrations"
 GROUP = 512
+# The unit that lists the documents of a kind.
+LISTED_BY = {
+    "model": "model.list", "instance": "engine.list", "service": "service.list", "run": "run.list", "key": "key.list", "secret": "secret.list",
+}  # fmt: skip
 
 
 class Store:
@@ -94,7 +98,7 @@ class Store:
         """The error that says so and names what is near, among the documents whose fields equal these."""
         where, values = _conditions(kind, equal)
         ids = [row[0] for row in self.read(f"SELECT id FROM documents WHERE {where}", values)]
-        unit = {"model": "model.list", "instance": "engine.list", "service": "service.list", "run": "run.list", "key": "key.list"}.get(kind)
+        unit = LISTED_BY.get(kind)
         hint = did_you_mean(id, ids) or (f"there are: {', '.join(ids[-5:])}" if ids else f"there is no {kind} yet")
         calls = [{"unit": unit, "arguments": {}}] if unit else []
         return NotFound(f"no {kind} called {id!r}", hint=hint, next=calls, details={"nearest": nearest(id, ids)})
