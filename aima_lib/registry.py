@@ -22,6 +22,7 @@ PACKAGE = Path(__file__).parent
 SCHEMAS = PACKAGE / "schemas" if (PACKAGE / "schemas").is_dir() else PACKAGE.parent / "schemas"
 
 
+LOGIN = re.compile(r"://[^/?#\s]*@")
 UNHANDLED = ("event", "prompt")  # kinds that are no more than their file
 
 
@@ -65,7 +66,7 @@ class Judge:
         except (ValueError, TypeError) as unfit:
             return "not a JSON value" if self._private else f"not a JSON value: {unfit}"
         where = ".".join(str(step) for step in error.instance_path)
-        message = self._told(error) if self._private else str(error.message)
+        message = LOGIN.sub("://***@", self._told(error) if self._private else str(error.message))
         return f"{where}: {message}" if where else message
 
     @staticmethod

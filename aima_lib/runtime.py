@@ -24,6 +24,7 @@ from aima_lib.services.engine import EngineService
 from aima_lib.services.inference import InferenceService
 from aima_lib.services.keys import KeyService
 from aima_lib.services.model import ModelService
+from aima_lib.services.oauth import OAuth
 from aima_lib.services.secrets import SecretService
 from aima_lib.services.serving import ServingService
 
@@ -67,8 +68,8 @@ def _build(home: Home, settings: config.Config, registry: Registry, store: Store
     engines = EngineService(settings, home.path, store, events, models, devices)
     serving = ServingService(settings, store, events, models, engines)
     inference = InferenceService(settings, store, events, engines, serving)
-    keys = KeyService(home, store, events)
-    services = Services(settings, home, store, events, devices, models, engines, serving, inference, keys, secrets)
+    keys, oauth = KeyService(home, store, events), OAuth.configured(settings, home)
+    services = Services(settings, home, store, events, devices, models, engines, serving, inference, keys, secrets, oauth)
     return Gateway(registry, services, Runs(store, registry))
 
 
@@ -93,6 +94,8 @@ async def _running(gateway: Gateway, passing: bool) -> AsyncIterator[None]:
             loops.cancel_scope.cancel()
             with anyio.CancelScope(shield=True):
                 await services.inference.close()
+                if services.oauth is not None:
+                    await services.oauth.close()
 
 
 async def _kept_up(loop: Callable[..., Awaitable[None]], *, task_status: TaskStatus[None]) -> None:

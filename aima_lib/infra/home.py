@@ -83,7 +83,7 @@ class Home:
         return self.secret_path.exists()
 
     def secret(self) -> bytes:
-        """What keys are hashed with, and secrets encrypted. Made once, kept in a 0600 file outside the store, whose copy alone tells nothing.
+        """What keys are hashed with, and secrets encrypted. Made once, in a 0600 file outside the store, whose copy alone tells nothing.
 
         Raises:
             FailedPrecondition: the file is there and holds something else.

@@ -27,9 +27,7 @@ Job = Callable[[apsw.Connection], Any]
 MIGRATIONS = Path(__file__).parent / "migrations"
 GROUP = 512
 # The unit that lists the documents of a kind.
-LISTED_BY = {
-    "model": "model.list", "instance": "engine.list", "service": "service.list", "run": "run.list", "key": "key.list", "secret": "secret.list",
-}  # fmt: skip
+LISTED_BY = {kind: f"{kind}.list" for kind in ("model", "service", "run", "key", "secret")} | {"instance": "engine.list"}
 
 
 class Store:

@@ -14,6 +14,7 @@ from aima_lib.services.engine import EngineService
 from aima_lib.services.inference import InferenceService
 from aima_lib.services.keys import KeyService
 from aima_lib.services.model import ModelService
+from aima_lib.services.oauth import OAuth
 from aima_lib.services.secrets import SecretService
 from aima_lib.services.serving import ServingService
 
@@ -33,3 +34,4 @@ class Services:
     inference: InferenceService
     keys: KeyService
     secrets: SecretService
+    oauth: OAuth | None
