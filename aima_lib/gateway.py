@@ -31,6 +31,7 @@ from aima_lib.infra.change import Change
 from aima_lib.infra.progress import Send, silent
 from aima_lib.names import did_you_mean, nearest
 from aima_lib.policy import Policy
+from aima_lib.redact import redacted
 from aima_lib.registry import Registry, Unit
 from aima_lib.runs import Runs, outcome_of
 from aima_lib.services import Services
@@ -337,11 +338,8 @@ def _needs(plan: Mapping[str, Any], given: Mapping[str, Any], why: str | None) -
 
 
 def _told(unit: Unit, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """What may be written down of a call's arguments: no secret, and of what is asked of a model only which model."""
-    known = unit.definition.get("inputSchema", {}).get("properties", {})
-    if unit.definition["scope"] == "inference" or unit.name == PASSES_ON:
-        return {key: value for key, value in arguments.items() if key in ("model", "name")}
-    return {key: "***" if known.get(key, {}).get("writeOnly") else value for key, value in arguments.items()}
+    """What may be written down of a call's arguments."""
+    return redacted(unit.definition.get("inputSchema", {}), arguments)
 
 
 def _shaped(unit: Unit, send: Send | None) -> Send:

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from aima_lib.redact import HIDDEN, is_secret, keeps_private, known_key
+
 Handler = Callable[..., Awaitable[Mapping[str, Any]]]
 Planner = Callable[[Any, Mapping[str, Any]], Awaitable[Any]]
 PACKAGE = Path(__file__).parent
@@ -21,6 +23,7 @@ PACKAGE = Path(__file__).parent
 SCHEMAS = PACKAGE / "schemas" if (PACKAGE / "schemas").is_dir() else PACKAGE.parent / "schemas"
 
 
+LOGIN = re.compile(r"://[^/?#\s]*@")
 UNHANDLED = ("event", "prompt")  # kinds that are no more than their file
 
 
@@ -54,12 +57,16 @@ def first_error(schema: Mapping[str, Any], value: Any) -> str | None:
 
 
 class Judge:
-    """One schema, compiled. The validator is imported late: listing units needs none."""
+    """One schema, compiled. The validator is imported late: listing units needs none.
 
-    def __init__(self, schema: Mapping[str, Any]) -> None:
+    private: no error repeats a value. So it is wherever the schema marks one as `writeOnly`.
+    """
+
+    def __init__(self, schema: Mapping[str, Any], *, private: bool = False) -> None:
         import jsonschema_rs
 
-        self._validator = jsonschema_rs.Draft202012Validator(dict(schema))
+        self._private = private or keeps_private(schema)
+        self._validator = jsonschema_rs.Draft202012Validator(dict(schema), mask=HIDDEN if self._private else None)
 
     def first_error(self, value: Any) -> str | None:
         """What is wrong with `value`, with its path, or None. Numbers JSON cannot carry are wrong too."""
@@ -68,9 +75,18 @@ class Judge:
                 return None
             error = next(iter(self._validator.iter_errors(value)))
         except (ValueError, TypeError) as unfit:
-            return f"not a JSON value: {unfit}"
+            return "not a JSON value" if self._private else f"not a JSON value: {unfit}"
         where = ".".join(str(step) for step in error.instance_path)
-        return f"{where}: {error.message}" if where else str(error.message)
+        message = LOGIN.sub("://***@", self._told(error) if self._private else str(error.message))
+        return f"{where}: {message}" if where else message
+
+    @staticmethod
+    def _told(error: Any) -> str:
+        """The message. Values are masked in it by the validator, keys that nobody knows by us."""
+        unexpected = getattr(error.kind, "unexpected", None)
+        if unexpected is None:
+            return str(error.message)
+        return f"Additional properties are not allowed ({', '.join(repr(known_key(key)) for key in unexpected)})"
 
 
 @dataclass(frozen=True)
@@ -113,7 +129,7 @@ class Unit:
 
     @cached_property
     def output(self) -> Judge:
-        return Judge(self.definition["outputSchema"])
+        return Judge(self.definition["outputSchema"], private=True)  # what does not fit may be a key, or what a model said
 
     @cached_property
     def payload(self) -> Judge:
@@ -173,6 +189,7 @@ class Registry(Mapping[str, Unit]):
         units = {}
         for definition in definitions(schemas):
             name, handler = definition["name"], None
+            _refuse_leaks(definition)
             if definition["kind"] not in UNHANDLED:
                 if name not in found:
                     raise SchemaError(f"schemas/{name.replace('.', '/')}.json has no handler")
@@ -263,6 +280,19 @@ def _agree(definition: Mapping[str, Any], handler: Handler) -> None:
     if actual != expected:
         file = f"schemas/{definition['name'].replace('.', '/')}.json"
         raise SchemaError(f"{file} says {_words(expected)}; {handler.__module__}.{handler.__name__} takes {_words(actual)}")
+
+
+def _refuse_leaks(definition: Mapping[str, Any]) -> None:
+    """Refuse a unit that would keep or give back what it marks as for writing only."""
+    file = f"schemas/{definition['name'].replace('.', '/')}.json"
+    if definition.get("durable") and keeps_private(definition["inputSchema"]):
+        raise SchemaError(f"{file} is durable, so its input is kept, and has a writeOnly property, which must not be")
+    for key in ("outputSchema", "streamSchema", "payloadSchema"):
+        if keeps_private(definition.get(key)):
+            raise SchemaError(f"{file}: {key} has a writeOnly property")
+    for key, spec in definition.get("inputSchema", {}).get("properties", {}).items():
+        if spec.get("format") == "password" and not is_secret(spec):
+            raise SchemaError(f"{file}: {key} is a password, so it is writeOnly")
 
 
 def _words(parameters: Mapping[str, Any]) -> str:

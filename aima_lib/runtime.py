@@ -28,6 +28,8 @@ from aima_lib.services.freeze import Freeze
 from aima_lib.services.inference import InferenceService
 from aima_lib.services.keys import KeyService
 from aima_lib.services.model import ModelService
+from aima_lib.services.oauth import OAuth
+from aima_lib.services.secrets import SecretService
 from aima_lib.services.serving import ServingService
 
 RETRY_SECONDS = 5
@@ -66,17 +68,19 @@ async def host(home: Home, *, passing: bool = False, registry: Registry | None =
 def _build(home: Home, settings: config.Config, registry: Registry, store: Store) -> Gateway:
     events = Events(store, {unit.name: unit for unit in registry.of("event")})
     devices = DeviceService(settings, store, events)
-    models = ModelService(settings, home.path, store, events, devices)
+    secrets = SecretService(home, store)
+    models = ModelService(settings, home.path, store, events, devices, secrets)
     engines = EngineService(settings, home.path, store, events, models, devices)
     serving = ServingService(settings, store, events, models, engines)
     inference = InferenceService(settings, store, events, engines, serving)
     allowance, freeze = Allowance(settings["budgets"], store), Freeze(store, events)
-    keys = KeyService(home, store, events, allowance)
+    keys, oauth = KeyService(home, store, events, allowance), OAuth.configured(settings, home)
     approvals = Approvals(settings["policy"], home, store, events)
     audit = Audit(home, store, settings["audit"]["retention_days"])
     services = Services(
-        settings, home, store, events, devices, models, engines, serving, inference, keys, approvals, audit, freeze, allowance
-    )
+        settings, home, store, events, devices, models, engines, serving, inference, keys, secrets, oauth, approvals, audit, freeze,
+        allowance,
+    )  # fmt: skip
     return Gateway(registry, services, Runs(store, registry))
 
 
@@ -101,6 +105,8 @@ async def _running(gateway: Gateway, passing: bool) -> AsyncIterator[None]:
             loops.cancel_scope.cancel()
             with anyio.CancelScope(shield=True):
                 await services.inference.close()
+                if services.oauth is not None:
+                    await services.oauth.close()
 
 
 async def _kept_up(loop: Callable[..., Awaitable[None]], *, task_status: TaskStatus[None]) -> None:

@@ -278,6 +278,16 @@ class Run(TypedDict):
     finished_at: str | None
 
 
+class Secret(TypedDict):
+    """What is told of a secret: everything but its value."""
+
+    name: str
+    status: Literal['ready', 'lost']
+    used_by: list[str]
+    created_at: str
+    updated_at: str
+
+
 class Service(TypedDict):
     """A model served for as long as it is wanted."""
 
@@ -597,6 +607,24 @@ class RunWaitResult(TypedDict):
     """RunWaitResult"""
 
     run: Run
+
+
+class SecretDeleteResult(TypedDict):
+    """SecretDeleteResult"""
+
+    deleted: str
+
+
+class SecretListResult(TypedDict):
+    """SecretListResult"""
+
+    secrets: list[Secret]
+
+
+class SecretPutResult(TypedDict):
+    """SecretPutResult"""
+
+    secret: Secret
 
 
 class ServiceCreateResult(TypedDict):

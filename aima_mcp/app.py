@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 
@@ -14,11 +15,12 @@ from aima_lib import __version__
 from aima_lib.door import AGENT, OWNER, Caller
 from aima_lib.errors import AimaError, InvalidArgument, NotFound, Unavailable
 from aima_lib.gateway import Gateway
+from aima_lib.services.oauth import Bearer
 from aima_mcp.faces import http, mcp, openai, strict_json
 from aima_mcp.faces.http import metrics, openapi, refuse_method
-from aima_mcp.faces.http.entrance import Entrance, cross_origin, preflight
+from aima_mcp.faces.http.entrance import METADATA, Entrance, cross_origin, preflight
 from aima_mcp.faces.http.exchange import MIB, ClientLeft, Exchange
-from aima_mcp.faces.http.problem import Refused, retry_of, status_of
+from aima_mcp.faces.http.problem import Refused, status_of
 
 log = logging.getLogger(__name__)
 GRACE_SECONDS = 0.6
@@ -59,8 +61,8 @@ class App:
 
     def __init__(self, gateway: Gateway, bound: str, stop: Callable[[bool], None], *, conformance: bool = False) -> None:
         self._gateway, self._stop = gateway, stop
-        self._keys = gateway.services.keys
-        self._entrance = Entrance(self._keys, bound)
+        self._keys, self._oauth = gateway.services.keys, gateway.services.oauth
+        self._entrance = Entrance(self._keys, bound, self._oauth)
         self._documents: dict[frozenset[str], bytes] = {}
         self._mcp = mcp.McpPaths(gateway, gateway.services.config["mcp"]["profiles"])
         self._keyless = conformance
@@ -117,7 +119,7 @@ class App:
             if self._closing and not self._open:
                 self._quiet.set()
         if request.scope.cancelled_caught and not request.finished:
-            gone = _ending() if self._closing or request.caller is None else self._keys.ended(request.caller)
+            gone = _ending() if self._closing or request.caller is None else self._entrance.ended(request.caller)
             await self._cut(scope, receive, request, gone)
 
     async def _answer(self, scope: Scope, headers: Headers, receive: Receive, request: _Open) -> None:
@@ -133,13 +135,16 @@ class App:
             elif exchange.path == "/health":
                 refuse_method(exchange, "GET", "HEAD")
                 await exchange.reply_json({"status": "ok", "version": __version__}, headers={"cache-control": "no-store"})
+            elif self._oauth is not None and exchange.path in (METADATA, f"{METADATA}/mcp"):
+                refuse_method(exchange, "GET", "HEAD")
+                await exchange.reply_json(self._oauth.metadata(), headers={"cache-control": "max-age=300"})
             else:
                 keyless = self._keyless and exchange.path == "/mcp"
-                caller = OWNER if keyless else self._entrance.caller(headers)
-                if caller == OWNER and exchange.path.split("/", 2)[1:2] == ["mcp"]:
-                    caller = AGENT
+                bearer = Bearer(OWNER, math.inf) if keyless else await self._entrance.caller(headers)
+                at_mcp = exchange.path.split("/", 2)[1:2] == ["mcp"]
+                caller = AGENT if bearer.caller == OWNER and at_mcp else bearer.caller
                 scope.setdefault("state", {})["caller"] = request.caller = caller
-                request.scope.deadline = self._keys.deadline(caller)
+                request.scope.deadline = bearer.deadline
                 with self._keys.holding(caller, request.scope):
                     await self._route(exchange, scope, receive, request.send)
         except ClientLeft:
@@ -147,7 +152,7 @@ class App:
         except Refused as refused:
             await _refuse(exchange, refused.error, refused.status, refused.headers)
         except AimaError as error:
-            await _refuse(exchange, error, status_of(error), retry_of(error))
+            await _refuse(exchange, error, status_of(error), self._entrance.refusal(error, request.caller))
 
     async def _route(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
         path = exchange.path
@@ -162,9 +167,9 @@ class App:
 
     async def _describe(self, exchange: Exchange) -> None:
         refuse_method(exchange, "GET", "HEAD")
-        scopes = exchange.caller.scopes
+        scopes, issuer = exchange.caller.scopes, self._oauth.issuer if self._oauth else None
         if scopes not in self._documents:
-            self._documents[scopes] = strict_json.write(openapi.document(self._gateway.registry, __version__, exchange.caller))
+            self._documents[scopes] = strict_json.write(openapi.document(self._gateway.registry, __version__, exchange.caller, issuer))
         await exchange.reply(200, self._documents[scopes], "application/json")
 
     async def _tell_caller(self, exchange: Exchange) -> None:

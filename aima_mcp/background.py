@@ -118,7 +118,8 @@ def _environment(home: Home) -> dict[str, str]:
     here = str(Path(__file__).parents[1])
     known = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     paths = os.pathsep.join(dict.fromkeys([here, *known]))
-    return {**os.environ, "AIMA_HOME": str(home.path), "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}
+    around = {name: value for name, value in os.environ.items() if name not in ("AIMA_URL", "AIMA_KEY")}  # a host shows nobody a key
+    return {**around, "AIMA_HOME": str(home.path), "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}
 
 
 def _tail(path: Path, began: int) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from aima_lib.engines.base import LLAMA_OPTIONS, TEMPLATES, Found, batch_of, context_of, tasks_of
 from aima_lib.engines.cause import illegal_instruction
-from aima_lib.infra.launch import FOLDER, PORT, Launch
+from aima_lib.infra.launch import FOLDER, PORT, Launch, environment
 
 ASK_SECONDS = 10
 
@@ -76,9 +76,9 @@ class LlamaServer:
         return Launch(tuple(argv), str(model["id"]), tasks, env={"OMP_WAIT_POLICY": "passive"} | self._libraries())
 
     def _ask(self, flag: str) -> subprocess.CompletedProcess[str]:
-        environment = os.environ | self._libraries()
+        around = environment() | self._libraries()
         return subprocess.run(
-            [str(self.binary), flag], capture_output=True, text=True, errors="replace", timeout=ASK_SECONDS, env=environment, check=False
+            [str(self.binary), flag], capture_output=True, text=True, errors="replace", timeout=ASK_SECONDS, env=around, check=False
         )
 
     def _libraries(self) -> dict[str, str]:

@@ -83,10 +83,20 @@ class Home:
         return self.secret_path.exists()
 
     def secret(self) -> bytes:
-        """What keys are hashed with. Made once, kept in a 0600 file outside the store, whose copy alone tells nothing."""
+        """What keys are hashed with, and secrets encrypted. Made once, in a 0600 file outside the store, whose copy alone tells nothing.
+
+        Raises:
+            FailedPrecondition: the file is there and holds something else.
+        """
         if not self.has_secret():
             write_private(self.secret_path, secrets.token_hex(32))
-        return bytes.fromhex(self.secret_path.read_text(encoding="utf-8").strip())
+        try:
+            return bytes.fromhex(self.secret_path.read_text(encoding="utf-8").strip())
+        except (OSError, ValueError) as error:
+            raise FailedPrecondition(
+                f"{self.secret_path} is damaged or cannot be read",
+                hint="bring it back from a backup; or move it away: keys must then be made anew, and secrets put again",
+            ) from error
 
     def remote(self) -> tuple[str | None, str | None]:
         """AIMA_URL and AIMA_KEY of the environment, for who named no home: the host to go to, and the key to show there."""

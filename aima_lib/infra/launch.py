@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 FOLDER, PORT = "{folder}", "{port}"
+# What an engine may see of the host's environment.
+PASSED = frozenset(
+    {
+        "PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONPATH", "XDG_CACHE_HOME",
+        "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES", "NVIDIA_TF32_OVERRIDE",
+    }
+)  # fmt: skip
+PASSED_PREFIXES = ("LC_", "CUDA_", "HIP_", "ROCR_", "GGML_", "OMP_", "GOMP_", "KMP_", "MKL_", "VK_")
+SECRETIVE = re.compile("KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,3 +33,12 @@ class Launch:
     env: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     announces: bool = False
+
+
+def environment() -> dict[str, str]:
+    """What every child that runs an engine gets of the host's environment: no key, token or password, whatever its prefix."""
+    return {name: value for name, value in os.environ.items() if _is_passed(name)}
+
+
+def _is_passed(name: str) -> bool:
+    return name in PASSED or (name.startswith(PASSED_PREFIXES) and SECRETIVE.search(name) is None)

@@ -26,10 +26,9 @@ Document = dict[str, Any]
 Job = Callable[[apsw.Connection], Any]
 MIGRATIONS = Path(__file__).parent / "migrations"
 GROUP = 512
-LISTS = {  # kind → the unit that lists it
-    "model": "model.list", "instance": "engine.list", "service": "service.list", "run": "run.list", "key": "key.list",
-    "plan": "approval.list",
-}  # fmt: skip
+# The unit that lists the documents of a kind.
+LISTED_BY = {kind: f"{kind}.list" for kind in ("model", "service", "run", "key", "secret")}
+LISTED_BY |= {"instance": "engine.list", "plan": "approval.list"}
 
 
 class Store:
@@ -98,7 +97,7 @@ class Store:
         """The error that says so and names what is near, among the documents whose fields equal these."""
         where, values = _conditions(kind, equal)
         ids = [row[0] for row in self.read(f"SELECT id FROM documents WHERE {where}", values)]
-        unit = LISTS.get(kind)
+        unit = LISTED_BY.get(kind)
         hint = did_you_mean(id, ids) or (f"there are: {', '.join(ids[-5:])}" if ids else f"there is no {kind} yet")
         calls = [{"unit": unit, "arguments": {}}] if unit else []
         return NotFound(f"no {kind} called {id!r}", hint=hint, next=calls, details={"nearest": nearest(id, ids)})

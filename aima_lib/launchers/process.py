@@ -22,13 +22,10 @@ import psutil
 from aima_lib.errors import FailedPrecondition, Unavailable
 from aima_lib.infra.blobs import disk_error
 from aima_lib.infra.home import Home, is_alive, write_private
-from aima_lib.infra.launch import FOLDER, PORT, Launch
+from aima_lib.infra.launch import FOLDER, PORT, Launch, environment
 
 KEEPER = Path(__file__).with_name("keeper.py")
 KEEPER_SECONDS = 10
-# What an engine may see of the host's environment: no token or password is among these.
-PASSED = ("PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONPATH", "XDG_CACHE_HOME")
-PASSED_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "HIP_", "ROCR_", "GGML_", "OMP_", "GOMP_", "KMP_", "MKL_", "VK_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +91,7 @@ def start(home: Path, instance: str, launch: Launch, key: str, grace_seconds: fl
         raise disk_error(error, home) from error
     marks = {"AIMA_HOME_ID": Home(home).id, "AIMA_INSTANCE": instance}
     try:
-        _start_keeper(folder, _environment() | dict(launch.env) | marks)
+        _start_keeper(folder, environment() | dict(launch.env) | marks)
         return _await_state(home, instance), chosen
     except Unavailable:
         stop(home, instance, 0.0)  # a keeper that could not say that it runs may run
@@ -270,10 +267,6 @@ def _is_running(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
-
-
-def _environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name in PASSED or name.startswith(PASSED_PREFIXES)}
 
 
 def _read(path: Path) -> dict[str, Any] | None:

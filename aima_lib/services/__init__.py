@@ -18,6 +18,8 @@ from aima_lib.services.freeze import Freeze
 from aima_lib.services.inference import InferenceService
 from aima_lib.services.keys import KeyService
 from aima_lib.services.model import ModelService
+from aima_lib.services.oauth import OAuth
+from aima_lib.services.secrets import SecretService
 from aima_lib.services.serving import ServingService
 
 
@@ -35,6 +37,8 @@ class Services:
     serving: ServingService
     inference: InferenceService
     keys: KeyService
+    secrets: SecretService
+    oauth: OAuth | None
     approvals: Approvals
     audit: Audit
     freeze: Freeze

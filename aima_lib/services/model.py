@@ -27,6 +27,7 @@ from aima_lib.services.describe import digest_of
 from aima_lib.services.device import DeviceService
 from aima_lib.services.intake import Intake
 from aima_lib.services.pulling import Pulling, guess, way_out
+from aima_lib.services.secrets import SecretService
 from aima_lib.services.shelf import Model, Shelf
 from aima_lib.services.transfers import Transfers
 from aima_lib.sources.base import Request
@@ -42,6 +43,7 @@ class ModelService:
         store: Store,
         events: Events,
         devices: DeviceService,
+        secrets: SecretService,
         *,
         web: Web | None = None,
         pace: Pace | None = None,
@@ -49,7 +51,7 @@ class ModelService:
         self._config, self._store, self._events, self._devices = config, store, events, devices
         self._shelf = Shelf(Blobs(home / "models"), store, events, Roots(config["files"]["roots"], home / "models"))
         self._web, self._transfers = web or Web(way_out(config)), Transfers()
-        self._pulling = Pulling(config["sources"], store, events, self._shelf, self._transfers, self._web, pace or Pace())
+        self._pulling = Pulling(config["sources"], secrets, store, events, self._shelf, self._transfers, self._web, pace or Pace())
         self._intake = Intake(store, self._shelf)
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:

@@ -24,12 +24,14 @@ from aima_lib.names import slug
 from aima_lib.services.allowance import Hold, unlimited
 from aima_lib.services.describe import FACTS, describe, digest_of, geometry_of
 from aima_lib.services.fetch import Fetch, File, Meter
+from aima_lib.services.secrets import SecretService
 from aima_lib.services.shelf import Model, Shelf
 from aima_lib.services.transfers import Report, Transfers
 from aima_lib.sources import huggingface, pypi
 from aima_lib.sources.base import Plan, Request, Resolve
 
 SOURCES: Mapping[str, Resolve] = {"huggingface": huggingface.resolve, "pypi": pypi.resolve}
+SECRETS = {"huggingface": "huggingface_token"}  # what a source is shown, by the name of the secret
 PEEK = 256 << 10
 
 
@@ -37,9 +39,10 @@ class Pulling:
     """Pulls of one home."""
 
     def __init__(
-        self, sources: Mapping[str, Any], store: Store, events: Events, shelf: Shelf, transfers: Transfers, web: Web, pace: Pace
-    ) -> None:
-        self._sources, self._store, self._events, self._shelf = sources, store, events, shelf
+        self, sources: Mapping[str, Any], secrets: SecretService, store: Store, events: Events, shelf: Shelf,
+        transfers: Transfers, web: Web, pace: Pace,
+    ) -> None:  # fmt: skip
+        self._sources, self._secrets, self._store, self._events, self._shelf = sources, secrets, store, events, shelf
         self._transfers, self._web, self._pace = transfers, web, pace
 
     async def pull(self, request: Request, kind: str, name: str | None, send: Send, hold: Hold = unlimited) -> Model:
@@ -85,7 +88,8 @@ class Pulling:
         """What the source would serve for `request`."""
         if request.mirror:
             place(request.mirror)  # a source may read logins in what its owner configured; a caller's address holds none
-        return await SOURCES[kind](request, self._sources, self._web)
+        held = {name: self._secrets.read(name)} if (name := SECRETS.get(kind)) else {}
+        return await SOURCES[kind](request, {**self._sources, **held}, self._web)
 
     async def _resolve(self, kind: str, request: Request, _: Report) -> Plan:
         return await self.plan(kind, request)

@@ -140,7 +140,8 @@ async def _ask(url: str, headers: Mapping[str, str], web: Web, request: Request,
     except Barred:
         raise
     except PermissionDenied as error:
-        hint = f"set {variable} in the host's environment, and accept the licence on the model's page; a misspelt name answers the same"
+        put = f"put the secret huggingface_token, or set {variable} in the host's environment"
+        hint = f"{put}, and accept the licence on the model's page; a misspelt name answers the same"
         raise PermissionDenied(f"the hub does not show {request.repo}: {error}", hint=hint) from error
     except NotFound as error:
         raise NotFound(
@@ -161,7 +162,11 @@ def _file(item: Mapping[str, Any]) -> File:
 
 
 def _credentials(config: Mapping[str, str | None]) -> dict[str, str]:
-    token = os.environ.get(config.get("huggingface_token_env") or "HF_TOKEN", "").strip()
+    """The secret huggingface_token, or else the environment's."""
+    variable = config.get("huggingface_token_env") or "HF_TOKEN"
+    token = config.get("huggingface_token") or os.environ.get(variable, "").strip()
+    if not (token.isascii() and token.isprintable() and " " not in token):  # as a header, it would be repeated in the client's error
+        raise FailedPrecondition(f"{variable} holds what no token holds", hint="copy it again, whole and alone")
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 

@@ -165,3 +165,23 @@ def test_a_disk_that_refuses_is_no_bug(home: Home) -> None:
     (home.path / "instances").touch()
     with pytest.raises(InvalidArgument, match="instances"):
         process.start(home.path, "talker", TALKER, "key", GRACE)
+
+
+def test_no_key_or_token_of_the_hosts_environment_reaches_an_engine(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    planted = {
+        "HF_TOKEN", "AIMA_KEY", "OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY", "NVIDIA_API_KEY", "CUDA_REGISTRY_TOKEN", "GGML_PASSWORD",
+        "HTTPS_PROXY", "PIP_INDEX_URL",
+    }  # fmt: skip
+    for name in planted:
+        monkeypatch.setenv(name, f"planted-{name}")
+    for name in ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "LD_LIBRARY_PATH"):
+        monkeypatch.setenv(name, "passed-on")
+    with hosting(home):
+        kept = start(home, TALKER)
+        for one in (psutil.Process(kept.pid), psutil.Process(kept.keeper_pid)):
+            around, words = one.environ(), one.cmdline()
+            assert "planted-" not in f"{around} {words}"
+            assert not planted & set(around)
+            assert list(around.values()).count("passed-on") == 3, "and what it needs, it gets"
+            assert "the-key" not in f"{around} {words}", "its own key comes in a file"
+        process.stop(home.path, "talker", 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 import signal
@@ -10,11 +11,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from aima_lib.infra.home import Home
+from aima_lib.redact import secrets_in
 from aima_lib.registry import definitions
 from aima_mcp.faces.cli import DOTTED, UnitCommand, arguments, command_line, definition
 from aima_mcp.main import run
@@ -65,8 +68,11 @@ def stopped_after(home: Home) -> Iterator[Home]:
 
 
 @pytest.mark.parametrize(("unit", "given"), EXAMPLES, ids=lambda value: value["name"] if "name" in value and "kind" in value else "")
-def test_every_example_survives_its_own_command_line(unit: dict[str, Any], given: dict[str, Any]) -> None:
+def test_every_example_survives_its_own_command_line(unit: dict[str, Any], given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     words = shlex.split(command_line(unit["name"], given))
+    for key in secrets_in(unit["inputSchema"]):
+        assert given[key] not in words
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(given[key].encode())))
     assert words[:3] == ["aima", *unit["name"].split(".")]
     assert read(unit["name"], *words[3:]) == given
 

@@ -25,6 +25,7 @@ from aima_lib.services import memory
 from aima_lib.services.device import DeviceService
 from aima_lib.services.model import ModelService
 from aima_lib.services.pulling import way_out
+from aima_lib.services.secrets import SecretService
 from tests.hub import sha256_of
 from tests.tiny import write_tiny_gguf
 from tests.world import ROOTS
@@ -49,7 +50,7 @@ class Shop:
         self.devices = DeviceService(settings, store, self.events)
         web = Web(way_out(settings, connect_seconds=2, stall_seconds=stall_seconds))
         pace = Pace(attempts=3, first_wait_seconds=0.02, longest_wait_seconds=0.1)
-        self.models = ModelService(settings, home.path, store, self.events, self.devices, web=web, pace=pace)
+        self.models = ModelService(settings, home.path, store, self.events, self.devices, SecretService(home, store), web=web, pace=pace)
 
     def on_disk(self) -> dict[str, list[str]]:
         """Names under models/: blobs, partial, and each model."""

@@ -18,7 +18,9 @@ import click
 from click.shell_completion import CompletionItem
 
 from aima_lib.errors import InvalidArgument
+from aima_lib.redact import is_secret, secrets_in
 from aima_mcp.faces import strict_json
+from aima_mcp.faces.cli import secret
 from aima_mcp.faces.cli.complete import ids_for
 
 NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
@@ -81,21 +83,24 @@ def options(schema: Mapping[str, Any]) -> Iterator[click.Parameter]:
     if (first := positional(schema)) is not None:
         yield click.Argument([FIRST], required=False, metavar=first.upper(), type=Word(first, schema["properties"][first]))
     for key, spec in schema["properties"].items():
-        yield _option(key, spec, key in schema.get("required", ()))
+        if is_secret(spec):
+            yield from secret.options(key, spec)
+        else:
+            yield _option(key, spec, key in schema.get("required", ()))
 
 
 def positional(schema: Mapping[str, Any]) -> str | None:
-    """The first required property that is a string."""
+    """The first required property that is a string, and no secret."""
     required = schema.get("required", ())
-    return next((key for key, spec in schema["properties"].items() if key in required and kind_of(spec) == "string"), None)
+    fit = (key for key, spec in schema["properties"].items() if key in required and kind_of(spec) == "string" and not is_secret(spec))
+    return next(fit, None)
 
 
 def gather(schema: Mapping[str, Any], params: Mapping[str, Any], dotted: Sequence[tuple[str, str, str]]) -> dict[str, Any]:
     """The arguments that were given, and no others."""
-    base = read_json(params[BASE], "--input") if params.get(BASE) is not None else {}
-    if not isinstance(base, dict):
-        raise InvalidArgument("--input is not a JSON object", hint='write {"key": value}')
-    named = {key: params.get(key) for key in schema["properties"]}
+    secrets = secrets_in(schema)
+    base = _base(params[BASE], secrets) if params.get(BASE) is not None else {}
+    named = {key: params.get(key) for key in schema["properties"] if key not in secrets}
     given = {key: _listed(schema["properties"][key], value) for key, value in named.items() if value not in (None, ())}
     first = positional(schema)
     if params.get(FIRST) is not None and first is not None:
@@ -107,7 +112,17 @@ def gather(schema: Mapping[str, Any], params: Mapping[str, Any], dotted: Sequenc
     arguments = base | given
     for key, path, text in dotted:
         _place(arguments, key, path.split("."), text)
-    return arguments
+    required = schema.get("required", ())
+    return arguments | secret.gather({key: key in required and key not in arguments for key in secrets}, params)
+
+
+def _base(text: str, secrets: Sequence[str]) -> dict[str, Any]:
+    base = read_json(text, "--input")
+    if not isinstance(base, dict):
+        raise InvalidArgument("--input is not a JSON object", hint='write {"key": value}')
+    if not text.startswith("@") and (open_ := next((key for key in secrets if key in base), None)):
+        raise secret.told(open_)
+    return base
 
 
 def split_dotted(schema: Mapping[str, Any], words: Sequence[str]) -> tuple[list[str], list[tuple[str, str, str]]]:
@@ -147,8 +162,11 @@ def command_line(name: str, arguments: Mapping[str, Any], schema: Mapping[str, A
         words.append(str(arguments[first]))
     else:
         first = None
+    secrets = secrets_in(schema) if schema else ()
     for key, value in arguments.items():
-        if key != first:
+        if key in secrets:
+            words.append(f"--{dashed(key)}-stdin")
+        elif key != first:
             words += _words(key, value)
     return shlex.join(words)
 

@@ -5,27 +5,30 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Mapping
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 
 from aima_lib.door import AGENT, OWNER, Caller
-from aima_lib.errors import InvalidArgument, PermissionDenied, Unauthenticated
+from aima_lib.errors import AimaError, InvalidArgument, PermissionDenied, Unauthenticated
 from aima_lib.services.keys import KeyService
-from aima_mcp.faces.http.problem import Refused
+from aima_lib.services.oauth import Bearer, OAuth, is_token
+from aima_mcp.faces.http.problem import Refused, retry_of
 
 HEAD_LIMIT = 32 << 10
 WILDCARDS = ("0.0.0.0", "::", "")
 CHALLENGE = 'Bearer realm="aima"'
+METADATA = "/.well-known/oauth-protected-resource"
 METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
 ASKED = "authorization, content-type, accept, aima-plan, aima-token, idempotency-key, last-event-id, prefer, x-api-key"
 SHOWN = "location, www-authenticate, mcp-session-id, mcp-protocol-version, x-request-id, retry-after, preference-applied"
 
 
 class Entrance:
-    """The checks before any face. `bound` is the address the host listens on."""
+    """The checks before any face. `bound` is the address the host listens on; `oauth` judges tokens, where an issuer is configured."""
 
-    def __init__(self, keys: KeyService, bound: str) -> None:
-        self._keys = keys
+    def __init__(self, keys: KeyService, bound: str, oauth: OAuth | None = None) -> None:
+        self._keys, self._oauth = keys, oauth
         self._open = bound in WILDCARDS
         self._names = {"localhost", bound.lower()} | ({socket.gethostname().lower()} if self._open else set())
 
@@ -44,21 +47,47 @@ class Entrance:
             if not self._is_near(origin):
                 raise Refused(403, PermissionDenied(f"pages of {origin[:200]} may not call this host", hint="call it from this machine"))
 
-    def caller(self, headers: Headers) -> Caller:
-        """Who asks, by the key. Whoever has the owner's may come as the agent it works for. Raises Refused (401)."""
+    async def caller(self, headers: Headers) -> Bearer:
+        """Who asks, by the key or the token, and until when. Whoever has the owner's key may come as the agent it works for.
+
+        Raises:
+            Refused: 401, or 403 for a token without any scope of ours; the header says where tokens come from.
+            Unavailable: the issuer of the token does not answer.
+        """
         scheme, _, key = headers.get("authorization", "").partition(" ")
         given = key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         if not given:
             hint = "send Authorization: Bearer KEY; `aima key show` prints the owner's"
-            raise Refused(401, Unauthenticated("a key is needed", hint=hint), {"www-authenticate": CHALLENGE})
+            raise Refused(401, Unauthenticated("a key is needed", hint=hint), self._challenge())
         try:
-            found = self._keys.caller(given)
+            if self._oauth is not None and is_token(given):
+                return await self._oauth.judge(given)
+            caller = _claimed(self._keys.caller(given), headers)
+            return Bearer(caller, self._keys.deadline(caller))
         except Unauthenticated as error:
-            raise Refused(401, error, {"www-authenticate": f'{CHALLENGE}, error="invalid_token"'}) from error
-        claimed = headers.get("aima-caller")
-        if claimed not in (None, AGENT.name):
-            raise InvalidArgument(f"Aima-Caller: {claimed[:80]!r} is nobody", hint=f"it is {AGENT.name}, or left out")
-        return AGENT if claimed and found == OWNER else found
+            raise Refused(401, error, self._challenge(error="invalid_token")) from error
+        except PermissionDenied as error:
+            raise Refused(403, error, self._challenge(error="insufficient_scope", scope=" ".join(error.details["scopes"]))) from error
+
+    def refusal(self, error: AimaError, caller: Caller | None) -> Mapping[str, str]:
+        """The headers of an error: to whom came with a token that lacks a scope, which one to ask the issuer for."""
+        if error.retryable:
+            return retry_of(error)
+        if self._oauth is None or caller is None or not isinstance(error, PermissionDenied) or not self._oauth.owns(caller):
+            return {}
+        wanted = [name for name, scope in self._oauth.scopes.items() if scope == error.details.get("scope")]
+        return self._challenge(error="insufficient_scope", scope=" ".join(wanted)) if wanted else {}
+
+    def ended(self, caller: Caller) -> Unauthenticated:
+        """Why what was held for this caller has ended."""
+        if self._oauth is not None and self._oauth.owns(caller):
+            return Unauthenticated(f"the token of {caller.name} has expired", hint="ask its issuer for a new one")
+        return self._keys.ended(caller)
+
+    def _challenge(self, **said: str) -> Mapping[str, str]:
+        where = {} if self._oauth is None else {"resource_metadata": metadata_url(self._oauth.audience)}
+        words = [CHALLENGE, *(f'{name}="{value}"' for name, value in {**where, **said}.items())]
+        return {"www-authenticate": ", ".join(words)}
 
     def _is_ours(self, host: str) -> bool:
         """Whether a Host header means this host. On a wildcard any address is: rebinding needs a name, and names are listed."""
@@ -79,6 +108,20 @@ class Entrance:
             return False
         address = _address(name)
         return name in self._names or (address is not None and address.is_loopback)
+
+
+def metadata_url(resource: str) -> str:
+    """Where RFC 9728 puts the metadata of a resource."""
+    parts = urlsplit(resource)
+    return f"{parts.scheme}://{parts.netloc}{METADATA}{parts.path.rstrip('/')}"
+
+
+def _claimed(found: Caller, headers: Headers) -> Caller:
+    """The caller, or the agent that comes with the owner's key and says so."""
+    claimed = headers.get("aima-caller")
+    if claimed not in (None, AGENT.name):
+        raise InvalidArgument(f"Aima-Caller: {claimed[:80]!r} is nobody", hint=f"it is {AGENT.name}, or left out")
+    return AGENT if claimed and found == OWNER else found
 
 
 def cross_origin(headers: Headers) -> Mapping[str, str]:

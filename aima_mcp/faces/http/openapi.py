@@ -32,8 +32,8 @@ SCOPES = {
 Node = dict[str, Any]
 
 
-def document(registry: Registry, version: str, caller: Caller) -> Node:
-    """All of it that this caller may use."""
+def document(registry: Registry, version: str, caller: Caller, issuer: str | None = None) -> Node:
+    """All of it that this caller may use. `issuer`: whose tokens are taken beside keys."""
     paths: Node = {}
     allowed = [unit for unit in registry.of("command", "query") if caller.may(unit.definition["scope"])]
     for unit in allowed:
@@ -41,15 +41,16 @@ def document(registry: Registry, version: str, caller: Caller) -> Node:
         if unit.kind == "query":
             path["get"] = _get(unit)
     domains = sorted({unit.domain for unit in allowed})
-    around = {path: item for path, item in _around(registry).items() if path not in SCOPES or any(map(caller.may, SCOPES[path]))}
+    known = _around(registry) | ({} if issuer is None else {"/.well-known/oauth-protected-resource": _metadata()})
+    around = {path: item for path, item in known.items() if path not in SCOPES or any(map(caller.may, SCOPES[path]))}
     return {
         "openapi": "3.1.0",
         "jsonSchemaDialect": "https://json-schema.org/draft/2020-12/schema",
         "info": {"title": "AIMA", "version": version, "description": "AI inference, managed by AI: every unit over HTTP."},
-        "security": [{"key": []}],
+        "security": [{name: []} for name in _schemes(issuer)],
         "tags": [{"name": domain} for domain in [*domains, "openai", "host"]],
         "paths": paths | around,
-        "components": {"securitySchemes": {"key": _scheme()}, "schemas": _schemas(), "responses": _responses()},
+        "components": {"securitySchemes": _schemes(issuer), "schemas": _schemas(), "responses": _responses()},
     }
 
 
@@ -136,12 +137,20 @@ def _responses() -> Node:
     return named | refused
 
 
-def _scheme() -> Node:
-    return {
+def _schemes(issuer: str | None) -> Node:
+    key = {
         "type": "http",
         "scheme": "bearer",
         "description": "A key: the owner's (`aima key show`) or one made with key.create; x-api-key is taken too.",
     }
+    if issuer is None:
+        return {"key": key}
+    where = f"{issuer.rstrip('/')}/.well-known/openid-configuration"
+    return {"key": key, "oauth": {"type": "openIdConnect", "openIdConnectUrl": where, "description": f"An access token of {issuer}."}}
+
+
+def _metadata() -> Node:
+    return {"get": _plain("oauth_protected_resource", "Whose tokens are taken here (RFC 9728)") | {"security": []}}
 
 
 def _around(registry: Registry) -> Node:
