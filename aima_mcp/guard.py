@@ -12,17 +12,30 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 HEAD_SECONDS = 10.0
 BODY_SECONDS = 60.0
 KEEP_ALIVE_SECONDS = 30
+MOST, FILES = 12_000, 32_768
 FULL = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n"
 
 
+def open_more() -> None:
+    """Let this process open as many files as the system would: shells are given few, for programs of another age."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def most_connections() -> int:
-    """Half of the files this process may open: the other half is for the store, models and engines."""
+    """Three quarters of the files this process may open: the rest is for the store, models and engines."""
     if sys.platform == "win32":
         return 500
     import resource
 
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return 2000 if soft == resource.RLIM_INFINITY else max(16, min(2000, soft // 2))
+    return MOST if soft == resource.RLIM_INFINITY else max(16, min(MOST, soft * 3 // 4))
 
 
 class GuardedProtocol(H11Protocol):

@@ -97,7 +97,9 @@ async def _serve(
 def _uvicorn(app: Any, started: Callable[[], None]) -> uvicorn.Server:
     import uvicorn
 
-    from aima_mcp.guard import KEEP_ALIVE_SECONDS, GuardedProtocol
+    from aima_mcp.guard import KEEP_ALIVE_SECONDS, GuardedProtocol, open_more
+
+    open_more()
 
     class Server(uvicorn.Server):
         """uvicorn, with our own start and end."""
