@@ -345,8 +345,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 
 @asynccontextmanager
 async def pulling(home: Home, hub: Hub) -> AsyncIterator[Gateway]:
-    sources = f'[sources]\nhuggingface_endpoint = "{hub.url}"\npypi_index = "{hub.url}/simple"\n'
-    (home.path / "config.toml").write_text(sources, encoding="utf-8")
+    (home.path / "config.toml").write_text(hub.config, encoding="utf-8")
     async with host(home) as gateway:
         yield gateway
 

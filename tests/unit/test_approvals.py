@@ -17,6 +17,7 @@ from aima_lib.infra.home import Home
 from aima_lib.runtime import host
 from tests.tiny import write_tiny_gguf
 from tests.workshop import agreed
+from tests.world import ROOTS
 
 pytestmark = pytest.mark.anyio
 GUEST = Caller("guest", frozenset({"read", "write", "delete"}))
@@ -111,7 +112,7 @@ async def test_a_plan_of_another_world_lets_nothing_pass(world: World) -> None:
 
 
 async def test_a_token_expires(home: Home, tmp_path: Path) -> None:
-    (home.path / "config.toml").write_text("[policy]\ntoken_seconds = 1\n", encoding="utf-8")
+    (home.path / "config.toml").write_text(f"[policy]\ntoken_seconds = 1\n{ROOTS}", encoding="utf-8")
     async with host(home) as gateway:
         world = World(gateway, write_tiny_gguf(tmp_path / "tiny.gguf"))
         model = await world.model("kept")

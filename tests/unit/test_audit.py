@@ -78,7 +78,9 @@ async def test_a_run_and_a_plan_are_named_and_a_prompt_never(hosted: Gateway, tm
     assert any(entry["run_id"] and entry["unit"] == "model.import" for entry in found)
     assert [entry["plan_id"] is not None for entry in found if entry["unit"] == "model.delete" and entry["entry"] == "intent"] == [True]
     asked = [entry for entry in found if entry["unit"] == "inference.chat"]
-    assert [(entry["entry"], entry["code"], entry["arguments"]) for entry in asked] == [("outcome", "not_found", '{"model":"nobody"}')] * 2
+    assert [(entry["entry"], entry["code"], entry["arguments"]) for entry in asked] == [
+        ("outcome", "not_found", '{"model":"nobody","messages":"***"}')
+    ] * 2
     assert "the secret of the house" not in str(found)
 
 

@@ -32,6 +32,7 @@ from aima_lib.infra.web import Web
 from aima_lib.runtime import host
 from aima_mcp import server
 from tests.issuer import Issuer, unsigned
+from tests.workshop import agreed
 
 pytestmark = pytest.mark.anyio
 DEADLINE = 20
@@ -106,7 +107,7 @@ async def test_a_right_token_is_its_subject_with_its_scopes(world: World, algori
 async def test_two_subjects_never_share_a_name(world: World) -> None:
     names = [(await world.get(world.token(sub=sub))).json()["name"] for sub in ("a|b", "a-b", "A|B", "owner", "nobody", "\u540d" * 200)]
     assert len(set(names)) == len(names) and all(name.startswith("oauth:") and len(name) < 64 for name in names)
-    made = await world.gateway.call("key.create", {"name": names[0], "scopes": ["read"]})
+    made = await agreed(world.gateway, "key.create", {"name": names[0], "scopes": ["read"]})
     assert made["key"]["id"] not in names, "nor does any key have one"
 
 
@@ -232,7 +233,7 @@ async def test_a_scope_that_a_unit_needs_is_named_as_the_issuer_knows_it(world: 
 
 
 async def made_key(world: World) -> tuple[str, str]:
-    made = await world.gateway.call("key.create", {"name": "guest", "scopes": ["read"]})
+    made = await agreed(world.gateway, "key.create", {"name": "guest", "scopes": ["read"]})
     return made["key"]["id"], made["secret"]
 
 

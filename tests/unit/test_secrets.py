@@ -27,7 +27,7 @@ from aima_lib.sources import huggingface
 from aima_lib.sources.base import Request
 from aima_mcp.faces.cli import DOTTED, UnitCommand, arguments, command_line, definition
 from tests.hub import Hub
-from tests.workshop import OPEN, unit, write_handlers, write_schemas
+from tests.workshop import OPEN, agreed, unit, write_handlers, write_schemas
 from tests.world import environment
 
 pytestmark = pytest.mark.anyio
@@ -45,10 +45,10 @@ async def test_a_secret_is_kept_replaced_and_deleted_and_never_told(hosted: Gate
     assert second["created_at"] == first["created_at"] <= first["updated_at"] < second["updated_at"]
     assert await hosted.call("secret.list") == {"secrets": [second]}
     assert hosted.services.secrets.read(TOKEN_NAME) == TOKEN
-    assert await hosted.call("secret.delete", {"name": TOKEN_NAME}) == {"deleted": TOKEN_NAME}
+    assert await agreed(hosted, "secret.delete", {"name": TOKEN_NAME}) == {"deleted": TOKEN_NAME}
     assert hosted.services.secrets.read(TOKEN_NAME) is None
     with pytest.raises(NotFound):
-        await hosted.call("secret.delete", {"name": TOKEN_NAME})
+        await agreed(hosted, "secret.delete", {"name": TOKEN_NAME})
 
 
 async def test_what_lies_on_the_disk_is_no_secret_and_its_key_is_elsewhere(home: Home, anyio_backend: str) -> None:
@@ -92,7 +92,7 @@ async def test_a_lost_key_file_says_which_secrets_must_be_put_again(
 ) -> None:
     async with host(home) as gateway:
         await gateway.call("secret.put", {"name": TOKEN_NAME, "value": TOKEN})
-        await gateway.call("key.create", {"name": "k", "scopes": ["read"]})
+        await agreed(gateway, "key.create", {"name": "k", "scopes": ["read"]})
     home.secret_path.unlink()
     if loss == "another":
         home.secret_path.write_text("ab" * 32, encoding="utf-8")
@@ -126,12 +126,12 @@ async def test_the_hub_is_shown_the_secret_before_the_environments(
     weights = (fixtures / "tiny.gguf").read_bytes()
     with Hub(tmp_path / "hub") as hub:
         hub.add_repo("a/p", {"p-F32.gguf": weights}, token=TOKEN)
-        (home.path / "config.toml").write_text(f'[sources]\nhuggingface_endpoint = "{hub.url}"\n', encoding="utf-8")
-        monkeypatch.setenv("HF_TOKEN", "wrong")
+        (home.path / "config.toml").write_text(hub.config, encoding="utf-8")
+        monkeypatch.setenv("HUB_TOKEN", "wrong")
         async with host(home) as gateway:
             with pytest.raises(PermissionDenied) as caught:
                 await gateway.call("model.estimate_resources", {"repo": "a/p"})
-            assert f"put the secret {TOKEN_NAME}, or set HF_TOKEN" in str(caught.value.hint)
+            assert f"put the secret {TOKEN_NAME}, or set HUB_TOKEN" in str(caught.value.hint)
             await gateway.call("secret.put", {"name": TOKEN_NAME, "value": TOKEN})
             assert (await gateway.call("model.estimate_resources", {"repo": "a/p"}))["disk_bytes"] == len(weights)
 

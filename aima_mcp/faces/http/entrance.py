@@ -71,8 +71,8 @@ class Entrance:
 
     def refusal(self, error: AimaError, caller: Caller | None) -> Mapping[str, str]:
         """The headers of an error: to whom came with a token that lacks a scope, which one to ask the issuer for."""
-        if error.retryable:
-            return retry_of(error)
+        if found := retry_of(error):
+            return found
         if self._oauth is None or caller is None or not isinstance(error, PermissionDenied) or not self._oauth.owns(caller):
             return {}
         wanted = [name for name, scope in self._oauth.scopes.items() if scope == error.details.get("scope")]
