@@ -35,7 +35,10 @@ OWNER = Caller("owner", frozenset({"admin"}))
 class Door(Protocol):
     """How units are reached. Gateway is the door of the process that hosts; Attached leads to another process's."""
 
-    registry: Registry
+    @property
+    def registry(self) -> Registry:
+        """What can be called."""
+        ...
 
     async def call(
         self,
