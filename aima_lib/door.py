@@ -36,7 +36,10 @@ AGENT = Caller("mcp", frozenset({"admin"}))  # whoever comes over MCP with the o
 class Door(Protocol):
     """How units are reached. Gateway is the door of the process that hosts; Attached leads to another process's."""
 
-    registry: Registry
+    @property
+    def registry(self) -> Registry:
+        """What can be called."""
+        ...
 
     async def call(
         self,

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from aima_lib.errors import AimaError, DeadlineExceeded, FailedPrecondition, Unavailable
 from aima_lib.infra.home import Home, Host, is_alive
-from aima_mcp.loopback import ask
+
+if TYPE_CHECKING:
+    import subprocess
 
 START_SECONDS, STOP_SECONDS, POLL_SECONDS = 15.0, 60.0, 0.05
 LOG_LINES = 15
@@ -47,6 +47,8 @@ def start(home: Home, address: str | None = None, port: int | None = None, behin
     Raises:
         Unavailable: it ended, or did not answer in time; the end of its log is in the message.
     """
+    import subprocess
+
     home.make()
     options = [word for option, value in (("--host", address), ("--port", port)) if value is not None for word in (option, str(value))]
     options = (options or _free_port(home)) + (["--behind-proxy"] if behind_proxy else [])
@@ -72,6 +74,8 @@ def stop(home: Home, host: Host, stop_engines: bool) -> None:
     Raises:
         DeadlineExceeded: it is still there.
     """
+    from aima_mcp.loopback import ask
+
     try:
         ask(home, host, "POST", "/shutdown", {"stop_engines": stop_engines}, seconds=STOP_SECONDS)
     except Unavailable:
@@ -84,6 +88,8 @@ def stop(home: Home, host: Host, stop_engines: bool) -> None:
 
 
 def _answering(home: Home) -> Host | None:
+    from aima_mcp.loopback import ask
+
     host = home.host()
     if host is None or host.url is None:
         return None
@@ -101,6 +107,8 @@ def _ended(home: Home) -> bool:
 
 def _free_port(home: Home) -> list[str]:
     """Nothing, or `--port 0` when the configured one is another home's: a host nobody addressed by port need not fail over it."""
+    import socket
+
     from aima_lib import config
 
     server = config.load(home.path)["server"]

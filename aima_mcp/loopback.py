@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from aima_lib.errors import AimaError, FailedPrecondition, Internal, Unavailable
 from aima_lib.infra.home import Home, Host
+from aima_lib.infra.http1 import Broken, Http1
+from aima_lib.infra.stream import blocking, driven
 
 
 def ask(home: Home, host: Host, method: str, path: str, body: Mapping[str, Any] | None = None, *, seconds: float = 5.0) -> Any:
@@ -24,18 +24,20 @@ def ask(home: Home, host: Host, method: str, path: str, body: Mapping[str, Any] 
             hint="close the program that embeds it, or run `aima start` before it next time",
             details={"pid": host.pid},
         )
-    address = urlsplit(host.url)
-    connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=seconds)
-    headers = {"Authorization": f"Bearer {home.key()}", "Content-Type": "application/json"}
     try:
-        connection.request(method, path, None if body is None else json.dumps(body), headers)
-        response = connection.getresponse()
-        status, text = response.status, response.read()
-    except (OSError, http.client.HTTPException) as error:
+        status, text = driven(_asked(host.url, home.key(), method, path, None if body is None else json.dumps(body).encode(), seconds))
+    except Broken as error:
         raise Unavailable(f"the host (process {host.pid}, {host.url}) does not answer: {error}", hint="aima status") from error
-    finally:
-        connection.close()
     return _understood(status, text)
+
+
+async def _asked(url: str, key: str, method: str, path: str, body: bytes | None, seconds: float) -> tuple[int, bytes]:
+    http = Http1(url, blocking(seconds), headers=[("Authorization", f"Bearer {key}"), ("Content-Type", "application/json")])
+    try:
+        async with http.ask(method, path, (), body) as answer:
+            return answer.status, await answer.read()
+    finally:
+        http.close()
 
 
 def _understood(status: int, text: bytes) -> Any:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import json
 import os
-import secrets
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from aima_lib.errors import FailedPrecondition
-from aima_lib.infra.keys import mint
 
 if sys.platform == "win32":
     import msvcrt
@@ -60,18 +56,24 @@ class Home:
     @property
     def id(self) -> str:
         """A short name of this home, for marks on processes."""
+        import hashlib
+
         return hashlib.sha256(str(self.path).encode()).hexdigest()[:12]
 
     def key(self) -> str:
         """The owner's key: what other processes show at the door. Made once, kept in a 0600 file."""
         path = self.path / "key"
         if not path.exists():
+            from aima_lib.infra.keys import mint  # once in a home's life, and slow to import
+
             write_private(path, mint())
         return path.read_text(encoding="utf-8").strip()
 
     def is_key(self, candidate: str) -> bool:
         """Whether `candidate` is the owner's key, compared in constant time."""
-        return hmac.compare_digest(candidate.encode(), self.key().encode())
+        from hmac import compare_digest
+
+        return compare_digest(candidate.encode(), self.key().encode())
 
     @property
     def secret_path(self) -> Path:
@@ -89,6 +91,8 @@ class Home:
             FailedPrecondition: the file is there and holds something else.
         """
         if not self.has_secret():
+            import secrets
+
             write_private(self.secret_path, secrets.token_hex(32))
         try:
             return bytes.fromhex(self.secret_path.read_text(encoding="utf-8").strip())
@@ -171,17 +175,24 @@ def create_time(pid: int) -> float | None:
     Linux reckons from the boot. psutil turns that into a date, which moves when the clock is set: a board that learns the time after
     its boot would no longer know its own processes.
     """
+    return _since_boot(pid) if sys.platform == "linux" else _dated(pid)
+
+
+def _since_boot(pid: int) -> float | None:
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if state in ("Z", "X") else int(fields[18]) / os.sysconf("SC_CLK_TCK")
+
+
+def _dated(pid: int) -> float | None:
     import psutil
 
     try:
         process = psutil.Process(pid)
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return None
-        if sys.platform != "linux":
-            return float(process.create_time())
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        return int(fields[19]) / os.sysconf("SC_CLK_TCK")
-    except (psutil.Error, OSError):
+        return None if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
+    except psutil.Error:
         return None
 
 

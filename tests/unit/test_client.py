@@ -116,8 +116,8 @@ async def test_a_reader_that_leaves_is_no_bug_of_aima(home: Home) -> None:
 
 @pytest.mark.anyio
 async def test_lines_end_where_the_protocol_says() -> None:
-    async def texts() -> AsyncIterator[str]:
-        for text in ("data: a\u2028", "b\x85c\n\nda", "ta: d\n"):
-            yield text
+    async def pieces() -> AsyncIterator[bytes]:
+        for piece in ("data: a\u2028".encode(), b"b\xc2", b"\x85c\n\nda", b"ta: ", b"d\n"):
+            yield piece
 
-    assert [line async for line in _lines(texts())] == ["data: a\u2028b\x85c", "", "data: d"]
+    assert [line.decode() async for line in _lines(pieces())] == ["data: a\u2028b\x85c", "", "data: d"]

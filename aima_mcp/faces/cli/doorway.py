@@ -5,24 +5,25 @@ AIMA_URL leads to a host elsewhere, AIMA_KEY is shown instead of the owner's key
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from typing import TypeVar
-
-import anyio
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 from aima_lib.door import Door
 from aima_lib.errors import AimaError
 from aima_lib.infra.home import Home
+from aima_lib.infra.stream import Connect, blocking, driven
 from aima_mcp import background
 
 Result = TypeVar("Result")
+Work = Callable[[Door], Coroutine[Any, Any, Result]]
 
 
-def through(home: Home, work: Callable[[Door], Awaitable[Result]], *, needs_host: bool, agent: bool = False) -> Result:
+def through(home: Home, work: Work[Result], *, needs_host: bool | Callable[[], bool], plain: bool = False, agent: bool = False) -> Result:
     """Open the home's door, do the work behind it, close it.
 
-    needs_host: the work goes on after this process has ended, so there must be a host that stays.
+    needs_host: the work goes on after this process has ended, so there must be a host that stays. Asked only when there is none.
+    plain: the work awaits the door and nothing else, so with a host it is done without an event loop, whose import takes longer than
+        most calls.
     agent: the work is an agent's, whose key ever it shows.
 
     Raises:
@@ -30,43 +31,49 @@ def through(home: Home, work: Callable[[Door], Awaitable[Result]], *, needs_host
     """
     url, key = home.remote()
     if url is not None:
-        return anyio.run(_through, None, url, key, agent, work)
+        return _attached(None, url, key, work, plain, agent)
     host = background.living(home)
-    if host is None and (needs_host or key is not None):  # only a host knows whose key that is
-        host = background.start(home)
-    return anyio.run(_through, home, host.url if host else None, key, agent, work)
+    if host is None and (key is not None or (needs_host if isinstance(needs_host, bool) else needs_host())):
+        host = background.start(home)  # a key of one's own needs one too: only a host knows whose it is
+    if host is None:
+        import anyio
+
+        return anyio.run(_hosting, home, work)
+    assert host.url is not None
+    return _attached(home, host.url, key, work, plain, agent)
 
 
-async def _through(home: Home | None, url: str | None, key: str | None, agent: bool, work: Callable[[Door], Awaitable[Result]]) -> Result:
+def _attached(home: Home | None, url: str, key: str | None, work: Work[Result], plain: bool, agent: bool) -> Result:
+    if plain:
+        return driven(_at(home, url, key, work, blocking(), agent))
+    import anyio
+
+    return anyio.run(_at, home, url, key, work, None, agent)
+
+
+async def _at(home: Home | None, url: str, key: str | None, work: Work[Result], connect: Connect | None, agent: bool) -> Result:
+    from aima_lib.attached import Attached
+
+    attached = Attached(url, key, home, connect=connect, agent=agent)
+    try:
+        return await work(attached)
+    finally:
+        await attached.close()
+
+
+async def _hosting(home: Home, work: Work[Result]) -> Result:
+    from aima_lib.runtime import host
+
     failure: AimaError
     try:
-        async with _opened(home, url, key, agent) as door:
+        async with host(home, passing=True) as gateway:
             try:
-                return await work(door)
+                return await work(gateway)
             except AimaError as error:
                 failure = error  # raised only outside: the host's task groups would wrap it
     except BaseExceptionGroup as group:
         raise lone(group) from None
     raise failure
-
-
-@asynccontextmanager
-async def _opened(home: Home | None, url: str | None, key: str | None, agent: bool) -> AsyncIterator[Door]:
-    if url is None:
-        from aima_lib.runtime import host as hosting
-
-        assert home is not None
-
-        async with hosting(home, passing=True) as gateway:
-            yield gateway
-        return
-    from aima_lib.attached import Attached
-
-    attached = Attached(url, key, home, agent=agent)
-    try:
-        yield attached
-    finally:
-        await attached.close()
 
 
 def lone(group: BaseExceptionGroup[BaseException]) -> BaseException:
