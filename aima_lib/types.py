@@ -225,6 +225,7 @@ class Run(TypedDict):
     result: dict[str, Any] | None
     error: dict[str, Any] | None
     created_at: str
+    updated_at: NotRequired[str]
     finished_at: str | None
 
 

@@ -62,7 +62,8 @@ class App:
         self._keys = gateway.services.keys
         self._entrance = Entrance(self._keys, bound)
         self._documents: dict[frozenset[str], bytes] = {}
-        self._mcp = mcp.McpPaths(gateway, gateway.services.config["mcp"]["profiles"])
+        config = gateway.services.config
+        self._mcp = mcp.McpPaths(gateway, config["mcp"]["profiles"], config["events"]["retention_days"] * 86_400)
         self._keyless = conformance
         if conformance:
             from aima_mcp.conformance import extend

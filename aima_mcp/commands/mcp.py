@@ -32,11 +32,12 @@ def command(ctx: click.Context, profile: str | None) -> None:
     from aima_mcp.faces.mcp.profiles import DEFAULT
 
     home = home_of(ctx)
-    own = config.load(home.path)["mcp"]["profiles"]
+    settings = config.load(home.path)
+    own, kept = settings["mcp"]["profiles"], settings["events"]["retention_days"] * 86_400
 
     async def serve(door: Door) -> None:
         assert isinstance(door, Attached)  # there is a host: it was needed
-        await build(door, caller=await door.caller(), profile=profile or DEFAULT, own=own).run_stdio()
+        await build(door, caller=await door.caller(), profile=profile or DEFAULT, own=own, kept_seconds=kept).run_stdio()
 
     try:
         through(home, serve, needs_host=True)

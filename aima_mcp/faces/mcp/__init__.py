@@ -14,6 +14,7 @@ import anyio
 import mcp_types as types
 from mcp.server.caching import CacheableMethod, CacheHint
 from mcp.server.lowlevel import NotificationOptions, Server
+from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from starlette.types import Receive, Scope, Send
 
 from aima_lib import __version__
@@ -48,7 +49,14 @@ class McpFace:
     """AIMA as an MCP server: `server` for tests and embedding, `asgi` and `lifespan` for HTTP, `run_stdio` for a client's child."""
 
     def __init__(
-        self, door: Door, caller: Caller, profile: Profile, hosts: Collection[str], origins: Collection[str], wait_seconds: float
+        self,
+        door: Door,
+        caller: Caller,
+        profile: Profile,
+        hosts: Collection[str],
+        origins: Collection[str],
+        wait_seconds: float,
+        kept_seconds: float | None,
     ) -> None:
         self._watches: set[Watch] = set()
         self._door, self._caller = door, caller
@@ -63,7 +71,7 @@ class McpFace:
         )
         self.server.middleware = [boundary]
         self.asgi = McpHttp(self.server, hosts, origins)
-        Tools(door, profile, wait_seconds).register(self.server)
+        Tools(door, profile, wait_seconds, kept_seconds).register(self.server)
         Resources(door).register(self.server)
         prompts = Prompts(door)
         prompts.register(self.server)
@@ -98,9 +106,9 @@ class McpFace:
 class McpPaths:
     """Every profile at a path of its own: `/mcp` has the default, `/mcp/operator` another. A session of one is unknown at another."""
 
-    def __init__(self, door: Door, own: Own) -> None:
+    def __init__(self, door: Door, own: Own, kept_seconds: float) -> None:
         self._found = profiles(door.registry, own)
-        self._faces = {name: McpFace(door, OWNER, profile, (), (), WAIT_SECONDS) for name, profile in self._found.items()}
+        self._faces = {name: McpFace(door, OWNER, profile, (), (), WAIT_SECONDS, kept_seconds) for name, profile in self._found.items()}
 
     @property
     def servers(self) -> list[Server[Watch]]:
@@ -135,18 +143,19 @@ def build(
     hosts: Collection[str] = (),
     origins: Collection[str] = (),
     wait_seconds: float = WAIT_SECONDS,
+    kept_seconds: float | None = None,
 ) -> McpFace:
     """The MCP face over a door.
 
     `caller` is who calls over stdio, as the door knows them; `profile` is what it lists, AIMA's or one of `own`; `hosts` and `origins` are
     the Host and Origin headers that HTTP lets in beside loopback's; `wait_seconds` is how long a durable call may keep its client waiting
-    before it is answered with its run.
+    before it is answered with its run; `kept_seconds` how long the host keeps runs that have ended, which tasks tell.
 
     Raises:
         NotFound: there is no such profile.
         InvalidArgument: one of `own` names what does not exist.
     """
-    return McpFace(door, caller, choose(profiles(door.registry, own or {}), profile), hosts, origins, wait_seconds)
+    return McpFace(door, caller, choose(profiles(door.registry, own or {}), profile), hosts, origins, wait_seconds, kept_seconds)
 
 
 class _Server(Server[Watch]):
@@ -162,7 +171,9 @@ class _Server(Server[Watch]):
     ) -> types.ServerCapabilities:
         found = super().get_capabilities(notification_options, experimental_capabilities, extensions, protocol_version=protocol_version)
         parts = {"tools": found.tools, "resources": found.resources, "prompts": found.prompts}
-        fixed = {name: part.model_copy(update={"list_changed": False}) for name, part in parts.items() if part is not None}
+        fixed: dict[str, Any] = {name: part.model_copy(update={"list_changed": False}) for name, part in parts.items() if part is not None}
+        if protocol_version not in MODERN_PROTOCOL_VERSIONS:
+            fixed["extensions"] = None  # tasks are of the new era; that of 2025-11-25 under the same name was another thing
         return found.model_copy(update=fixed)
 
 
