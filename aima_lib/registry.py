@@ -62,6 +62,10 @@ class Judge:
         return f"{where}: {error.message}" if where else str(error.message)
 
 
+# Field → its marks, `[]` for a list's items; at the end, how many characters of such a text are shown.
+Marks = int | dict[str, "Marks"]
+
+
 @dataclass(frozen=True)
 class Unit:
     """One unit file, with its references inlined, and its handler (None for events, prompts and attached clients)."""
@@ -96,6 +100,11 @@ class Unit:
     @cached_property
     def output(self) -> Judge:
         return Judge(self.definition["outputSchema"])
+
+    @cached_property
+    def untrusted(self) -> Marks | None:
+        """Which fields of the output hold text that others wrote."""
+        return _marks(self.definition["outputSchema"])
 
     @cached_property
     def payload(self) -> Judge:
@@ -262,3 +271,12 @@ def _sources(definition: Mapping[str, Any]) -> Iterator[str]:
         yield from argument.get("completes", [])
     for names in definition.get("completes", {}).values():
         yield from names
+
+
+def _marks(schema: Mapping[str, Any]) -> Marks | None:
+    if (most := schema.get("x-untrusted")) is not None:
+        return int(most)
+    below = {key: _marks(child) for key, child in schema.get("properties", {}).items()}
+    if isinstance(items := schema.get("items"), Mapping):
+        below["[]"] = _marks(items)
+    return {key: marks for key, marks in below.items() if marks is not None} or None

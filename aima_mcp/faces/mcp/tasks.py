@@ -22,8 +22,7 @@ from aima_lib.door import Caller, Door
 from aima_lib.errors import NotFound
 from aima_lib.infra.clock import parse
 from aima_mcp.faces.mcp.edge import Ctx, caller_of
-from aima_mcp.faces.mcp.outside import clean_text
-from aima_mcp.faces.mcp.results import COMPLETE
+from aima_mcp.faces.mcp.results import COMPLETE, line
 from aima_mcp.faces.mcp.watch import Watch
 
 EXTENSION = "io.modelcontextprotocol/tasks"
@@ -116,7 +115,7 @@ def shown(id: str, status: str, created_at: str, updated_at: str, kept_ms: int |
         "ttlMs": kept_ms,
         "pollIntervalMs": POLL_MS if young else LATER_POLL_MS,
     }
-    return task if message is None else task | {"statusMessage": clean_text(message)}
+    return task if message is None else task | {"statusMessage": line(message)}
 
 
 def declared(ctx: Ctx) -> bool:
