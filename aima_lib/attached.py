@@ -48,8 +48,13 @@ class Attached:
         """Who the key says we are."""
         if self._owns:
             return OWNER
-        said = (await self._ask("GET", "/caller")).json()
+        said = await self.about()
         return Caller(said["name"], frozenset(said["scopes"]), None if said["models"] is None else frozenset(said["models"]))
+
+    async def about(self) -> Mapping[str, Any]:
+        """What the host says of the key that we show, and of what it keeps: name, scopes, models, profile, runs_kept_seconds."""
+        said: Mapping[str, Any] = (await self._ask("GET", "/caller")).json()
+        return said
 
     async def close(self) -> None:
         """Let the connections go."""

@@ -162,6 +162,7 @@ class Key(TypedDict):
     name: str
     scopes: list[str]
     models: list[str] | None
+    profile: str | None
     prefix: str
     status: Literal['active', 'expired', 'revoked']
     created_at: str

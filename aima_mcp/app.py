@@ -63,7 +63,8 @@ class App:
         self._entrance = Entrance(self._keys, bound)
         self._documents: dict[frozenset[str], bytes] = {}
         config = gateway.services.config
-        self._mcp = mcp.McpPaths(gateway, config["mcp"]["profiles"], config["events"]["retention_days"] * 86_400)
+        self._kept_seconds = config["events"]["retention_days"] * 86_400
+        self._mcp = mcp.McpPaths(gateway, config["mcp"]["profiles"], self._kept_seconds, self._keys.profile)
         self._keyless = conformance
         if conformance:
             from aima_mcp.conformance import extend
@@ -171,6 +172,7 @@ class App:
         caller = exchange.caller
         models = None if caller.models is None else sorted(caller.models)
         said = {"name": caller.name, "scopes": sorted(caller.scopes), "models": models}
+        said |= {"profile": self._keys.profile(caller), "runs_kept_seconds": self._kept_seconds}
         await exchange.reply_json(said, headers={"cache-control": "no-store"})
 
     async def _measure(self, exchange: Exchange) -> None:

@@ -28,7 +28,7 @@ from aima_lib.infra.keys import SHOWN, digest, is_whole, mint
 from aima_lib.infra.store import Document, Store
 from aima_lib.names import did_you_mean, fresh, slug
 
-FIELDS = ("id", "name", "scopes", "models", "prefix", "created_at", "created_by", "expires_at", "last_used_at", "revoked_at")
+FIELDS = ("id", "name", "scopes", "models", "profile", "prefix", "created_at", "created_by", "expires_at", "last_used_at", "revoked_at")
 RESERVED = (OWNER.name, "nobody")
 # Whoever revokes its own key still gets the answer; everybody else's next request is refused at once.
 END_SECONDS = 0.2
@@ -80,6 +80,11 @@ class KeyService:
         if record is not None and record["revoked_at"]:
             raise _revoked(record)
 
+    def profile(self, caller: Caller) -> str | None:
+        """The tools that MCP lists for this caller where nothing else says."""
+        found: str | None = self._records.get(caller.name, {}).get("profile")
+        return found
+
     def deadline(self, caller: Caller) -> float:
         """When, on the loop's clock, the caller's key expires: infinity when it does not."""
         record = self._records.get(caller.name)
@@ -108,7 +113,13 @@ class KeyService:
     # Keys
 
     async def create(
-        self, name: str, scopes: Sequence[str], models: Sequence[str] | None, expires_at: str | None, by: Caller
+        self,
+        name: str,
+        scopes: Sequence[str],
+        models: Sequence[str] | None,
+        expires_at: str | None,
+        by: Caller,
+        profile: str | None = None,
     ) -> tuple[Document, str]:
         """Make a key; returns its record and the key itself, which is kept nowhere.
 
@@ -127,6 +138,7 @@ class KeyService:
                 "name": name,
                 "scopes": sorted(set(scopes)),
                 "models": None if models is None else sorted(set(models)),
+                "profile": profile,
                 "prefix": text[:SHOWN],
                 "digest": digest(self._secret, text),
                 "created_at": now(),
@@ -218,7 +230,7 @@ def _say_failed(done: asyncio.Future[Any]) -> None:
 
 
 def _shown(record: Document) -> Document:
-    return {field: record[field] for field in FIELDS} | {"status": _status(record)}
+    return {field: record.get(field) for field in FIELDS} | {"status": _status(record)}
 
 
 def _status(record: Document) -> str:

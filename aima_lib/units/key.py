@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from aima_lib.errors import NotFound
 from aima_lib.gateway import Context
-from aima_lib.registry import handles
+from aima_lib.names import did_you_mean
+from aima_lib.registry import SCHEMAS, handles
 
 Result = Mapping[str, Any]
 
 
 @handles("key.create")
 async def create_key(
-    ctx: Context, name: str, scopes: Sequence[str], models: Sequence[str] | None = None, expires_at: str | None = None
+    ctx: Context,
+    name: str,
+    scopes: Sequence[str],
+    models: Sequence[str] | None = None,
+    expires_at: str | None = None,
+    profile: str | None = None,
 ) -> Result:
-    key, secret = await ctx.services.keys.create(name, scopes, models, expires_at, ctx.caller)
+    known = {*json.loads((SCHEMAS / "profiles.json").read_text(encoding="utf-8")), *ctx.services.config["mcp"]["profiles"]}
+    if profile is not None and profile not in known:
+        raise NotFound(f"no profile called {profile!r}", hint=did_you_mean(profile, known) or f"there are: {', '.join(sorted(known))}")
+    key, secret = await ctx.services.keys.create(name, scopes, models, expires_at, ctx.caller, profile)
     return {"key": key, "secret": secret}
 
 

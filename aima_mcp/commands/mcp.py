@@ -17,7 +17,11 @@ from aima_mcp.commands.base import home_of
 
 
 @click.group("mcp", invoke_without_command=True)
-@click.option("--profile", metavar="NAME", help="Tools to list: agent (default), operator, inference, full, or one of config.toml's.")
+@click.option(
+    "--profile",
+    metavar="NAME",
+    help="Tools to list: agent, operator, inference, full, or one of config.toml's; else the key's own, or agent.",
+)
 @click.pass_context
 def command(ctx: click.Context, profile: str | None) -> None:
     """Serve MCP over standard input and output. Starts a host in the background if none runs: what an agent begins goes on without it.
@@ -33,12 +37,13 @@ def command(ctx: click.Context, profile: str | None) -> None:
     from aima_mcp.faces.mcp.profiles import DEFAULT
 
     home = home_of(ctx)
-    settings = config.load(home.path)
-    own, kept = settings["mcp"]["profiles"], settings["events"]["retention_days"] * 86_400
+    own = config.load(home.path)["mcp"]["profiles"]
 
     async def serve(door: Door) -> None:
         assert isinstance(door, Attached)  # there is a host: it was needed
-        await build(door, caller=await door.caller(), profile=profile or DEFAULT, own=own, kept_seconds=kept).run_stdio()
+        host = await door.about()
+        listed = profile or host["profile"] or DEFAULT
+        await build(door, caller=await door.caller(), profile=listed, own=own, kept_seconds=host["runs_kept_seconds"]).run_stdio()
 
     try:
         through(home, serve, needs_host=True)

@@ -6,7 +6,7 @@ A call that its client cancels, or leaves, ends in the engine too; a durable one
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -106,10 +106,13 @@ class McpFace:
 
 
 class McpPaths:
-    """Every profile at a path of its own: `/mcp` has the default, `/mcp/operator` another. A session of one is unknown at another."""
+    """Every profile at a path of its own, `/mcp/operator`; `/mcp` has that of the caller's key, or the default.
 
-    def __init__(self, door: Door, own: Own, kept_seconds: float) -> None:
-        self._found = profiles(door.registry, own)
+    A session of one is unknown at another. `profile_of` is what a caller's key says.
+    """
+
+    def __init__(self, door: Door, own: Own, kept_seconds: float, profile_of: Callable[[Caller], str | None]) -> None:
+        self._found, self._profile_of = profiles(door.registry, own), profile_of
         self._faces = {name: McpFace(door, OWNER, profile, (), (), WAIT_SECONDS, kept_seconds) for name, profile in self._found.items()}
 
     @property
@@ -132,7 +135,7 @@ class McpPaths:
 
     async def asgi(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request to `/mcp` or `/mcp/{profile}`. Raises NotFound when there is no such profile."""
-        name = scope["path"].removeprefix("/mcp").strip("/") or DEFAULT
+        name = scope["path"].removeprefix("/mcp").strip("/") or self._profile_of(scope["state"]["caller"]) or DEFAULT
         await self._faces[choose(self._found, name).name].asgi(scope, receive, send)
 
 
