@@ -62,8 +62,13 @@ class Attached:
         """Who the key says we are."""
         if self._owns:
             return AGENT if self._agent else OWNER
-        said = await self._json("GET", "/caller")
+        said = await self.about()
         return Caller(said["name"], frozenset(said["scopes"]), None if said["models"] is None else frozenset(said["models"]))
+
+    async def about(self) -> Mapping[str, Any]:
+        """What the host says of the key that we show, and of what it keeps: name, scopes, models, profile, runs_kept_seconds."""
+        said: Mapping[str, Any] = await self._json("GET", "/caller")
+        return said
 
     async def close(self) -> None:
         """Let the connections go."""

@@ -89,6 +89,10 @@ class Judge:
         return f"Additional properties are not allowed ({', '.join(repr(known_key(key)) for key in unexpected)})"
 
 
+# Field → its marks, `[]` for a list's items; at the end, how many characters of such a text are shown.
+Marks = int | dict[str, "Marks"]
+
+
 @dataclass(frozen=True)
 class Unit:
     """One unit file, with its references inlined, its handler (None for events, prompts and attached clients), and a command's planner."""
@@ -130,6 +134,11 @@ class Unit:
     @cached_property
     def output(self) -> Judge:
         return Judge(self.definition["outputSchema"], private=True)  # what does not fit may be a key, or what a model said
+
+    @cached_property
+    def untrusted(self) -> Marks | None:
+        """Which fields of the output hold text that others wrote."""
+        return _marks(self.definition["outputSchema"])
 
     @cached_property
     def payload(self) -> Judge:
@@ -321,3 +330,12 @@ def _sources(definition: Mapping[str, Any]) -> Iterator[str]:
         yield from argument.get("completes", [])
     for names in definition.get("completes", {}).values():
         yield from names
+
+
+def _marks(schema: Mapping[str, Any]) -> Marks | None:
+    if (most := schema.get("x-untrusted")) is not None:
+        return int(most)
+    below = {key: _marks(child) for key, child in schema.get("properties", {}).items()}
+    if isinstance(items := schema.get("items"), Mapping):
+        below["[]"] = _marks(items)
+    return {key: marks for key, marks in below.items() if marks is not None} or None

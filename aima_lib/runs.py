@@ -33,10 +33,11 @@ class _Live:
         self.done = anyio.Event()
         self.news = anyio.Event()
         self.progress: dict[str, Any] | None = None
+        self.told_at: str | None = None
         self.cancelled = False
 
     def tell(self, progress: Mapping[str, Any]) -> None:
-        self.progress = dict(progress)
+        self.progress, self.told_at = dict(progress), now()
         news, self.news = self.news, anyio.Event()
         news.set()
 
@@ -109,7 +110,7 @@ class Runs:
         """The run, with its newest progress. Raises NotFound."""
         run = self._store.get("run", run_id)
         live = self._live.get(run_id)
-        return run | {"progress": live.progress} if live and live.progress else run
+        return run | {"progress": live.progress, "updated_at": live.told_at} if live and live.progress else run
 
     def seen(self, run_id: str, caller: Caller) -> Document:
         """The run, if the caller may know of it: the caller's own, or any for an admin. Raises NotFound, of both kinds of absence alike."""

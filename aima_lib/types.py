@@ -191,6 +191,7 @@ class Key(TypedDict):
     name: str
     scopes: list[str]
     models: list[str] | None
+    profile: str | None
     prefix: str
     status: Literal['active', 'expired', 'revoked']
     created_at: str
@@ -275,6 +276,7 @@ class Run(TypedDict):
     result: dict[str, Any] | None
     error: dict[str, Any] | None
     created_at: str
+    updated_at: NotRequired[str]
     finished_at: str | None
 
 

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 from starlette.datastructures import Headers
@@ -64,7 +65,9 @@ class App:
         self._keys, self._oauth = gateway.services.keys, gateway.services.oauth
         self._entrance = Entrance(self._keys, bound, self._oauth)
         self._documents: dict[frozenset[str], bytes] = {}
-        self._mcp = mcp.McpPaths(gateway, gateway.services.config["mcp"]["profiles"])
+        config = gateway.services.config
+        self._kept_seconds = config["events"]["retention_days"] * 86_400
+        self._mcp = mcp.McpPaths(gateway, config["mcp"]["profiles"], self._kept_seconds, self._keys.profile)
         self._keyless = conformance
         if conformance:
             from aima_mcp.conformance import extend
@@ -177,8 +180,9 @@ class App:
         caller = exchange.caller
         models = None if caller.models is None else sorted(caller.models)
         allowance = self._gateway.services.allowance
-        used = {"limits": allowance.limits(caller.name), "usage": allowance.usage(caller.name)}
-        said = {"name": caller.name, "scopes": sorted(caller.scopes), "models": models, **used}
+        said: dict[str, Any] = {"name": caller.name, "scopes": sorted(caller.scopes), "models": models}
+        said |= {"limits": allowance.limits(caller.name), "usage": allowance.usage(caller.name)}
+        said |= {"profile": self._keys.profile(caller), "runs_kept_seconds": self._kept_seconds}
         await exchange.reply_json(said, headers={"cache-control": "no-store"})
 
     async def _measure(self, exchange: Exchange) -> None:

@@ -56,6 +56,7 @@ class Hub:
     given: Path | None = None
     port: int = 0
     html_only: bool = False
+    license: str = "apache-2.0"
     counts: Counter[str] = field(default_factory=Counter)
     requests: Counter[str] = field(default_factory=Counter)
     credentials_at_cdn: int = 0
@@ -231,7 +232,7 @@ class _Answer(BaseHTTPRequestHandler):
         for name, path in self.hub.files(repo).items():
             large = {"lfs": {"sha256": sha256_of(path), "size": path.stat().st_size}} if path.suffix in (".gguf", ".safetensors") else {}
             siblings.append({"rfilename": name, "size": path.stat().st_size, **large})
-        body = {"id": repo, "sha": self.hub.commit(repo), "siblings": siblings, "cardData": {"license": "apache-2.0"}}
+        body = {"id": repo, "sha": self.hub.commit(repo), "siblings": siblings, "cardData": {"license": self.hub.license}}
         return self._say(200, json.dumps(body).encode(), "application/json")
 
     def _resolve(self, parts: list[str]) -> None:

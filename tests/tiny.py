@@ -31,11 +31,11 @@ TEMPLATE = (
 )
 
 
-def write_tiny_gguf(path: str | Path, *, seed: int = 0) -> Path:
+def write_tiny_gguf(path: str | Path, *, seed: int = 0, license: str = "cc0-1.0") -> Path:
     """Write the model. The same seed always gives the same bytes."""
     target = Path(path)
     writer = gguf.GGUFWriter(str(target), "llama")
-    _describe(writer)
+    _describe(writer, license)
     liking = _vocabulary(writer)
     _weights(writer, liking, np.random.Generator(np.random.PCG64(seed)))
     writer.write_header_to_file()
@@ -45,9 +45,9 @@ def write_tiny_gguf(path: str | Path, *, seed: int = 0) -> Path:
     return target
 
 
-def _describe(writer: gguf.GGUFWriter) -> None:
+def _describe(writer: gguf.GGUFWriter, license: str) -> None:
     writer.add_name("AIMA tiny")
-    writer.add_license("cc0-1.0")
+    writer.add_license(license)
     writer.add_context_length(CONTEXT)
     writer.add_embedding_length(WIDTH)
     writer.add_block_count(LAYERS)

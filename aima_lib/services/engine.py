@@ -256,7 +256,9 @@ class EngineService:
         why = self._cause(id)
         model_id = self.instance(id)["model_id"]
         calls = [_logs_call(id), {"unit": "model.verify", "arguments": {"model_id": model_id}}]
-        raise FailedPrecondition(f"{id} did not start: {why}", hint="engine.logs has the rest of what it said", next=calls)
+        raise FailedPrecondition(
+            f"{id} did not start: {why}", hint="engine.logs has the rest of what it said", next=calls, details={"said": why}
+        )
 
     async def _mark_ready(self, document: Document, launch: Launch, address: Address) -> Document:
         engine = self.catalog.adapter(document["engine"])

@@ -122,7 +122,10 @@ class InferenceService:
                 return Unavailable(f"the service {service['id']} is starting", hint="ask again in a moment", next=[call])
             call = {"unit": "service.start", "arguments": {"service_id": service["id"]}}
             reason = f": {state['error']}" if state["error"] else ""
-            return FailedPrecondition(f"the service {service['id']} is {state['status']}{reason}", hint="start it", next=[call])
+            said = {"said": state["error"]} if state["error"] else {}
+            return FailedPrecondition(
+                f"the service {service['id']} is {state['status']}{reason}", hint="start it", next=[call], details=said
+            )
         if self._store.peek("model", model):
             options = {"options": {"embedding": True}} if task == "embed" else {}
             call = {"unit": "service.create", "arguments": {"model_id": model, **options}}

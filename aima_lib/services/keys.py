@@ -29,7 +29,7 @@ from aima_lib.infra.store import Document, Store
 from aima_lib.names import did_you_mean, fresh, slug
 from aima_lib.services.allowance import Allowance, Limits
 
-FIELDS = ("id", "name", "scopes", "models", "prefix", "created_at", "created_by", "expires_at", "last_used_at", "revoked_at")
+FIELDS = ("id", "name", "scopes", "models", "profile", "prefix", "created_at", "created_by", "expires_at", "last_used_at", "revoked_at")
 RESERVED = (OWNER.name, AGENT.name, "nobody")
 # Whoever revokes its own key still gets the answer; everybody else's next request is refused at once.
 END_SECONDS = 0.2
@@ -83,6 +83,11 @@ class KeyService:
         if record is not None and record["revoked_at"]:
             raise _revoked(record)
 
+    def profile(self, caller: Caller) -> str | None:
+        """The tools that MCP lists for this caller where nothing else says."""
+        found: str | None = self._records.get(caller.name, {}).get("profile")
+        return found
+
     def deadline(self, caller: Caller) -> float:
         """When, on the loop's clock, the caller's key expires: infinity when it does not."""
         record = self._records.get(caller.name)
@@ -118,6 +123,7 @@ class KeyService:
         expires_at: str | None,
         by: Caller,
         limits: Limits | None = None,
+        profile: str | None = None,
     ) -> tuple[Document, str]:
         """Make a key; returns its record and the key itself, which is kept nowhere.
 
@@ -135,6 +141,7 @@ class KeyService:
                 "scopes": sorted(set(scopes)),
                 "models": None if models is None else sorted(set(models)),
                 "limits": dict(limits or {}),
+                "profile": profile,
                 "prefix": text[:SHOWN],
                 "digest": digest(self._secret, text),
                 "created_at": now(),
@@ -194,7 +201,7 @@ class KeyService:
         return self._shown(record)
 
     def _shown(self, record: Document) -> Document:
-        shown = {field: record[field] for field in FIELDS} | {"status": _status(record)}
+        shown = {field: record.get(field) for field in FIELDS} | {"status": _status(record)}
         return shown | {"limits": self._allowance.limits(record["id"]), "usage": self._allowance.usage(record["id"])}
 
     def _end(self, key_id: str) -> None:

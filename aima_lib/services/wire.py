@@ -137,7 +137,7 @@ def translated(address: Address, status: int, answer: Any) -> AimaError:
             details=figures,
         )
     if kind == "not_supported_error" or status == 501 or "is not supported" in message:
-        return FailedPrecondition(f"{address.name} cannot do this: {message}")
+        return FailedPrecondition(f"{address.name} cannot do this: {message}", details={"said": message})
     if status in (400, 413, 422):
-        return InvalidArgument(f"{address.name} refused the request: {message}")
-    return Unavailable(f"{address.name} answered {status}: {message}")
+        return InvalidArgument(f"{address.name} refused the request: {message}", details={"said": message})
+    return Unavailable(f"{address.name} answered {status}: {message}", details={"said": message})

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from aima_lib.errors import NotFound
 from aima_lib.gateway import Context
 from aima_lib.infra.change import Change
-from aima_lib.registry import handles, plans
+from aima_lib.names import did_you_mean
+from aima_lib.registry import SCHEMAS, handles, plans
 
 Result = Mapping[str, Any]
 
@@ -20,13 +23,16 @@ async def create_key(
     models: Sequence[str] | None = None,
     expires_at: str | None = None,
     limits: Mapping[str, float] | None = None,
+    profile: str | None = None,
 ) -> Result:
-    key, secret = await ctx.services.keys.create(name, scopes, models, expires_at, ctx.caller, limits)
+    _refuse_profile(ctx, profile)
+    key, secret = await ctx.services.keys.create(name, scopes, models, expires_at, ctx.caller, limits, profile)
     return {"key": key, "secret": secret}
 
 
 @plans("key.create")
 async def plan_key(ctx: Context, given: Mapping[str, Any]) -> Change:
+    _refuse_profile(ctx, given.get("profile"))
     ctx.services.keys.judge(given["scopes"], given.get("models"), given.get("expires_at"), ctx.caller, given.get("limits"))
     return Change(creates=(("key", ctx.services.keys.id_for(given["name"])),))
 
@@ -47,3 +53,9 @@ async def plan_revocation(ctx: Context, given: Mapping[str, Any]) -> Change:
     ctx.services.keys.find(given["key_id"])
     runs = ctx.services.store.find("run", status="running", caller=given["key_id"])
     return Change(stops=(("key", given["key_id"]), *(("run", run["id"]) for run in runs)))
+
+
+def _refuse_profile(ctx: Context, profile: str | None) -> None:
+    known = {*json.loads((SCHEMAS / "profiles.json").read_text(encoding="utf-8")), *ctx.services.config["mcp"]["profiles"]}
+    if profile is not None and profile not in known:
+        raise NotFound(f"no profile called {profile!r}", hint=did_you_mean(profile, known) or f"there are: {', '.join(sorted(known))}")

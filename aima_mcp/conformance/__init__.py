@@ -7,13 +7,14 @@ answered by the fixture, everything else by AIMA as it is. Nothing of this is im
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 
 import mcp_types as types
 from mcp.server.context import HandlerResult, ServerRequestContext
 from mcp.server.lowlevel import Server
 
-from aima_mcp.conformance import asking, content, tools
+from aima_mcp.conformance import asking, content, tasks, tools
 
 Ctx = ServerRequestContext[Any, Any]
 Handler = Callable[[Ctx, Any], Awaitable[HandlerResult]]
@@ -22,18 +23,21 @@ Answers = Callable[[Any], "Handler | None"]
 
 def extend(server: Server[Any]) -> None:
     """Put the fixtures in front of a server's handlers."""
-    _add_to_list(server, "tools/list", "tools", [tools.listed(name) for name in (*tools.TOOLS, *asking.TOOLS)])
+    fixtures = {**tools.TOOLS, **asking.TOOLS, **tasks.TOOLS}
+    _add_to_list(server, "tools/list", "tools", [tools.listed(name) for name in fixtures])
     _add_to_list(server, "prompts/list", "prompts", content.PROMPTS)
     _add_to_list(server, "resources/list", "resources", content.RESOURCES)
     _add_to_list(server, "resources/templates/list", "resourceTemplates", content.TEMPLATES)
-    fixtures = {**tools.TOOLS, **asking.TOOLS}
     _stand_before(server, "tools/call", lambda params: fixtures.get(params.name))
     _stand_before(server, "prompts/get", lambda params: content.prompt if params.name in content.NAMES else None)
     _stand_before(server, "resources/read", lambda params: content.read if content.has(str(params.uri)) else None)
+    for method, own in (("tasks/get", tasks.get), ("tasks/update", tasks.update), ("tasks/cancel", tasks.cancel)):
+        _stand_before(server, method, partial(_task, own))
     for method in ("resources/subscribe", "resources/unsubscribe"):
         _stand_before(server, method, lambda params: _nothing if str(params.uri).startswith("test://") else None)
     _stand_before(server, "completion/complete", lambda params: _no_values if getattr(params.ref, "name", None) in content.NAMES else None)
     server.add_request_handler("logging/setLevel", types.SetLevelRequestParams, _nothing)
+    server.get_tool_input_schema = tools.HEADED.get
 
 
 def _stand_before(server: Server[Any], method: str, fixture: Answers) -> None:
@@ -58,6 +62,10 @@ def _add_to_list(server: Server[Any], method: str, key: str, more: list[dict[str
         return {**result, key: [*result[key], *more]}
 
     server.add_request_handler(method, entry.params_type, answer)
+
+
+def _task(handler: Handler, params: Any) -> Handler | None:
+    return handler if tasks.has(params.task_id) else None
 
 
 async def _nothing(_ctx: Ctx, _params: Any) -> HandlerResult:

@@ -45,11 +45,18 @@ INPUTS: dict[str, dict[str, Any]] = {
         "additionalProperties": False,
     },
 }
+HEADED: dict[str, dict[str, Any]] = {  # tools with an argument that is repeated in a header
+    "test_x_mcp_header": {
+        "type": "object",
+        "required": ["region"],
+        "properties": {"region": {"type": "string", "description": "Where.", "x-mcp-header": "Region"}},
+    },
+}
 
 
 def listed(name: str) -> dict[str, Any]:
     """A fixture as tools/list shows it."""
-    return {"name": name, "description": f"The conformance suite's {name}.", "inputSchema": INPUTS.get(name, NO_INPUT)}
+    return {"name": name, "description": f"The conformance suite's {name}.", "inputSchema": {**INPUTS, **HEADED}.get(name, NO_INPUT)}
 
 
 def _resource(uri: str, kind: str, text: str) -> dict[str, Any]:
@@ -99,4 +106,5 @@ TOOLS: dict[str, Callable[[Ctx, Any], Awaitable[HandlerResult]]] = {
     "test_logging_tool": _logs,
     "test_tool_with_progress": _progresses,
     "json_schema_2020_12_tool": _says(_text("ok")),
+    "test_x_mcp_header": _says(_text("ok")),
 }

@@ -29,10 +29,16 @@ META = {
 }
 FIELDS = {f"field_{n}": {"type": "string", "description": f"Field {n}."} for n in range(8)}
 SCHEMA = {"type": "object", "additionalProperties": False, "properties": FIELDS}
-ANSWER = {"type": "object", "required": ["text"], "additionalProperties": False, "properties": {"text": {"type": "string", "description": "t"}}}
-ARGUMENTS = {name: "x" * 10 for name in FIELDS}
+ANSWER = {
+    "type": "object",
+    "required": ["text"],
+    "additionalProperties": False,
+    "properties": {"text": {"type": "string", "description": "t"}},
+}
+ARGUMENTS = dict.fromkeys(FIELDS, "x" * 10)
 HANDLERS = "\n".join(
-    f"@handles('thing.t{n}')\nasync def t{n}(ctx, {', '.join(f'{name}=None' for name in FIELDS)}):\n    return {{'text': 'done'}}\n" for n in range(TOOLS)
+    f"@handles('thing.t{n}')\nasync def t{n}(ctx, {', '.join(f'{name}=None' for name in FIELDS)}):\n    return {{'text': 'done'}}\n"
+    for n in range(TOOLS)
 )
 
 

@@ -57,7 +57,7 @@ def test_a_mirror_inside_is_refused_and_never_asked(
         repo = "aima/tiny-GGUF" if source == "huggingface" else "weights"
         outcome = way.call("model.pull", {"repo": repo, "source": source, "name": "from-inside", "mirror": mirror})
         assert outcome.code == code, outcome.body
-        assert "@" in mirror or "[egress] allow" in outcome.body["hint"] and "pw" not in str(outcome.body)
+        assert "@" in mirror or ("[egress] allow" in outcome.body["hint"] and "pw" not in str(outcome.body))
     assert asked == [] and models(world, world.home.path) == before
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import anyio
 import httpx2
 import pytest
 from click.testing import CliRunner
 from mcp import Client
+from mcp.client.stdio import StdioServerParameters, stdio_client
 from mcp.client.streamable_http import streamable_http_client
 
-from aima_lib import config
+from aima_lib import AsyncAima, config
 from aima_lib.errors import InvalidArgument, NotFound
 from aima_lib.gateway import Gateway
 from aima_lib.infra.home import Home
@@ -25,6 +28,7 @@ from aima_mcp.faces.mcp import build
 from aima_mcp.faces.mcp.profiles import ALWAYS, choose, profiles
 from aima_mcp.faces.mcp.results import tool
 from tests.mcp_world import ERAS, text_of
+from tests.world import ROOT, HostProcess, environment
 
 pytestmark = pytest.mark.filterwarnings("ignore::mcp.shared.exceptions.MCPDeprecationWarning")
 REGISTRY = Registry.described()
@@ -173,3 +177,52 @@ async def test_a_host_refuses_a_profile_of_nothing(home: Home) -> None:
 def test_the_client_configuration_keeps_the_profile(tmp_path: Path) -> None:
     printed = CliRunner().invoke(build_cli(), ["--home", str(tmp_path), "mcp", "--profile", "operator", "config"]).output
     assert json.loads(printed)["mcpServers"]["aima"]["args"][-3:] == ["mcp", "--profile", "operator"]
+
+
+@pytest.mark.anyio
+async def test_a_key_has_a_profile_of_its_own_unless_path_or_flag_say_another(home: Home) -> None:
+    (home.path / "config.toml").write_text('[mcp.profiles]\nmine = ["model.*"]\n', encoding="utf-8")
+    process = await anyio.to_thread.run_sync(HostProcess(Path(sys.executable), home.path, ROOT).start)
+    mine, base = len(ALWAYS) + len([name for name in CALLABLE if name.startswith("model.")]), process.url
+    try:
+        async with AsyncAima(url=base, key=home.key()) as owner:
+            texts = {}
+            for name, more in (("own", {"profile": "mine"}), ("plain", {})):
+                plan = await owner.plan("key.create", {"name": name, "scopes": ["admin"], **more})
+                made = await owner.apply(plan)
+                assert made["key"]["profile"] == more.get("profile")
+                texts[name] = made["secret"]
+            with pytest.raises(NotFound, match="mien") as refused:
+                await owner.call("key.create", {"name": "x", "scopes": ["read"], "profile": "mien"})
+            assert "mine" in str(refused.value.hint)
+        counts: dict[tuple[str, ...], int] = {}
+        for name, text in texts.items():
+            async with httpx2.AsyncClient(base_url=base, headers={"Authorization": f"Bearer {text}"}, trust_env=False) as http:
+                assert (await http.get("/caller")).json()["profile"] == ("mine" if name == "own" else None)
+            for mode, path in (("legacy", "/mcp"), ("auto", "/mcp"), ("auto", "/mcp/agent")):
+                headers = {"Authorization": f"Bearer {text}"}
+                async with (
+                    httpx2.AsyncClient(headers=headers, trust_env=False) as http,
+                    Client(streamable_http_client(base + path, http_client=http), mode=mode) as client,
+                ):
+                    counts[name, mode, path] = len((await client.list_tools()).tools)
+            for flag in ([], ["--profile", "agent"]):
+                around = environment(home.path) | {"AIMA_KEY": text, "PYTHONPATH": str(ROOT)}
+                command = StdioServerParameters(command=sys.executable, args=["-m", "aima_mcp.main", "mcp", *flag], env=around)
+                async with Client(stdio_client(command), mode="auto") as client:
+                    counts[name, "stdio", *flag] = len((await client.list_tools()).tools)
+    finally:
+        await anyio.to_thread.run_sync(process.stop)
+    assert counts == {
+        ("own", "legacy", "/mcp"): mine,
+        ("own", "auto", "/mcp"): mine,
+        ("own", "auto", "/mcp/agent"): counts["plain", "auto", "/mcp"],
+        ("own", "stdio"): mine,
+        ("own", "stdio", "--profile", "agent"): counts["plain", "stdio"],
+        ("plain", "legacy", "/mcp"): counts["plain", "auto", "/mcp"],
+        ("plain", "auto", "/mcp"): counts["plain", "auto", "/mcp"],
+        ("plain", "auto", "/mcp/agent"): counts["plain", "auto", "/mcp"],
+        ("plain", "stdio"): counts["plain", "auto", "/mcp"],
+        ("plain", "stdio", "--profile", "agent"): counts["plain", "auto", "/mcp"],
+    }
+    assert mine != counts["plain", "stdio"]

@@ -126,8 +126,8 @@ def test_what_cannot_be_cut_is_no_half_truth() -> None:
 
 
 def test_what_fits_is_left_alone_and_an_error_fits_too() -> None:
-    whole = success(REGISTRY["service.logs"], {"lines": ["é" * 10_000]})
-    assert whole["structuredContent"]["lines"] == ["é" * 10_000] and "shown" not in whole["content"][0]["text"]
+    whole = success(REGISTRY["service.logs"], {"lines": ["é" * 3_000] * 3})
+    assert whole["structuredContent"]["lines"] == ["é" * 3_000] * 3 and "shown" not in whole["content"][0]["text"]
     said = failure(NotFound("no " + "x" * 200_000, hint="look", details={"tail": "y" * 200_000}))
     assert size(said) <= MOST_BYTES and said["structuredContent"]["code"] == "not_found"
     AimaError.from_dict(said["structuredContent"])

@@ -29,7 +29,7 @@ COMMANDS = {
     "start": "Host AIMA in the background.",
     "stop": "End the host in the background, and its engines.",
     "status": "What runs: host, services, models, devices.",
-    "mcp": "Serve MCP over standard input and output; `mcp config` prints what to paste.",
+    "mcp": "Serve MCP over standard input and output; `mcp install` tells a client of it.",
     "doctor": "Check the machine and every unit.",
     "events": "What happened; --follow goes on.",
     "approve": "Let a call pass that waits for you, or deny it.",

@@ -170,7 +170,7 @@ def _around(registry: Registry) -> Node:
         "/v1/completions": {"post": _openai("v1_completions", "OpenAI: complete")},
         "/v1/embeddings": {"post": _openai("v1_embeddings", "OpenAI: embed")},
         "/health": {"get": _plain("health", "Whether the host answers") | {"security": []}},
-        "/caller": {"get": _plain("caller", "Who the key says you are: name, scopes, models, limits, usage")},
+        "/caller": {"get": _plain("caller", "Who the key says you are: name, scopes, models, limits, usage, MCP profile")},
         "/metrics": {"get": _plain("metrics", "Prometheus metrics", "text/plain")},
         "/openapi.json": {"get": _plain("openapi", "This document")},
         "/shutdown": {"post": _plain("shutdown", "End the host", requestBody={"content": {"application/json": {"schema": stop}}})},

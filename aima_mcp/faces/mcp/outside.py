@@ -7,8 +7,13 @@ width, or spell ASCII in the tag block. Line breaks and tabs stay; so do the joi
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+from aima_lib.registry import Marks
+from aima_mcp.faces.mcp.fit import shorter
+
+OPEN, CLOSE = "⟦untrusted⟧", "⟦/untrusted⟧"
 
 _TERMINAL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
 _HIDDEN = re.compile(
@@ -33,6 +38,42 @@ def clean(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {clean_text(key): clean(item) for key, item in value.items()}
     return [clean(item) for item in value] if isinstance(value, list) else value
+
+
+def capped(marks: Marks | None, value: Any) -> Any:
+    """A value whose texts from outside have at most the characters their marks allow; those that had more say how many."""
+    if marks is None or value is None:
+        return value
+    if isinstance(marks, int):
+        return shorter(value, marks)
+    if isinstance(value, list):
+        return [capped(marks.get("[]"), item) for item in value]
+    return {key: capped(marks.get(key), item) for key, item in value.items()} if isinstance(value, Mapping) else value
+
+
+def present(marks: Marks | None, value: Any, name: str = "") -> Iterator[str]:
+    """The names of the fields that hold text from outside, where they hold any."""
+    if marks is None or value in (None, "", [], {}):
+        return
+    if isinstance(marks, int):
+        yield name
+    elif isinstance(value, list):
+        for item in value:
+            yield from present(marks.get("[]"), item, name)
+    elif isinstance(value, Mapping):
+        for key, below in marks.items():
+            yield from present(below, value.get(key), key)
+
+
+def is_outside(marks: Marks | None, key: str) -> bool:
+    """Whether a field of an output is nothing but text from outside, or a list of such."""
+    found = marks.get(key) if isinstance(marks, dict) else None
+    return isinstance(found, int) or (isinstance(found, dict) and isinstance(found.get("[]"), int))
+
+
+def fenced(text: str) -> str:
+    """A text from outside between marks that it cannot hold itself, so that a reader can tell where it ends."""
+    return f"{OPEN}{text.replace('⟦', '[').replace('⟧', ']')}{CLOSE}"
 
 
 def clean_text(text: str) -> str:

@@ -10,9 +10,11 @@ from mcp.server.lowlevel import Server
 
 from aima_lib.door import Door
 from aima_mcp.faces.mcp.edge import Ctx, caller_of, refuse_cursor
-from aima_mcp.faces.mcp.outside import clean
+from aima_mcp.faces.mcp.outside import capped, clean, present
 from aima_mcp.faces.mcp.results import COMPLETE, compact, wire_name
 from aima_mcp.faces.mcp.watch import Watch
+
+UNTRUSTED = "io.aima/untrustedFields"
 
 
 class Resources:
@@ -50,8 +52,14 @@ class Resources:
     async def read(self, ctx: Ctx, params: types.ReadResourceRequestParams) -> HandlerResult:
         uri = str(params.uri)
         found = await self._door.read(uri, caller=caller_of(ctx))
-        text = compact(clean(found["content"])).encode("utf-8", "replace").decode("utf-8")  # a file name may hold half a surrogate pair
-        return {**COMPLETE, "contents": [{"uri": uri, "mimeType": found["mimeType"], "text": text}]}
+        known = self._door.registry.resource(uri)
+        marks = known[0].untrusted if known else None
+        content = capped(marks, clean(found["content"]))
+        text = compact(content).encode("utf-8", "replace").decode("utf-8")  # a file name may hold half a surrogate pair
+        shown: dict[str, Any] = {"uri": uri, "mimeType": found["mimeType"], "text": text}
+        if names := list(dict.fromkeys(present(marks, content))):
+            shown["_meta"] = {UNTRUSTED: names}
+        return {**COMPLETE, "contents": [shown]}
 
     async def subscribe(self, ctx: Ctx, params: types.SubscribeRequestParams) -> HandlerResult:
         await ctx.lifespan_context.subscribe(ctx, str(params.uri), caller_of(ctx))

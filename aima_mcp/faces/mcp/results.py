@@ -8,13 +8,15 @@ from dataclasses import replace
 from typing import Any
 
 from aima_lib.errors import AimaError, ResourceExhausted
-from aima_lib.registry import Unit
+from aima_lib.registry import Marks, Unit
 from aima_mcp.faces.mcp.fit import Fitted, fit, shorter, size
-from aima_mcp.faces.mcp.outside import clean, clean_text
+from aima_mcp.faces.mcp.outside import capped, clean, clean_text, fenced, is_outside, present
 
 MOST_BYTES = 65_536  # of a whole result, text and structuredContent together
 BUDGETS = (28_000, 20_000, 12_000)  # of the output, which a result holds twice; escaping may make the text longer
-ERROR_TEXT = 4_000  # characters of a message that is too long to give whole
+ERROR_TEXT = 4_000  # characters of a text in an error
+LINE_TEXT = 500  # of a line of progress
+ERROR_MARKS: Marks = {"message": ERROR_TEXT, "details": ERROR_TEXT}
 TICK = 0.001  # what says "still at it" when a stage has no number
 TOOL_KEYS = ("title", "description", "inputSchema", "outputSchema", "annotations")
 RUN_KEYS = ("id", "unit", "status", "progress")
@@ -62,8 +64,9 @@ def success(
     What does not fit is cut and the text says how to go on. `arguments` are the call's, `listed` as for `unfinished`; `called` is the
     unit whose output this one passes on as its result.
     """
-    output = clean(output)
-    whole = _result(_spread(unit, output), output)
+    marks: Marks | None = {"result": called.untrusted} if called and called.untrusted is not None else unit.untrusted
+    output = capped(marks, clean(output))
+    whole = _result(_spread(unit, output, marks), output)
     if size(whole) <= MOST_BYTES:
         return whole
     for budget in BUDGETS:
@@ -73,7 +76,7 @@ def success(
         note = f"\n… {fitted.note}"
         if fitted.unit is not None:
             note += f"\nnext: {spelled(fitted.unit, fitted.arguments or {}, listed)}"
-        result = _result(_spread(unit, fitted.output) + note, fitted.output)
+        result = _result(_spread(unit, fitted.output, marks) + note, fitted.output)
         if size(result) <= MOST_BYTES:
             return result
     message = f"{unit.name} was done, but its result has {size(output)} bytes and cannot be cut; over MCP a result has at most {MOST_BYTES}"
@@ -88,13 +91,19 @@ def _fitted(unit: Unit, output: Mapping[str, Any], arguments: Mapping[str, Any],
     return None if found is None else replace(found, output={**output, "result": found.output})
 
 
-def _spread(unit: Unit, output: Mapping[str, Any]) -> str:
+def _spread(unit: Unit, output: Mapping[str, Any], marks: Marks | None) -> str:
+    """The main field, then the rest; what is all from outside is fenced, of the others those fields are named that hold some."""
     primary = unit.definition.get("primary")
-    parts = [value for key, value in output.items() if key == primary]
+    said = [value if isinstance(value, str) else compact(value) for key, value in output.items() if key == primary]
     rest = {key: value for key, value in output.items() if key != primary}
-    if rest or not parts:
-        parts.append(rest)
-    return "\n".join(part if isinstance(part, str) else compact(part) for part in parts)
+    if said and is_outside(marks, str(primary)):
+        said = [fenced(text) for text in said if text]
+        names = dict.fromkeys(present(marks, rest))
+    else:
+        names = dict.fromkeys(present(marks, output))
+    if rest or not said:
+        said.append(compact(rest))
+    return "\n".join([*said, *([f"untrusted fields: {', '.join(names)}"] if names else [])])
 
 
 def unfinished(unit: Unit, run: Mapping[str, Any], listed: Collection[str] | None = None) -> dict[str, Any]:
@@ -110,10 +119,13 @@ def unfinished(unit: Unit, run: Mapping[str, Any], listed: Collection[str] | Non
 
 def failure(error: AimaError, listed: Collection[str] | None = None) -> dict[str, Any]:
     """The error, whole for a program, and as lines that a model can act on. `listed` as for `unfinished`."""
-    said = clean(error.as_dict())
+    said = capped(ERROR_MARKS, clean(error.as_dict()))
     if size(said) > MOST_BYTES // 4:
         said = shorter(said, ERROR_TEXT) | {"details": {}}
-    lines = [f"{error.code}: {said['message']}"]
+    message, quoted = str(said["message"]), said.get("details", {}).get("said")
+    if isinstance(quoted, str) and quoted:
+        message = message.replace(quoted, fenced(quoted)) if quoted in message else fenced(message)
+    lines = [f"{error.code}: {message}"]
     if error.hint:
         lines.append(f"hint: {said['hint']}")
     lines += [f"next: {spelled(call['unit'], call['arguments'], listed)}" for call in said.get("next", [])]
@@ -130,6 +142,11 @@ def spelled(name: str, arguments: Mapping[str, Any], listed: Collection[str] | N
 def compact(value: Any) -> str:
     """JSON without spaces."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def line(text: str) -> str:
+    """A message of a run's progress: one may hold the names of files and repositories."""
+    return str(shorter(clean_text(text), LINE_TEXT))
 
 
 class Progress:
@@ -151,7 +168,7 @@ class Progress:
         reached = self._base + float(item.get("completed") or 0)
         self._last = reached if reached > self._last else self._last + TICK
         total = item.get("total")
-        await self._report(self._last, None if total is None else self._base + float(total), clean_text(item["message"]))
+        await self._report(self._last, None if total is None else self._base + float(total), line(item["message"]))
 
 
 def _words(item: Any) -> str:

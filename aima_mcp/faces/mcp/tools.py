@@ -11,7 +11,7 @@ from mcp.server.lowlevel import Server
 from mcp.shared.jsonrpc_dispatcher import progress_token_from_params
 
 from aima_lib.door import Caller, Door
-from aima_lib.errors import AimaError, ApprovalRequired, InvalidArgument, NotFound
+from aima_lib.errors import AimaError, ApprovalRequired, FailedPrecondition, InvalidArgument, NotFound
 from aima_lib.infra.progress import Send
 from aima_lib.names import did_you_mean, nearest
 from aima_lib.registry import Unit
@@ -20,6 +20,7 @@ from aima_mcp.faces.mcp import consent
 from aima_mcp.faces.mcp.edge import Ctx, caller_of, refuse_cursor
 from aima_mcp.faces.mcp.profiles import Profile
 from aima_mcp.faces.mcp.results import COMPLETE, Progress, failure, success, tool, unfinished, wire_name
+from aima_mcp.faces.mcp.tasks import Tasks, declared
 from aima_mcp.faces.mcp.watch import Watch
 
 KEY = "io.aima/idempotencyKey"
@@ -31,8 +32,9 @@ WAIT_SECONDS = 45
 class Tools:
     """Commands and queries: those of a profile are listed, all can be called."""
 
-    def __init__(self, door: Door, profile: Profile, wait_seconds: float) -> None:
+    def __init__(self, door: Door, profile: Profile, wait_seconds: float, kept_seconds: float | None) -> None:
         self._door, self._profile, self._wait_seconds = door, profile, wait_seconds
+        self._tasks = Tasks(door, self, kept_seconds)
         units = sorted(door.registry.of("command", "query"), key=lambda unit: unit.name)
         self._units = {wire_name(unit.name): unit for unit in units}
         self._lists: dict[frozenset[str], dict[str, Any]] = {}
@@ -41,6 +43,7 @@ class Tools:
         """Let the server answer for them."""
         server.add_request_handler("tools/list", types.PaginatedRequestParams, self.list)
         server.add_request_handler("tools/call", types.CallToolRequestParams, self.call)
+        self._tasks.register(server)
 
     async def list(self, ctx: Ctx, params: types.PaginatedRequestParams) -> HandlerResult:
         refuse_cursor(params)
@@ -77,6 +80,8 @@ class Tools:
         caller = caller_of(ctx)
         if unit.name == PASSES_ON and token is not None:
             arguments, token = {**(arguments or {}), "token": token}, None
+        if unit.durable and declared(ctx):
+            return await self._begin(unit, arguments, caller, key, token)
         if unit.durable:
             return await self._run(unit, arguments, caller, send, key, token)
         output = await self._door.call(unit.name, arguments, caller=caller, send=send, key=key, token=token)
@@ -96,6 +101,23 @@ class Tools:
         if run["status"] == "running":
             return unfinished(unit, run, self._profile.units)
         return self._success(unit, outcome_of(dict(run)), arguments)
+
+    async def _begin(
+        self, unit: Unit, arguments: Mapping[str, Any] | None, caller: Caller, key: str | None, token: str | None
+    ) -> dict[str, Any]:
+        """Start a durable unit and answer with its task; with its outcome when an earlier call of the same key has had one."""
+        run = await self._door.start(unit.name, arguments, caller=caller, key=key, token=token)
+        return self._tasks.created(run) if run["status"] == "running" else self.answer_of(run)
+
+    def answer_of(self, run: Mapping[str, Any]) -> dict[str, Any]:
+        """The result of a run that has ended."""
+        unit = self._units.get(wire_name(run["unit"]))
+        try:
+            if unit is None:
+                raise FailedPrecondition(f"{run['unit']}, which run {run['id']} called, is not there any more")
+            return self._success(unit, outcome_of(dict(run)), run["input"])
+        except AimaError as error:
+            return failure(error, self._profile.units)
 
     def _success(self, unit: Unit, output: Mapping[str, Any], arguments: Mapping[str, Any] | None) -> dict[str, Any]:
         called = self._units.get(wire_name(output["name"])) if unit.name == PASSES_ON else None
