@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import click
 
 from aima_lib.errors import AimaError, InvalidArgument
-from aima_mcp.faces.cli import build, command_line, wants_json
+from aima_mcp.faces.cli import build, command_line
+from aima_mcp.faces.cli.output import Form, form_of, show_data
 
 INTERRUPTED = 130
 
@@ -24,25 +25,28 @@ def run(words: Sequence[str]) -> int:
     try:
         code = build().main(list(words), prog_name="aima", standalone_mode=False)
     except AimaError as error:
-        return _failed(error, wants_json(words))
+        return _failed(error, form_of(words))
     except click.UsageError as error:
-        return _misused(error, wants_json(words))
+        return _misused(error, form_of(words))
     except click.ClickException as error:
-        return _failed(InvalidArgument(error.format_message()), wants_json(words))
+        return _failed(InvalidArgument(error.format_message()), form_of(words))
     except click.Abort:
         return INTERRUPTED
     return code if isinstance(code, int) else 0
 
 
-def _misused(error: click.UsageError, as_json: bool) -> int:
+def _misused(error: click.UsageError, form: Form) -> int:
     refusal = InvalidArgument(error.format_message(), hint=f"{error.ctx.command_path} --help" if error.ctx else "aima --help")
-    return _failed(refusal, as_json)
+    return _failed(refusal, form)
 
 
-def _failed(error: AimaError, as_json: bool) -> int:
+def _failed(error: AimaError, form: Form) -> int:
+    if form != "table":
+        show_data(error.as_dict(), form, stderr=True)
+        return error.exit_code
     from aima_mcp.faces.cli.render import show_error
 
-    show_error(error, as_json, [command_line(call["unit"], call["arguments"]) for call in error.next])
+    show_error(error, [command_line(call["unit"], call["arguments"]) for call in error.next])
     return error.exit_code
 
 

@@ -11,6 +11,7 @@ import click
 
 from aima_lib.door import Door
 from aima_mcp.commands.base import home_of
+from aima_mcp.faces.cli.output import Form, formed, show_data
 
 WAITING = {"status": "open", "limit": 1000}
 
@@ -19,9 +20,9 @@ WAITING = {"status": "open", "limit": 1000}
 @click.argument("approval_id", required=False)
 @click.option("--deny", is_flag=True, help="Refuse it for good.")
 @click.option("--reason", metavar="TEXT", help="Why; who asked can read it.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
+@formed
 @click.pass_context
-def command(ctx: click.Context, approval_id: str | None, deny: bool, reason: str | None, as_json: bool) -> None:
+def command(ctx: click.Context, approval_id: str | None, deny: bool, reason: str | None, form: Form) -> None:
     """Let a call pass that waits for somebody else's approval, or deny it.
 
     Without an id: what waits; on a terminal, one question for each.
@@ -42,11 +43,14 @@ def command(ctx: click.Context, approval_id: str | None, deny: bool, reason: str
 
     if approval_id is not None:
         plan = decide(approval_id, "deny" if deny else "approve")
-        click.echo(json.dumps(plan, indent=2) if as_json else f"{plan['id']}: {plan['status']}")
+        if form == "table":
+            click.echo(f"{plan['id']}: {plan['status']}")
+        else:
+            show_data(plan, form)
         return
     plans = through(home_of(ctx), waiting, needs_host=False)
-    if as_json:
-        click.echo(json.dumps(plans, indent=2))
+    if form != "table":
+        show_data(plans, form)
         return
     for plan in plans:
         _describe(plan)

@@ -1,4 +1,4 @@
-"""What the commands that are no units have in common: the home, and --json."""
+"""What the commands that are no units have in common: the home."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import click
 
 if TYPE_CHECKING:
     from aima_lib.infra.home import Home
-
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
 
 
 def home_of(ctx: click.Context) -> Home:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from aima_mcp.commands.base import home_of
+from aima_mcp.faces.cli.output import Form, formed, show_data
 
 if TYPE_CHECKING:
     from aima_lib.door import Door
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("--system", metavar="TEXT", help="What the model is told before the conversation.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="At most this many tokens an answer.")
 @click.option("--temperature", type=click.FloatRange(0, 5), help="0 takes the likeliest token always; higher is more varied.")
-@click.option("--json", "as_json", is_flag=True, help="Print the whole answer as JSON; needs -m or standard input.")
+@formed
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -30,7 +31,7 @@ def command(
     system: str | None,
     max_tokens: int | None,
     temperature: float | None,
-    as_json: bool,
+    form: Form,
 ) -> None:
     """Talk to MODEL: a service's id or name, or a model's id. Without MODEL, to the only one that is ready.
 
@@ -42,24 +43,23 @@ def command(
     if message is None and not sys.stdin.isatty():
         message = sys.stdin.read()
     if message is not None:
-        _once(home, model, [*first, {"role": "user", "content": message}], options, as_json)
+        _once(home, model, [*first, {"role": "user", "content": message}], options, form)
         return
-    if as_json:
-        raise click.UsageError("--json needs -m TEXT, or the message on standard input")
+    if form != "table":
+        raise click.UsageError(f"{form} needs -m TEXT, or the message on standard input")
     Conversation(home, model, first, options).run()
 
 
-def _once(home: Home, model: str | None, messages: list[dict[str, Any]], options: Mapping[str, Any], as_json: bool) -> None:
+def _once(home: Home, model: str | None, messages: list[dict[str, Any]], options: Mapping[str, Any], form: Form) -> None:
     from aima_mcp.commands.turn import ask, only_model
     from aima_mcp.faces.cli.doorway import through
-    from aima_mcp.faces.cli.render import show_json
 
     async def work(door: Door) -> Mapping[str, Any]:
-        return await ask(door, model or await only_model(door), messages, options, quiet=as_json)
+        return await ask(door, model or await only_model(door), messages, options, quiet=form != "table")
 
-    answer = through(home, work, needs_host=True)
-    if as_json:
-        show_json(answer)
+    answer = through(home, work, needs_host=True, plain=True)
+    if form != "table":
+        show_data(answer, form)
 
 
 class Conversation:
@@ -76,7 +76,7 @@ class Conversation:
 
         if sys.platform != "win32":
             import readline  # noqa: F401  (gives input() its arrows and history)
-        self._model = self._model or through(self._home, only_model, needs_host=True)
+        self._model = self._model or through(self._home, only_model, needs_host=True, plain=True)
         click.echo(f"{self._model}. /new begins another conversation, Ctrl-D ends.", err=True)
         while (text := self._read()) is not None:
             if text == "/new":
@@ -107,9 +107,9 @@ class Conversation:
             return await ask(door, str(self._model), messages, self._options)
 
         try:
-            answer = through(self._home, work, needs_host=True)
+            answer = through(self._home, work, needs_host=True, plain=True)
         except AimaError as error:
-            show_error(error, False)
+            show_error(error)
         except KeyboardInterrupt:
             click.echo("(stopped)", err=True)
         else:

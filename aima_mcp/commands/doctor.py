@@ -8,25 +8,26 @@ from collections import Counter
 import click
 
 from aima_lib.door import Door
-from aima_mcp.commands.base import as_json, home_of
+from aima_mcp.commands.base import home_of
+from aima_mcp.faces.cli.output import Form, formed, show_data
 
 
 @click.command("doctor")
-@as_json
+@formed
 @click.pass_context
-def command(ctx: click.Context, as_json: bool) -> None:
+def command(ctx: click.Context, form: Form) -> None:
     """Check the machine, and call every unit in a way that changes nothing. Ends with 1 when something is broken."""
     from aima_mcp.faces.cli.doorway import through
-    from aima_mcp.faces.cli.render import out, show_json, table
+    from aima_mcp.faces.cli.render import out, table
 
     async def check(door: Door) -> dict[str, object]:
         return dict(await door.call("system.doctor"))
 
-    report: dict[str, object] = through(home_of(ctx), check, needs_host=False)
+    report: dict[str, object] = through(home_of(ctx), check, needs_host=False, plain=True)
     checks, units = report["checks"], report["units"]
     assert isinstance(checks, list) and isinstance(units, list)
-    if as_json:
-        show_json(report)
+    if form != "table":
+        show_data(report, form)
     else:
         out().print(table(checks, ("name", "status", "message")))
         counts = Counter(unit["status"] for unit in units)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
-from aima_mcp.commands.base import as_json, home_of
+from aima_mcp.commands.base import home_of
 from aima_mcp.faces.cli import Domain
+from aima_mcp.faces.cli.output import Form, formed, show_data
 
 
 class Keys(Domain):
@@ -22,15 +23,13 @@ command = Keys("key")
 
 
 @click.command("show")
-@as_json
+@formed
 @click.pass_context
-def show(ctx: click.Context, as_json: bool) -> None:
+def show(ctx: click.Context, form: Form) -> None:
     """Print the owner's key: the bearer token of HTTP, MCP over HTTP and OpenAI clients. Who has it may do everything here."""
     home = home_of(ctx)
     home.make()
-    if as_json:
-        from aima_mcp.faces.cli.render import show_json
-
-        show_json({"key": home.key(), "path": str(home.path / "key")})
+    if form != "table":
+        show_data({"key": home.key(), "path": str(home.path / "key")}, form)
     else:
         click.echo(home.key())

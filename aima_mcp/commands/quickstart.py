@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from aima_lib.errors import Cancelled, FailedPrecondition, NotFound, Unavailable
-from aima_mcp.commands.base import as_json, home_of
+from aima_mcp.commands.base import home_of
+from aima_mcp.faces.cli.output import Form, formed, show_data
 
 if TYPE_CHECKING:
     from aima_lib.door import Door
@@ -26,28 +27,27 @@ Fields = Mapping[str, Any]
 @click.option("--recipe", "name", metavar="NAME", help="This recipe rather than the one that suits the machine; see --list.")
 @click.option("--list", "listing", is_flag=True, help="Show the recipes and do nothing.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask before the download.")
-@as_json
+@formed
 @click.pass_context
-def command(ctx: click.Context, name: str | None, listing: bool, yes: bool, as_json: bool) -> None:
+def command(ctx: click.Context, name: str | None, listing: bool, yes: bool, form: Form) -> None:
     """Find a model that fits this machine, fetch and verify it, serve it, and ask it something. Again, it only asks."""
     from aima_lib.services import recipes
     from aima_mcp.faces.cli.doorway import through
-    from aima_mcp.faces.cli.render import show_json
 
     known = recipes.load()
     if listing:
-        _list(known, as_json)
+        _list(known, form)
         return
     wanted = recipes.named(known, name) if name else None
     home = home_of(ctx)
-    sure = yes or as_json or not (sys.stdin.isatty() and sys.stderr.isatty())
+    sure = yes or form != "table" or not (sys.stdin.isatty() and sys.stderr.isatty())
     try:
-        report = through(home, Quickstart(home, known, wanted, sure, as_json).run, needs_host=True)
+        report = through(home, Quickstart(home, known, wanted, sure, form != "table").run, needs_host=True, plain=True)
     except KeyboardInterrupt:
         click.echo("\nthe host goes on with what was begun (aima run list); aima quickstart again takes it up from there", err=True)
         raise
-    if as_json:
-        show_json(report)
+    if form != "table":
+        show_data(report, form)
     else:
         _how_to_go_on(home, report)
 
@@ -159,7 +159,7 @@ class Quickstart:
     async def _watched(self, call: Callable[..., Awaitable[Fields]]) -> Fields:
         """A durable call, with its progress."""
         from aima_mcp.faces.cli.call import Noted
-        from aima_mcp.faces.cli.progress import Silence, seen_by, watcher
+        from aima_mcp.faces.cli.watching import Silence, seen_by, watcher
 
         seen = Noted(Silence() if self._quiet else watcher({"properties": {"phase": {}}}, False))
         with seen_by(seen.inner):
@@ -177,11 +177,11 @@ def _free(sample: Fields) -> int | None:
     return None if total is None or used is None else total - used
 
 
-def _list(known: Sequence[Fields], as_json: bool) -> None:
-    from aima_mcp.faces.cli.render import out, show_json, table
+def _list(known: Sequence[Fields], form: Form) -> None:
+    from aima_mcp.faces.cli.render import out, table
 
-    if as_json:
-        show_json({"recipes": list(known)})
+    if form != "table":
+        show_data({"recipes": list(known)}, form)
         return
     rows = [{**recipe, "sources": [source["source"] for source in recipe["sources"]]} for recipe in known]
     out().print(table(rows, ("name", "title", "size_bytes", "memory_bytes", "license", "sources")))

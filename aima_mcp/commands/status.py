@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from aima_lib.door import Door
-from aima_mcp.commands.base import as_json, home_of
+from aima_mcp.commands.base import home_of
+from aima_mcp.faces.cli.output import Form, formed, show_data
 
 PARTS = {"services": "service.list", "models": "model.list", "devices": "device.info"}
 COLUMNS = {
@@ -18,22 +19,20 @@ COLUMNS = {
 
 
 @click.command("status")
-@as_json
+@formed
 @click.pass_context
-def command(ctx: click.Context, as_json: bool) -> None:
+def command(ctx: click.Context, form: Form) -> None:
     """Show the host, services, models and devices. Starts nothing: without a host it says so."""
     from aima_mcp import background
     from aima_mcp.faces.cli.doorway import through
-    from aima_mcp.faces.cli.render import out, show_json
+    from aima_mcp.faces.cli.render import out
 
     home = home_of(ctx)
     elsewhere, _ = home.remote()
     found = elsewhere is not None or background.living(home) is not None
-    state = through(home, _collect, needs_host=False) if found else {"host": None}
-    if as_json:
-        show_json(
-            {"home": None if elsewhere else str(home.path), "url": elsewhere, **state} if elsewhere else {"home": str(home.path), **state}
-        )
+    state = through(home, _collect, needs_host=False, plain=True) if found else {"host": None}
+    if form != "table":
+        show_data({"home": None, "url": elsewhere, **state} if elsewhere else {"home": str(home.path), **state}, form)
     elif not found:
         out().print(f"no host runs for {home.path}; start one with: aima start", soft_wrap=True)
     else:

@@ -7,8 +7,8 @@ from typing import Any
 
 from aima_lib.door import Door
 from aima_lib.errors import FailedPrecondition, InvalidArgument
-from aima_mcp.faces.cli.progress import Silence, Tokens, seen_by
 from aima_mcp.faces.cli.render import err
+from aima_mcp.faces.cli.watching import Silence, Tokens, seen_by
 
 Message = Mapping[str, Any]
 

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import pty
 import shlex
 import signal
 import socket
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 from aima_lib.infra.home import Home
 from aima_lib.redact import secrets_in
 from aima_lib.registry import definitions
-from aima_mcp.faces.cli import DOTTED, UnitCommand, arguments, command_line, definition
+from aima_mcp.faces.cli import DOTTED, UnitCommand, arguments, command_line, definition, output
 from aima_mcp.main import run
 from tests.hub import Fault, Hub
 from tests.world import ROOTS, environment, until
@@ -177,6 +181,16 @@ def test_the_help_imports_nothing_heavy() -> None:
     assert heavy.isdisjoint(done.stderr.split()), heavy & set(done.stderr.split())
 
 
+def test_a_command_with_a_host_imports_no_event_loop(stopped_after: Home) -> None:
+    home = stopped_after
+    assert aima(home, "start").returncode == 0
+    for words, more in ((["model", "list", "--json"], {"rich", "yaml"}), (["model", "list"], {"yaml"}), (["service", "list"], set())):
+        code = f"import sys; from aima_mcp.main import run; code = run({words}); sys.exit(code or ' '.join(sorted(sys.modules)))"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT, env=around(home))
+        heavy = {"anyio", "asyncio", "httpx", "jsonschema_rs", "psutil", "ssl", "apsw", "aima_lib.gateway", "http.client"} | more
+        assert done.stdout and heavy.isdisjoint(done.stderr.split()), heavy & set(done.stderr.split())
+
+
 @pytest.mark.parametrize("unit", CALLABLE, ids=lambda unit: unit["name"])
 def test_help_says_what_comes_out_and_how_it_fails(unit: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*unit["name"].split("."), "--help"]) == 0
@@ -213,6 +227,95 @@ def test_keys_are_units_and_the_owners_is_shown(word: str, home: Home, capsys: p
     assert word in capsys.readouterr().out
     assert run(["--home", str(home.path), "key", "show", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"key": home.key(), "path": str(home.path / "key")}
+
+
+# Forms
+
+OWN = [["status"], ["doctor"], ["events", "--after", "0"], ["stop"], ["key", "show"], ["quickstart", "--list"], ["unit", "search", "model"]]
+
+
+@pytest.mark.parametrize("unit", CALLABLE, ids=lambda unit: unit["name"])
+def test_every_unit_answers_in_every_form(unit: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*unit["name"].split("."), "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "--json" in said and "--output" in said
+    found = definition(unit["name"])
+    assert found is not None
+    for line, form in ((["--json"], "json"), (["-o", "yaml"], "yaml"), (["--output=json"], "json"), ([], "table")):
+        command = UnitCommand(found)
+        assert output.form_in(command.make_context(command.name, list(line)).params) == form == output.form_of(line)
+
+
+@pytest.mark.parametrize("line", OWN, ids=shlex.join)
+def test_json_and_yaml_say_the_same_and_nothing_else(line: list[str], home: Home) -> None:
+    (home.path / "config.toml").write_text("[server]\nport = 0\n", encoding="utf-8")
+    as_json, as_yaml, plain = (aima(home, *line, *form) for form in (["--json"], ["-o", "yaml"], []))
+    assert as_json.returncode == as_yaml.returncode == plain.returncode == 0, as_yaml.stderr
+    assert "\x1b" not in plain.stdout + plain.stderr + as_yaml.stdout, "no colour in a pipe"
+    if line[0] == "events":
+        read_json, read_yaml = [json.loads(text) for text in as_json.stdout.splitlines()], [*yaml.safe_load_all(as_yaml.stdout)]
+        assert read_json and [event["type"] for event in read_yaml[: len(read_json)]] == [event["type"] for event in read_json]
+        return
+    read_json, read_yaml = json.loads(as_json.stdout), yaml.safe_load(as_yaml.stdout)
+    assert list(read_json) == list(read_yaml)
+    if line[0] not in ("status", "doctor"):
+        assert read_json == read_yaml
+
+
+def test_errors_come_in_the_form_that_was_asked_for(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    at = ["--home", str(home.path)]
+    for line, code in ((["run", "get", "nothing-1", "-o", "yaml"], "not_found"), (["run", "fly", "--output=yaml"], "invalid_argument")):
+        assert run([*at, *line]) != 0
+        said = capsys.readouterr()
+        assert said.out == "" and yaml.safe_load(said.err)["code"] == code
+    assert run([*at, "run", "list", "-o", "xml"]) == 2 and "'table', 'json', 'yaml'" in capsys.readouterr().err
+    assert run([*at, "run", "list", "--json", "-o", "yaml"]) == 2 and "two forms" in capsys.readouterr().err
+
+
+def test_yaml_means_the_same_to_every_reader(capsys: pytest.CaptureFixture[str]) -> None:
+    same = {"a": 1}
+    value = {
+        "b": "1e3",
+        "a": ["no", "0x1F", "012", "ü", "\u2028", "a: b", "", "~", "-", "two\nlines"],
+        "c": [same, same],
+        "d": None,
+        "e": "\udc80",
+    }
+    output.show_data(value, "yaml")
+    said = capsys.readouterr().out
+    assert yaml.safe_load(said) == value and list(yaml.safe_load(said)) == ["b", "a", "c", "d", "e"]
+    assert "'1e3'" in said and "ü" in said and "&" not in said
+
+
+def on_terminal(home: Home, *line: str, **more: str) -> str:
+    """What a command writes to a terminal of 100 columns."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (40, 100))
+    variables = {key: value for key, value in around(home).items() if key not in ("NO_COLOR", "FORCE_COLOR")}
+    variables |= {"TERM": "xterm-256color", **more}
+    with subprocess.Popen([sys.executable, "-m", "aima_mcp.main", *line], stdin=theirs, stdout=theirs, stderr=theirs, env=variables):
+        os.close(theirs)
+        return drained(ours)
+
+
+def drained(terminal: int) -> str:
+    said = b""
+    try:
+        while piece := os.read(terminal, 65536):
+            said += piece
+    except OSError:  # the other side is closed
+        pass
+    os.close(terminal)
+    return said.decode()
+
+
+@pytest.mark.parametrize("line", [["run", "get", "nothing-1"], ["doctor"], ["device", "info"], ["quickstart", "--list"]], ids=shlex.join)
+def test_colour_is_for_terminals_that_want_it(line: list[str], home: Home) -> None:
+    assert "\x1b[" in on_terminal(home, *line)
+    for refused in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
+        assert "\x1b[" not in on_terminal(home, *line, **refused)
+    for form in ("json", "yaml"):
+        assert "\x1b[" not in on_terminal(home, *line, "-o", form)
 
 
 # With a host

@@ -8,9 +8,8 @@ from __future__ import annotations
 import importlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import click
@@ -18,6 +17,7 @@ import click
 from aima_lib import __version__
 from aima_lib.registry import SCHEMAS, Unit, inline
 from aima_mcp.faces.cli import arguments as words
+from aima_mcp.faces.cli import output
 
 DOTTED = "aima.dotted"
 CALLABLE = re.compile(r'^  "kind": "(command|query)",$', re.MULTILINE)
@@ -43,26 +43,26 @@ COMMANDS = {
 @cache
 def domains() -> dict[str, list[str]]:
     """Domain → its actions, without reading what they take."""
-    found: dict[str, list[str]] = {}
-    for path in sorted(SCHEMAS.glob("*/*.json")):
-        if path.parent.name != "types" and _is_callable(path):
-            found.setdefault(path.parent.name, []).append(path.stem)
-    return found
+    names = sorted(path.name for path in SCHEMAS.iterdir() if path.is_dir() and path.name != "types")
+    return {name: found for name in names if (found := actions(name))}
 
 
-def _is_callable(path: Path) -> bool:
-    """Whether the file is a command's or a query's. Its text says so; to parse them all would cost a fifth of `aima --help`."""
-    return CALLABLE.search(path.read_text(encoding="utf-8")) is not None
+@cache
+def actions(domain: str) -> list[str]:
+    """The actions of one domain. Whether a file is a command's or a query's its text says: to parse them costs a fifth of `aima --help`."""
+    if not domain.isidentifier() or domain == "types":
+        return []
+    return [path.stem for path in sorted(SCHEMAS.glob(f"{domain}/*.json")) if CALLABLE.search(path.read_text(encoding="utf-8"))]
 
 
 def definition(name: str) -> Mapping[str, Any] | None:
     """A unit's file, with its references inlined, or None."""
     domain, _, action = name.partition(".")
     path = SCHEMAS / domain / f"{action}.json"
-    if action not in domains().get(domain, ()):
+    if not (domain.isidentifier() and action.isidentifier() and domain != "types" and path.is_file()):
         return None
-    found: Mapping[str, Any] = inline(json.loads(path.read_text(encoding="utf-8")), path)
-    return found
+    found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return inline(found, path) if found["kind"] in ("command", "query") else None
 
 
 def command_line(name: str, arguments: Mapping[str, Any]) -> str:
@@ -81,7 +81,7 @@ class Root(click.Group):
         if cmd_name in COMMANDS:
             found: click.Command = importlib.import_module(f"aima_mcp.commands.{cmd_name}").command
             return found
-        return Domain(cmd_name) if cmd_name in domains() else None
+        return Domain(cmd_name) if actions(cmd_name) else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
@@ -97,7 +97,7 @@ class Domain(click.Group):
         super().__init__(name, help=f"Units of the domain {name}.")
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        return domains()[str(self.name)]
+        return actions(str(self.name))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         found = definition(f"{self.name}.{cmd_name.replace('-', '_')}")
@@ -127,7 +127,7 @@ class UnitCommand(click.Command):
         given = ctx.params
         arguments = words.gather(self.schema, given, ctx.meta[DOTTED])
         consent = Consent(bool(given.get("cli_plan")), given.get("cli_token"), bool(given.get("cli_yes")))
-        manner = Manner(given["cli_json"], given["cli_timeout"], given.get("cli_key"), not given.get("cli_detach"), consent)
+        manner = Manner(output.form_in(given), given["cli_timeout"], given.get("cli_key"), not given.get("cli_detach"), consent)
         call_unit(Home(ctx.find_root().params.get("home")), Unit(self.definition), arguments, manner)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
@@ -154,7 +154,7 @@ def _manners(found: Mapping[str, Any]) -> Iterator[click.Option]:
     base = "--arguments" if "input" in taken else "--input"
     whole = "All arguments as one JSON object, @file, or @- for standard input; other options go over it."
     yield click.Option([base, words.BASE], metavar="JSON", help=whole)
-    yield click.Option(["--json", "cli_json"], is_flag=True, help="Print the output as JSON and nothing else.")
+    yield from output.options(taken)
     if found["kind"] == "command":
         yield from _consent(taken)
     yield click.Option(["--timeout", "cli_timeout"], type=click.FloatRange(min=0), metavar="SECONDS", help="Give up after so long.")
@@ -190,8 +190,3 @@ def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> N
     if value:
         click.echo(f"aima {__version__}")
         ctx.exit()
-
-
-def wants_json(argv: Sequence[str]) -> bool:
-    """Whether errors, too, are to be JSON: known even where the command line could not be read."""
-    return "--json" in argv[: argv.index("--") if "--" in argv else len(argv)]

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import anyio
 import click
 
 from aima_lib.door import Door
 from aima_lib.errors import ApprovalRequired, Cancelled, DeadlineExceeded
 from aima_lib.infra.home import Home
 from aima_lib.registry import Unit
-from aima_mcp.faces.cli.doorway import through
-from aima_mcp.faces.cli.progress import Silence, Tokens, Watcher, seen_by, watcher
-from aima_mcp.faces.cli.render import err, show, show_json
+from aima_mcp.faces.cli.doorway import Work, through
+from aima_mcp.faces.cli.output import Form, show_data
+from aima_mcp.faces.cli.watching import Silence, Tokens, Watcher, seen_by, watcher
 
 # What these start outlives the command: an engine, a service, or a pool of connections to them.
 HOSTED_DOMAINS = frozenset({"engine", "inference", "service"})
@@ -37,7 +36,7 @@ class Consent:
 class Manner:
     """How a command is to be carried out, whatever the unit."""
 
-    as_json: bool = False
+    form: Form = "table"
     timeout_seconds: float | None = None
     idempotency_key: str | None = None
     wait: bool = True
@@ -68,25 +67,34 @@ def call_unit(home: Home, unit: Unit, arguments: Mapping[str, Any], manner: Mann
         if not manner.wait:
             return {"run": await door.start(unit.name, arguments, key=manner.idempotency_key, token=token)}
         send = None if isinstance(seen.inner, Silence) else seen.send
-        with anyio.move_on_after(manner.timeout_seconds) as scope:
-            return await door.call(unit.name, arguments, send=send, key=manner.idempotency_key, token=token)
-        assert scope.cancelled_caught
+        called = door.call(unit.name, arguments, send=send, key=manner.idempotency_key, token=token)
+        if manner.timeout_seconds is None:
+            return await called
+        import anyio
+
+        with anyio.move_on_after(manner.timeout_seconds):
+            return await called
         raise _late(unit, manner, seen.run_id)
 
-    # What the gateway will refuse starts no host.
-    needs_host = (unit.durable or unit.domain in HOSTED_DOMAINS) and unit.input.first_error(arguments) is None
+    def needs_host() -> bool:
+        """What the gateway will refuse starts no host."""
+        return (unit.durable or unit.domain in HOSTED_DOMAINS) and unit.input.first_error(arguments) is None
+
     try:
         try:
-            with seen_by(seen.inner):
-                output = through(home, work, needs_host=needs_host)
+            output = _carried(home, work, needs_host, manner, seen)
         except ApprovalRequired as refusal:
             token = _agreed(refusal, manner)
-            with seen_by(seen.inner):
-                output = through(home, work, needs_host=needs_host)
+            output = _carried(home, work, needs_host, manner, seen)
     except KeyboardInterrupt:
         _say_interrupted(seen.run_id)
         sys.exit(INTERRUPTED)
     _print(unit, output, manner, seen.inner)
+
+
+def _carried(home: Home, work: Work[Mapping[str, Any]], needs_host: Callable[[], bool], manner: Manner, seen: Noted) -> Mapping[str, Any]:
+    with seen_by(seen.inner):
+        return through(home, work, needs_host=needs_host, plain=manner.timeout_seconds is None)
 
 
 def _agreed(refusal: ApprovalRequired, manner: Manner) -> str:
@@ -95,7 +103,7 @@ def _agreed(refusal: ApprovalRequired, manner: Manner) -> str:
     if "token" not in plan or (plan["policy"] == "approve" and plan["status"] != "approved") or manner.consent.token:
         raise refusal
     if not manner.consent.yes:
-        if manner.as_json or not sys.stdin.isatty():
+        if manner.form != "table" or not sys.stdin.isatty():
             hint = f"--yes does it without asking; or the same command with --token {plan['token']}"
             raise ApprovalRequired(str(refusal), hint=hint, next=refusal.next, details=refusal.details) from refusal
         if not click.confirm(f"It {plan['summary']}. Go on?", err=True):
@@ -106,18 +114,17 @@ def _agreed(refusal: ApprovalRequired, manner: Manner) -> str:
 def _watcher(unit: Unit, manner: Manner) -> Watcher:
     if not manner.wait:
         return Silence()
-    return watcher(PROGRESS if unit.durable else unit.definition.get("streamSchema"), manner.as_json)
+    return watcher(PROGRESS if unit.durable else unit.definition.get("streamSchema"), manner.form != "table")
 
 
 def _print(unit: Unit, output: Mapping[str, Any], manner: Manner, seen: Watcher) -> None:
-    if manner.as_json:
-        show_json(output)
-    elif manner.consent.plan:
-        show(output, None)
-    elif isinstance(seen, Tokens) and seen.wrote:
-        return
-    else:
-        show(output, unit.definition.get("primary") if manner.wait else "run")
+    if manner.form != "table":
+        show_data(output, manner.form)
+    elif not (isinstance(seen, Tokens) and seen.wrote):
+        from aima_mcp.faces.cli.render import show
+
+        main = unit.definition.get("primary") if manner.wait else "run"
+        show(output, None if manner.consent.plan else main)
 
 
 def _late(unit: Unit, manner: Manner, run_id: str) -> DeadlineExceeded:
@@ -129,6 +136,8 @@ def _late(unit: Unit, manner: Manner, run_id: str) -> DeadlineExceeded:
 
 
 def _say_interrupted(run_id: str) -> None:
+    from aima_mcp.faces.cli.render import err
+
     if run_id:
         err().print(f"run {run_id} goes on.\nfollow it: aima run wait {run_id}\ncancel it: aima run cancel {run_id}", soft_wrap=True)
     else:

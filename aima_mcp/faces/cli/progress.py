@@ -1,12 +1,10 @@
-"""What is seen while a call is under way: a bar on a terminal, lines elsewhere, tokens as they come."""
+"""Progress of a run: a bar on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from aima_mcp.faces.cli.render import err, size
 
@@ -18,64 +16,9 @@ LINE_EVERY_SECONDS = 5.0
 FEWEST_BYTES = 10_000
 
 
-class Watcher(Protocol):
-    """Sees each stream item of a call, and its end."""
-
-    async def send(self, item: Mapping[str, Any]) -> None:
-        """One item."""
-
-    def close(self, done: bool) -> None:
-        """The call is over; `done` when it succeeded."""
-
-
-def watcher(stream: Mapping[str, Any] | None, as_json: bool) -> Watcher:
-    """Who watches a call whose stream items have this schema."""
-    shape = (stream or {}).get("properties", {})
-    if "phase" in shape:
-        return Bar() if err().is_terminal else Lines()
-    return Silence() if as_json or "delta" not in shape else Tokens()
-
-
-@contextmanager
-def seen_by(watcher: Watcher) -> Iterator[None]:
-    """A call that is watched: at its end the watcher hears whether it succeeded."""
-    done = False
-    try:
-        yield
-        done = True
-    finally:
-        watcher.close(done)
-
-
-class Silence:
-    """Nobody watches."""
-
-    async def send(self, item: Mapping[str, Any]) -> None:
-        """Nothing."""
-
-    def close(self, done: bool) -> None:
-        """Nothing."""
-
-
-class Tokens:
-    """Text as it is generated, on standard output."""
-
-    def __init__(self) -> None:
-        self.wrote = ""
-
-    async def send(self, item: Mapping[str, Any]) -> None:
-        delta = item.get("delta")
-        text = delta.get("content") if isinstance(delta, Mapping) else delta
-        if isinstance(text, str) and text:
-            sys.stdout.write(text)
-            sys.stdout.flush()
-            self.wrote += text
-
-    def close(self, done: bool) -> None:  # noqa: ARG002
-        """End the line."""
-        if self.wrote and not self.wrote.endswith("\n"):
-            sys.stdout.write("\n")
-            sys.stdout.flush()
+def bar_or_lines() -> Bar | Lines:
+    """What standard error can show."""
+    return Bar() if err().is_terminal else Lines()
 
 
 class Lines:

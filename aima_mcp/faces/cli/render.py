@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -34,7 +34,10 @@ def err() -> Console:
 
 
 def _console(terminal: bool, stderr: bool) -> Console:
-    return Console(stderr=stderr, highlight=False, soft_wrap=False, width=None if terminal else WIDE, markup=False, emoji=False)
+    """A console without markup. NO_COLOR takes bold and dim away too: who sets it wants plain text."""
+    colours: Any = None if os.environ.get("NO_COLOR") else "auto"
+    width = None if terminal else WIDE
+    return Console(stderr=stderr, highlight=False, soft_wrap=False, width=width, markup=False, emoji=False, color_system=colours)
 
 
 def show(output: Mapping[str, Any], primary: str | None) -> None:
@@ -59,17 +62,8 @@ def show(output: Mapping[str, Any], primary: str | None) -> None:
         out().print(fields(rest))
 
 
-def show_json(output: Any, *, stderr: bool = False) -> None:
-    """Print JSON and nothing else. What UTF-8 cannot carry is escaped."""
-    text = json.dumps(output, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None)
-    print(text.encode("utf-8", "backslashreplace").decode(), file=sys.stderr if stderr else sys.stdout)
-
-
-def show_error(error: AimaError, as_json: bool, calls: Sequence[str] = ()) -> None:
+def show_error(error: AimaError, calls: Sequence[str] = ()) -> None:
     """Say what went wrong, what to do, and which commands may mend it."""
-    if as_json:
-        show_json(error.as_dict(), stderr=True)
-        return
     err().print(Text.assemble((f"{error.code}: ", "bold red"), str(error)), soft_wrap=True)
     if error.hint:
         err().print(Text.assemble(("hint: ", "bold"), error.hint), soft_wrap=True)
