@@ -20,7 +20,7 @@ from aima_lib.errors import AimaError, DeadlineExceeded, FailedPrecondition, Int
 from aima_lib.infra.clock import now
 from aima_lib.infra.progress import Send, silent
 from aima_lib.names import did_you_mean, nearest
-from aima_lib.registry import Registry, Unit
+from aima_lib.registry import Registry, Unit, whole
 from aima_lib.runs import Runs, outcome_of
 from aima_lib.services import Services
 
@@ -143,7 +143,7 @@ class Gateway:
         except AimaError as refusal:
             self.outcomes[unit.name, refusal.code] += 1
             raise
-        return unit, given
+        return unit, whole(given)
 
     def _refuse_caller(self, unit: Unit, caller: Caller) -> None:
         self.services.keys.refuse_revoked(caller)

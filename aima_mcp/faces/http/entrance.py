@@ -17,8 +17,8 @@ HEAD_LIMIT = 32 << 10
 WILDCARDS = ("0.0.0.0", "::", "")
 CHALLENGE = 'Bearer realm="aima"'
 METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
-ASKED = "authorization, content-type, accept, idempotency-key, last-event-id, prefer, x-api-key"
-SHOWN = "location, www-authenticate, mcp-session-id, mcp-protocol-version, x-request-id, retry-after, preference-applied"
+ASKED = "authorization, content-type, accept, idempotency-key, last-event-id, prefer, x-api-key, anthropic-version"
+SHOWN = "location, www-authenticate, mcp-session-id, mcp-protocol-version, x-request-id, request-id, retry-after, preference-applied"
 
 
 class Entrance:
@@ -46,13 +46,15 @@ class Entrance:
 
     def caller(self, headers: Headers) -> Caller:
         """Who asks, by the key. Raises Refused (401)."""
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        given = key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        if not given:
+        keys = {*(bearer(value) for value in headers.getlist("authorization")), *headers.getlist("x-api-key")} - {""}
+        if len(keys) > 1:
+            error = Unauthenticated("two different keys: in Authorization and in x-api-key", hint="send one key, in either")
+            raise Refused(401, error, {"www-authenticate": f'{CHALLENGE}, error="invalid_request"'})
+        if not keys:
             hint = "send Authorization: Bearer KEY; `aima key show` prints the owner's"
             raise Refused(401, Unauthenticated("a key is needed", hint=hint), {"www-authenticate": CHALLENGE})
         try:
-            return self._keys.caller(given)
+            return self._keys.caller(keys.pop())
         except Unauthenticated as error:
             raise Refused(401, error, {"www-authenticate": f'{CHALLENGE}, error="invalid_token"'}) from error
 
@@ -75,6 +77,12 @@ class Entrance:
             return False
         address = _address(name)
         return name in self._names or (address is not None and address.is_loopback)
+
+
+def bearer(authorization: str) -> str:
+    """The key in an Authorization header, or nothing when it holds something else."""
+    scheme, _, key = authorization.partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""
 
 
 def cross_origin(headers: Headers) -> Mapping[str, str]:
