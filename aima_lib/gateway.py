@@ -32,7 +32,7 @@ from aima_lib.infra.progress import Send, silent
 from aima_lib.names import did_you_mean, nearest
 from aima_lib.policy import Policy
 from aima_lib.redact import redacted
-from aima_lib.registry import Registry, Unit
+from aima_lib.registry import Registry, Unit, whole
 from aima_lib.runs import Runs, outcome_of
 from aima_lib.services import Services
 
@@ -202,7 +202,7 @@ class Gateway:
         except AimaError as refusal:
             self._note_refusal(unit, caller, given, refusal)
             raise
-        return unit, given
+        return unit, whole(given)
 
     def _refuse_caller(self, unit: Unit, caller: Caller) -> None:
         self.services.keys.refuse_revoked(caller)

@@ -56,6 +56,15 @@ def first_error(schema: Mapping[str, Any], value: Any) -> str | None:
     return Judge(schema).first_error(value)
 
 
+def whole(value: Any) -> Any:
+    """The value with whole numbers as integers wherever they stand: to JSON Schema 2.0 is an integer, to a handler it is not."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value
+    if isinstance(value, dict):
+        return {key: whole(item) for key, item in value.items()}
+    return [whole(item) for item in value] if isinstance(value, list) else value
+
+
 class Judge:
     """One schema, compiled. The validator is imported late: listing units needs none.
 

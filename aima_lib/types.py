@@ -119,6 +119,7 @@ class EngineFeatures(TypedDict):
     formats: list[str]
     tasks: list[Literal['chat', 'complete', 'embed']]
     options: list[str]
+    dialects: list[str]
     modalities: list[str]
     context_length: int | None
     parallel: int | None

@@ -13,6 +13,8 @@ from aima_lib.names import did_you_mean
 
 DEFAULT_CONTEXT = 4096
 TEMPLATES = Path(__file__).parent / "templates"
+# llama.cpp's server speaks OpenAI's chats and responses and Anthropic's messages by itself.
+LLAMA_DIALECTS = ("openai", "responses", "anthropic")
 # What every way to start llama.cpp understands.
 LLAMA_OPTIONS = frozenset(
     {
@@ -42,6 +44,7 @@ class Engine(Protocol):
     formats: tuple[str, ...]
     tasks: tuple[str, ...]
     options: frozenset[str]
+    dialects: tuple[str, ...]  # whose HTTP APIs it speaks: openai (which AIMA itself needs), responses, anthropic
 
     def find(self) -> Found:
         """Look whether the engine is here. May take a second: call it in a thread."""

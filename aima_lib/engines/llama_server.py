@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from aima_lib.engines.base import LLAMA_OPTIONS, TEMPLATES, Found, batch_of, context_of, tasks_of
+from aima_lib.engines.base import LLAMA_DIALECTS, LLAMA_OPTIONS, TEMPLATES, Found, batch_of, context_of, tasks_of
 from aima_lib.engines.cause import illegal_instruction
 from aima_lib.infra.launch import FOLDER, PORT, Launch, environment
 
@@ -25,6 +25,7 @@ class LlamaServer:
     formats: tuple[str, ...] = ("gguf",)
     tasks: tuple[str, ...] = ("chat", "complete", "embed")
     options = LLAMA_OPTIONS
+    dialects: tuple[str, ...] = LLAMA_DIALECTS
 
     def __init__(self, configured: str | None) -> None:
         self._configured = configured

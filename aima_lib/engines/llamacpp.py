@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from aima_lib.engines.base import LLAMA_OPTIONS, TEMPLATES, Found, batch_of, context_of, tasks_of
+from aima_lib.engines.base import LLAMA_DIALECTS, LLAMA_OPTIONS, TEMPLATES, Found, batch_of, context_of, tasks_of
 from aima_lib.infra.launch import FOLDER, Launch
 
 SERVER = Path(__file__).with_name("llamacpp_server.py")
@@ -24,6 +24,7 @@ class LlamaCpp:
     formats: tuple[str, ...] = ("gguf",)
     tasks: tuple[str, ...] = ("chat", "complete", "embed")
     options = LLAMA_OPTIONS
+    dialects: tuple[str, ...] = LLAMA_DIALECTS
 
     def find(self) -> Found:
         if importlib.util.find_spec("xllamacpp") is None:

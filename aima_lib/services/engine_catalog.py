@@ -102,6 +102,7 @@ class EngineCatalog:
             "formats": [*engine.formats],
             "tasks": [*engine.tasks],
             "options": sorted(engine.options),
+            "dialects": [*engine.dialects],
             "modalities": ["text"],
             "context_length": None,
             "parallel": None,

@@ -25,6 +25,13 @@ from aima_lib.services.wire import Address
 CHAT_FIELDS = (
     "tools", "tool_choice", "response_format", "temperature", "top_p", "top_k", "max_tokens", "stop", "seed",
 )  # fmt: skip
+# Parts of a conversation that are text, as OpenAI's chats, its responses and Anthropic's messages name them.
+TEXTUAL = frozenset(
+    {
+        "text", "refusal", "input_text", "output_text", "summary_text", "reasoning_text", "tool_use", "tool_result", "thinking",
+        "redacted_thinking",
+    }
+)  # fmt: skip
 Candidate = tuple[Document | None, Document | None]  # an instance and its service
 COMPLETE_FIELDS = ("temperature", "top_p", "top_k", "max_tokens", "stop", "seed")
 
@@ -172,7 +179,10 @@ class InferenceService:
             InvalidArgument: a message has parts the model cannot read.
             FailedPrecondition: tools were given and its chat template has no place for them.
         """
-        _refuse_media(request["messages"], endpoint.model)
+        for where in ("messages", "input"):
+            talk = request.get(where)
+            for i, item in enumerate(talk if isinstance(talk, list | tuple) else ()):
+                _refuse_media(f"{where}[{i}]", item, endpoint.model)
         if request.get("tools") and endpoint.instance.get("tools") is False:
             options = {**endpoint.instance["options"], "chat_template": "qwen-tools"}
             call = {
@@ -312,16 +322,19 @@ def _row(
     return {"id": id, "model_id": model_id, "status": status, "tasks": [*tasks], **whose, "reason": reason}
 
 
-def _refuse_media(messages: Sequence[Mapping[str, Any]], model: str) -> None:
-    for i, message in enumerate(messages):
-        parts = message.get("content")
+def _refuse_media(place: str, item: Mapping[str, Any], model: str) -> None:
+    """Refuse parts that are no text, also within what a tool gave back."""
+    for name in ("content", "output"):
+        parts = item.get(name)
         for j, part in enumerate(parts if isinstance(parts, list) else ()):
-            if part.get("type") != "text":
+            kind = part.get("type") if isinstance(part, Mapping) else None
+            if kind not in TEXTUAL:
                 raise InvalidArgument(
-                    f"messages[{i}].content[{j}] is {part.get('type')}, and {model} reads text only",
+                    f"{place}.{name}[{j}] is {kind}, and {model} reads text only",
                     hint="leave the part out, or describe it in words",
                     next=[{"unit": "inference.models", "arguments": {"type": "chat"}}],
                 )
+            _refuse_media(f"{place}.{name}[{j}]", part, model)
 
 
 def _shortened(vector: list[float], dimensions: int | None, model: str) -> list[float]:

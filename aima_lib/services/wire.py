@@ -136,7 +136,7 @@ def translated(address: Address, status: int, answer: Any) -> AimaError:
             hint="shorten the prompt, or serve the model with a larger options.context_length",
             details=figures,
         )
-    if kind == "not_supported_error" or status == 501 or "is not supported" in message:
+    if kind == "not_supported_error" or status in (404, 501) or "is not supported" in message:
         return FailedPrecondition(f"{address.name} cannot do this: {message}", details={"said": message})
     if status in (400, 413, 422):
         return InvalidArgument(f"{address.name} refused the request: {message}", details={"said": message})

@@ -13,7 +13,8 @@ import httpx
 import openai
 import pytest
 
-from aima_mcp.faces.openai.fields import Wrong, checked
+from aima_mcp.faces.openai.asked import Wrong, checked
+from aima_mcp.faces.openai.routes import ROUTES
 from tests.tiny import write_tiny_gguf
 from tests.world import ROOT, HostProcess, agreed_to, until
 
@@ -117,7 +118,7 @@ def test_what_cannot_be_says_why(http: httpx.Client) -> None:
     refused(http.post(chat, content=b"{", headers={"Content-Type": "application/json"}), 400, "invalid_argument")
     refused(http.post(chat, content=b"{}", headers={"Content-Type": "text/plain"}), 415, "invalid_argument")
     refused(http.get(chat), 405, "invalid_argument")
-    refused(http.post("/v1/responses", json={}), 404, "not_found")
+    refused(http.post("/v1/rerank", json={}), 404, "not_found")
     refused(http.get("/v1/models/idle"), 404, "model_not_found", "model")
 
 
@@ -176,8 +177,8 @@ def _cancelled(http: httpx.Client, after: int) -> bool:
 
 def test_fields_are_known_or_refused() -> None:
     request = {"model": "m", "messages": [], "max_completion_tokens": 4, "min_p": 0.1, "user": "me"}
-    assert checked("chat", request) == {"model": "m", "messages": [], "max_tokens": 4, "min_p": 0.1, "user": "me"}
-    assert checked("chat", request | {"max_tokens": 2})["max_tokens"] == 2
+    assert checked(ROUTES["/v1/chat/completions"], request) == {"model": "m", "messages": [], "max_tokens": 4, "min_p": 0.1, "user": "me"}
+    assert checked(ROUTES["/v1/chat/completions"], request | {"max_tokens": 2})["max_tokens"] == 2
     wrong: list[tuple[Any, str | None]] = [
         ([], None),
         ({"messages": []}, "model"),
@@ -191,5 +192,5 @@ def test_fields_are_known_or_refused() -> None:
     ]
     for body, param in wrong:
         with pytest.raises(Wrong) as refusal:
-            checked("chat", body)
+            checked(ROUTES["/v1/chat/completions"], body)
         assert refusal.value.param == param

@@ -20,8 +20,8 @@ WILDCARDS = ("0.0.0.0", "::", "")
 CHALLENGE = 'Bearer realm="aima"'
 METADATA = "/.well-known/oauth-protected-resource"
 METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
-ASKED = "authorization, content-type, accept, aima-plan, aima-token, idempotency-key, last-event-id, prefer, x-api-key"
-SHOWN = "location, www-authenticate, mcp-session-id, mcp-protocol-version, x-request-id, retry-after, preference-applied"
+ASKED = "authorization, content-type, accept, aima-plan, aima-token, idempotency-key, last-event-id, prefer, x-api-key, anthropic-version"
+SHOWN = "location, www-authenticate, mcp-session-id, mcp-protocol-version, x-request-id, request-id, retry-after, preference-applied"
 
 
 class Entrance:
@@ -54,12 +54,15 @@ class Entrance:
             Refused: 401, or 403 for a token without any scope of ours; the header says where tokens come from.
             Unavailable: the issuer of the token does not answer.
         """
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        given = key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        if not given:
+        keys = {*(bearer(value) for value in headers.getlist("authorization")), *headers.getlist("x-api-key")} - {""}
+        if len(keys) > 1:
+            error = Unauthenticated("two different keys: in Authorization and in x-api-key", hint="send one key, in either")
+            raise Refused(401, error, self._challenge(error="invalid_request"))
+        if not keys:
             hint = "send Authorization: Bearer KEY; `aima key show` prints the owner's"
             raise Refused(401, Unauthenticated("a key is needed", hint=hint), self._challenge())
         try:
+            given = keys.pop()
             if self._oauth is not None and is_token(given):
                 return await self._oauth.judge(given)
             caller = _claimed(self._keys.caller(given), headers)
@@ -122,6 +125,12 @@ def _claimed(found: Caller, headers: Headers) -> Caller:
     if claimed not in (None, AGENT.name):
         raise InvalidArgument(f"Aima-Caller: {claimed[:80]!r} is nobody", hint=f"it is {AGENT.name}, or left out")
     return AGENT if claimed and found == OWNER else found
+
+
+def bearer(authorization: str) -> str:
+    """The key in an Authorization header, or nothing when it holds something else."""
+    scheme, _, key = authorization.partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""
 
 
 def cross_origin(headers: Headers) -> Mapping[str, str]:

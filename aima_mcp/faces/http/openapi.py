@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from aima_lib.door import Caller
 from aima_lib.errors import BY_CODE
 from aima_lib.registry import SCHEMAS, Registry, Unit, inline
-from aima_mcp.faces.http import problem
+from aima_mcp.faces.http import LONGEST_KEY, problem
+from aima_mcp.faces.openai import described
+from aima_mcp.faces.openai.routes import ROUTES
 
+JSON, SSE = "application/json", "text/event-stream"
 ALWAYS = ("invalid_argument", "unauthenticated", "permission_denied", "deadline_exceeded", "internal")
+ABOUT = """AI inference, managed by AI: every unit over HTTP.
+
+A unit that is asked with `Accept: text/event-stream` streams its items and then the result or an error."""
 REFUSALS = {
     405: "The method does not fit.",
     406: "No format that the client accepts.",
@@ -24,10 +30,9 @@ SCOPES = {
     "/events": ("read",),
     "/metrics": ("read",),
     "/shutdown": ("admin",),
+    **dict.fromkeys(ROUTES, ("inference",)),
     "/v1/models": ("inference", "read"),
-    "/v1/chat/completions": ("inference",),
-    "/v1/completions": ("inference",),
-    "/v1/embeddings": ("inference",),
+    "/v1/models/{model}": ("inference", "read"),
 }
 Node = dict[str, Any]
 
@@ -46,7 +51,7 @@ def document(registry: Registry, version: str, caller: Caller, issuer: str | Non
     return {
         "openapi": "3.1.0",
         "jsonSchemaDialect": "https://json-schema.org/draft/2020-12/schema",
-        "info": {"title": "AIMA", "version": version, "description": "AI inference, managed by AI: every unit over HTTP."},
+        "info": {"title": "AIMA", "version": version, "description": ABOUT},
         "security": [{name: []} for name in _schemes(issuer)],
         "tags": [{"name": domain} for domain in [*domains, "openai", "host"]],
         "paths": paths | around,
@@ -58,11 +63,11 @@ def _post(unit: Unit) -> Node:
     schema = unit.definition["inputSchema"]
     examples = {f"example{i}": {"summary": e["title"], "value": e["input"]} for i, e in enumerate(_examples(unit), 1)}
     body = {"required": bool(schema.get("required")), "content": {"application/json": {"schema": schema, "examples": examples}}}
-    headers = [_header("Accept", "text/event-stream streams items, then the result or an error.")]
+    headers = []
     if unit.durable:
-        headers += [
+        headers = [
             _header("Prefer", "respond-async returns the run at once, with 202."),
-            _header("Idempotency-Key", "The same key and input mean the same run."),
+            _header("Idempotency-Key", "The same key and input mean the same run.", pattern=f"^[ -~]{{1,{LONGEST_KEY}}}$"),
         ]
     if unit.kind == "command":
         headers += [
@@ -82,13 +87,14 @@ def _get(unit: Unit) -> Node:
 def _operation(unit: Unit, id: str) -> Node:
     definition = unit.definition
     stream = ["text/event-stream"] if unit.durable or "streamSchema" in definition else []
-    content: Node = {"application/json": {"schema": definition["outputSchema"]}} | {kind: {"schema": {"type": "string"}} for kind in stream}
+    content: Node = {"application/json": {"schema": definition["outputSchema"]}} | {kind: {"schema": {}} for kind in stream}
     responses: Node = {"200": {"description": definition["title"], "content": content}}
     if unit.durable:
         location = {"Location": {"description": "Where the run is.", "schema": {"type": "string"}}}
         run = {"type": "object", "required": ["run"], "properties": {"run": {"$ref": "#/components/schemas/Run"}}}
         responses["202"] = {"description": "The run has started.", "headers": location, "content": {"application/json": {"schema": run}}}
-    more = ("approval_required", "failed_precondition") if unit.kind == "command" else ()
+    more = ["already_exists"] if unit.durable else []  # the idempotency key was used for something else
+    more += ["approval_required", "failed_precondition"] if unit.kind == "command" else []
     codes = dict.fromkeys([*definition["errors"], *ALWAYS, *more])
     responses |= {str(BY_CODE[code].http_status): {"$ref": f"#/components/responses/{code}"} for code in codes}
     responses |= {str(status): {"$ref": f"#/components/responses/http_{status}"} for status in REFUSALS}
@@ -108,8 +114,8 @@ def _parameter(name: str, spec: Mapping[str, Any], required: bool) -> Node:
     return head | {"schema": spec}
 
 
-def _header(name: str, description: str) -> Node:
-    return {"name": name, "in": "header", "required": False, "description": description, "schema": {"type": "string"}}
+def _header(name: str, description: str, **form: str) -> Node:
+    return {"name": name, "in": "header", "required": False, "description": description, "schema": {"type": "string", **form}}
 
 
 def _schemas() -> Node:
@@ -124,7 +130,7 @@ def _schemas() -> Node:
         "status": {"type": "integer", "description": "The HTTP status."},
     }
     whole = error | {"title": "Problem", "required": [*error["required"], *more], "properties": {**error["properties"], **more}}
-    return {"Problem": whole, "Run": noun("run"), "Plan": noun("plan"), "Event": noun("event")}
+    return {"Problem": whole, "Run": noun("run"), "Plan": noun("plan"), "Event": noun("event"), **described.schemas()}
 
 
 def _responses() -> Node:
@@ -163,28 +169,29 @@ def _around(registry: Registry) -> Node:
     flag = {"type": "boolean", "default": False, "description": "Also end the engines."}
     stop = {"type": "object", "additionalProperties": False, "properties": {"stop_engines": flag}}
     return {
-        "/resources": {"get": _plain("resources", "Read or watch a resource", "application/json", parameters=[uri])},
-        "/events": {"get": _plain("events", f"Follow events: {', '.join(types)}", "text/event-stream", parameters=[after, wanted])},
-        "/v1/models": {"get": _plain("v1_models", "OpenAI: models that answer now", tag="openai")},
-        "/v1/chat/completions": {"post": _openai("v1_chat_completions", "OpenAI: chat")},
-        "/v1/completions": {"post": _openai("v1_completions", "OpenAI: complete")},
-        "/v1/embeddings": {"post": _openai("v1_embeddings", "OpenAI: embed")},
-        "/health": {"get": _plain("health", "Whether the host answers") | {"security": []}},
+        "/resources": {
+            "get": _plain("resources", "Read or watch a resource", JSON, SSE, also=(*ALWAYS, "not_found", 406, 429), parameters=[uri])
+        },
+        "/events": {"get": _plain("events", f"Follow events: {', '.join(types)}", SSE, also=(*ALWAYS, 406), parameters=[after, wanted])},
+        **described.paths(),
+        "/health": {"get": _plain("health", "Whether the host answers", security=[])},
         "/caller": {"get": _plain("caller", "Who the key says you are: name, scopes, models, limits, usage, MCP profile")},
-        "/metrics": {"get": _plain("metrics", "Prometheus metrics", "text/plain")},
+        "/metrics": {"get": _plain("metrics", "Prometheus metrics", "text/plain", also=("permission_denied",))},
         "/openapi.json": {"get": _plain("openapi", "This document")},
-        "/shutdown": {"post": _plain("shutdown", "End the host", requestBody={"content": {"application/json": {"schema": stop}}})},
+        "/shutdown": {
+            "post": _plain(
+                "shutdown", "End the host", also=(*ALWAYS, 413, 415), status=202, requestBody={"content": {JSON: {"schema": stop}}}
+            )
+        },
     }
 
 
-def _plain(id: str, summary: str, media_type: str = "application/json", *, tag: str = "host", **more: Any) -> Node:
-    schema = {"type": "object"} if media_type == "application/json" else {"type": "string"}
-    done = {"description": summary, "content": {media_type: {"schema": schema}}}
-    refused = {"$ref": "#/components/responses/unauthenticated"}
-    counted = {"429": {"description": REFUSALS[429]}} if tag == "openai" or id == "resources" else {}  # what the gateway lets through
-    return {"operationId": id, "tags": [tag], "summary": summary, "responses": {"200": done, "401": refused, **counted}, **more}
-
-
-def _openai(id: str, summary: str) -> Node:
-    schema = {"type": "object", "required": ["model"], "properties": {"model": {"type": "string", "description": "A service or a model."}}}
-    return _plain(id, summary, tag="openai", requestBody={"required": True, "content": {"application/json": {"schema": schema}}})
+def _plain(id: str, summary: str, *kinds: str, also: Collection[str | int] = (), status: int = 200, **more: Any) -> Node:
+    """A path of the host. `also` are the errors it answers with beside a missing key and a wrong method."""
+    forms: Node = {JSON: {"type": "object"}, "text/plain": {"type": "string"}}  # events have none: tools read one for each or for all
+    schemas = {kind: {"schema": forms.get(kind, {})} for kind in kinds or (JSON,)}
+    responses: Node = {str(status): {"description": summary, "content": schemas}}
+    for code in (*also, 405) if "security" in more else ("unauthenticated", *also, 405):
+        number, name = (code, f"http_{code}") if isinstance(code, int) else (BY_CODE[code].http_status, code)
+        responses[str(number)] = {"$ref": f"#/components/responses/{name}"}
+    return {"operationId": id, "tags": ["host"], "summary": summary, "responses": responses, **more}

@@ -1,41 +1,35 @@
-"""OpenAI's API over the models served here. An engine's answer passes through byte for byte."""
+"""OpenAI's and Anthropic's APIs over the models served here. An engine's answer passes through as it comes."""
 
 from __future__ import annotations
 
-import json
-import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from aima_lib.errors import AimaError, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted, Unavailable
+from aima_lib.errors import AimaError, FailedPrecondition, NotFound, Unavailable
 from aima_lib.gateway import Gateway
 from aima_lib.infra import clock
 from aima_lib.services.answer import Answer
 from aima_lib.services.inference import Endpoint
 from aima_lib.services.wire import translated
 from aima_mcp.faces import strict_json
+from aima_mcp.faces.http import refuse_method
 from aima_mcp.faces.http.exchange import MIB, Exchange
-from aima_mcp.faces.http.problem import Refused, retry_of, status_of
-from aima_mcp.faces.openai.fields import Wrong, checked
+from aima_mcp.faces.http.problem import Refused
+from aima_mcp.faces.openai import shapes
+from aima_mcp.faces.openai.asked import Wrong, checked
+from aima_mcp.faces.openai.relay import Passing, PassingMessages, PassingResponse, figures, parsed, whole
+from aima_mcp.faces.openai.routes import ABSENT, ROUTES, Route
+from aima_mcp.faces.openai.shapes import NoModel, NotReady, reply_error
 
 if TYPE_CHECKING:
     import aiohttp
 
+__all__ = ["OpenAiFace", "build", "reply_error"]
 BODY_LIMIT = 32 * MIB
-TAIL_BYTES = 8192
-UNITS = {"chat": "inference.chat", "complete": "inference.complete", "embed": "inference.embed"}
-TASKS = {"/v1/chat/completions": "chat", "/v1/completions": "complete", "/v1/embeddings": "embed"}
 STREAM = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-store", "x-accel-buffering": "no"}
-TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    403: "permission_error",
-    404: "invalid_request_error",
-    429: "rate_limit_error",
-}
 
 
 def build(gateway: Gateway) -> OpenAiFace:
@@ -44,66 +38,88 @@ def build(gateway: Gateway) -> OpenAiFace:
 
 
 class OpenAiFace:
-    """Answers /v1/…, errors too, in OpenAI's shape."""
+    """Answers /v1/…, errors too, in the shape of the vendor whose path it is."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
 
     async def __call__(self, exchange: Exchange) -> None:
         """Answer a request under /v1."""
-        id = f"req-{secrets.token_hex(8)}"
+        named = shapes.named(shapes.new_id())
         try:
-            if task := TASKS.get(exchange.path):
-                _refuse_method(exchange, "POST")
-                await self._ask(exchange, task)
-            elif exchange.path == "/v1/models" or exchange.path.startswith("/v1/models/"):
-                _refuse_method(exchange, "GET", "HEAD")
-                await self._models(exchange, exchange.path.removeprefix("/v1/models").removeprefix("/"), id)
-            else:
-                raise NotFound(f"nothing at {exchange.path[:200]}", hint=f"there are: /v1/models, {', '.join(TASKS)}")
+            await self._answer(exchange, named)
         except Wrong as wrong:
-            await _reply_error(exchange, 400, str(wrong), wrong.code, {"x-request-id": id}, wrong.param)
+            await shapes.refuse(exchange, 400, str(wrong), wrong.code, named, wrong.param)
         except Refused as refused:
-            await reply_error(exchange, refused.error, refused.status, {"x-request-id": id, **refused.headers})
+            await reply_error(exchange, refused.error, refused.status, {**named, **refused.headers})
         except AimaError as error:
             if exchange.started:
-                await _end_with_error(exchange, error)
+                await exchange.write(shapes.last_event(exchange, error), more=False)
             else:
-                await reply_error(exchange, error, _status(error), {"x-request-id": id})
+                await reply_error(exchange, error, shapes.status_of(error), named)
 
-    async def _ask(self, exchange: Exchange, task: str) -> None:
-        request = checked(task, await exchange.json(BODY_LIMIT))
-        with self._counted(UNITS[task]):
-            self._gateway.allow(UNITS[task], exchange.caller, request)
-            endpoint = self._resolve(request["model"], task)
-            if task == "chat":
-                self._gateway.services.inference.check(endpoint, request)
+    async def _answer(self, exchange: Exchange, named: Mapping[str, str]) -> None:
+        if route := ROUTES.get(exchange.path):
+            refuse_method(exchange, "POST")
+            await self._ask(exchange, route, named)
+        elif exchange.path == "/v1/models" or exchange.path.startswith("/v1/models/"):
+            refuse_method(exchange, "GET", "HEAD")
+            await self._models(exchange, exchange.path.removeprefix("/v1/models").removeprefix("/"), named)
+        elif what := ABSENT.get(exchange.path):
+            raise NotFound(f"no engine here can {what}: engines here chat, complete and embed", hint="GET /v1/models lists what answers")
+        else:
+            raise NotFound(f"nothing at {exchange.path[:200]}", hint=f"there are: /v1/models, {', '.join(ROUTES)}")
+
+    async def _ask(self, exchange: Exchange, route: Route, named: Mapping[str, str]) -> None:
+        request = checked(route, await exchange.json(BODY_LIMIT))
+        inference = self._gateway.services.inference
+        with self._counted(route.unit):
+            self._gateway.allow(route.unit, exchange.caller, request)
+            endpoint = self._resolve(request["model"], route)
+            if route.task == "chat":
+                inference.check(endpoint, request)
             request["model"] = endpoint.model
-            await exchange.while_connected(lambda: self._relay(exchange, endpoint, task, request))
+            if route.counts:
+                wire, path = self._gateway.services.engines.wire, exchange.path
+                said = await exchange.while_connected(lambda: wire.post(endpoint.address, path, request))
+                await exchange.reply_json(said, headers=named)
+            else:
+                await exchange.while_connected(lambda: self._relay(exchange, endpoint, route, request))
 
-    def _resolve(self, model: str, task: str) -> Endpoint:
+    def _resolve(self, model: str, route: Route) -> Endpoint:
         try:
-            return self._gateway.services.inference.resolve(model, task)
+            endpoint = self._gateway.services.inference.resolve(model, route.task)
         except FailedPrecondition as error:
             raise NotReady(error) from error
         except NotFound as error:
             raise NoModel(error) from error
+        engine = self._gateway.services.engines.catalog.adapter(endpoint.instance["engine"])
+        if route.dialect not in engine.dialects:
+            paths = [path for path, other in ROUTES.items() if other.dialect in engine.dialects]
+            hint = f"ask it at {' or '.join(paths)}" if paths else None
+            raise FailedPrecondition(
+                f"{model} runs on {engine.name}, which speaks {', '.join(engine.dialects)}, not {route.dialect}", hint=hint
+            )
+        return endpoint
 
-    async def _relay(self, exchange: Exchange, endpoint: Endpoint, task: str, request: Mapping[str, Any]) -> None:
+    async def _relay(self, exchange: Exchange, endpoint: Endpoint, route: Route, request: Mapping[str, Any]) -> None:
         services = self._gateway.services
         opened = services.engines.wire.open(endpoint.address, exchange.path, request)
         charge = partial(services.allowance.charge, exchange.caller)
-        async with services.inference.recorded(endpoint, task, request, charge) as answer, opened as response:
+        async with services.inference.recorded(endpoint, route.task, request, charge) as answer, opened as response:
             if response.status != 200:
-                raise translated(endpoint.address, response.status, _parsed(await response.read()))
+                raise translated(endpoint.address, response.status, parsed(await response.read()))
             if response.content_type == "text/event-stream":
-                await _relay_stream(exchange, response, answer)
+                await _relay_stream(exchange, response, answer, _passing(route, request))
             else:
                 body = await response.read()
-                _take(answer, _parsed(body))
-                await exchange.reply(200, body, "application/json", {"x-request-id": answer.id})
+                said = parsed(body)
+                answer.take(figures(said))
+                if route.dialect == "responses":
+                    body = strict_json.write(whole(said, request, int(time.time())))
+                await exchange.reply(200, body, "application/json", shapes.named(answer.id))
 
-    async def _models(self, exchange: Exchange, id: str, request_id: str) -> None:
+    async def _models(self, exchange: Exchange, id: str, named: Mapping[str, str]) -> None:
         caller = exchange.caller
         if caller.may("inference"):  # who may ask a model may know which there are
             self._gateway.services.allowance.admit(caller, self._gateway.find("inference.models"))
@@ -111,20 +127,20 @@ class OpenAiFace:
             self._gateway.allow("inference.models", caller, {})
         with self._counted("inference.models"):
             rows = await self._gateway.services.inference.models(None, caller.models)
-        ready = [self._model(row) for row in rows if row["status"] == "ready"]
+        dialect = shapes.dialect_of(exchange)
+        ready = [self._model(row, dialect) for row in rows if row["status"] == "ready"]
         if not id:
-            await exchange.reply_json({"object": "list", "data": ready}, headers={"x-request-id": request_id})
+            await exchange.reply_json(shapes.listed(ready, dialect), headers=named)
             return
         for model in ready:
             if model["id"] == id:
-                await exchange.reply_json(model, headers={"x-request-id": request_id})
+                await exchange.reply_json(model, headers=named)
                 return
         raise NoModel(NotFound(f"no model called {id!r} answers now", hint=f"there are: {', '.join(m['id'] for m in ready) or 'none'}"))
 
-    def _model(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        instance = self._gateway.services.engines.instance(row["instance_id"])
-        created = int(clock.parse(instance["started_at"]).timestamp())
-        return {"id": row["id"], "object": "model", "created": created, "owned_by": "aima"}
+    def _model(self, row: Mapping[str, Any], dialect: str) -> dict[str, Any]:
+        started = self._gateway.services.engines.instance(row["instance_id"])["started_at"]
+        return shapes.model(row["id"], started, int(clock.parse(started).timestamp()), dialect)
 
     @contextmanager
     def _counted(self, unit: str) -> Iterator[None]:
@@ -141,86 +157,20 @@ class OpenAiFace:
             self._gateway.seconds[unit] += time.monotonic() - began  # type: ignore[assignment]
 
 
-class NotReady(FailedPrecondition):
-    """The model is known and does not answer now."""
-
-    def __init__(self, error: AimaError) -> None:
-        super().__init__(str(error), hint=error.hint, next=error.next, details=error.details)
-
-
-class NoModel(NotFound):
-    """No such model."""
-
-    def __init__(self, error: AimaError) -> None:
-        super().__init__(str(error), hint=error.hint, next=error.next, details=error.details)
+def _passing(route: Route, request: Mapping[str, Any]) -> Passing:
+    if route.dialect == "responses":
+        return PassingResponse(request, int(time.time()))
+    return PassingMessages() if route.dialect == "anthropic" else Passing()
 
 
-async def reply_error(exchange: Exchange, error: AimaError, status: int, headers: Mapping[str, str]) -> None:
-    """Answer with an AimaError in OpenAI's shape: its hint and its next calls are in the message, where SDKs show them."""
-    words = [str(error), *([error.hint] if error.hint else [])]
-    words += [f"{call['unit']} {json.dumps(call['arguments'], ensure_ascii=False)}" for call in error.next[:1]]
-    code = "model_not_found" if isinstance(error, NoModel) else "rate_limit_exceeded" if status == 429 else error.code
-    extra = retry_of(error) or {"x-should-retry": "false"}
-    param = "model" if isinstance(error, NoModel | NotReady) else None
-    await _reply_error(exchange, status, "; ".join(words), code, {**extra, **headers}, param)
-
-
-async def _reply_error(exchange: Exchange, status: int, message: str, code: str, headers: Mapping[str, str], param: str | None) -> None:
-    kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    await exchange.reply_json({"error": {"message": message, "type": kind, "param": param, "code": code}}, status, headers)
-
-
-async def _end_with_error(exchange: Exchange, error: AimaError) -> None:
-    """The head is gone, so the error is the stream's last event; without [DONE], no client takes what it has for the whole answer."""
-    body = {"error": {"message": str(error), "type": "server_error", "param": None, "code": error.code}}
-    await exchange.write(b"data: " + strict_json.write(body) + b"\n\n", more=False)
-
-
-async def _relay_stream(exchange: Exchange, response: aiohttp.ClientResponse, answer: Answer) -> None:
-    tail = b""
+async def _relay_stream(exchange: Exchange, response: aiohttp.ClientResponse, answer: Answer, passing: Passing) -> None:
     async for chunk in response.content.iter_any():
         if not exchange.started:
             answer.begun()
-            await exchange.start(200, STREAM | {"x-request-id": answer.id})
-        answer.pieces += (tail[-1:] + chunk).count(b"\n\n")
-        await exchange.write(chunk)
-        tail = (tail + chunk)[-TAIL_BYTES:]
-    lines = [line.removeprefix(b"data:").strip() for line in tail.splitlines() if line.startswith(b"data:")]
-    for line in lines:
-        if b'"usage"' in line or b'"timings"' in line:
-            _take(answer, _parsed(line))
-    if b"[DONE]" not in lines:
+            await exchange.start(200, STREAM | shapes.named(answer.id))
+        answer.pieces += chunk.count(b"\n\n")
+        await exchange.write(passing.take(chunk))
+    answer.take(passing.figures())
+    if not passing.ended:
         raise Unavailable("the engine ended its answer in the middle", hint="ask again")
     await exchange.write(b"", more=False)
-
-
-def _take(answer: Answer, chunk: Mapping[str, Any]) -> None:
-    """Usage and speed; llama.cpp says the counts in `timings` even where nobody asked for usage."""
-    timings = chunk.get("timings") or {}
-    if not chunk.get("usage") and "predicted_n" in timings:
-        prompt, said = timings.get("prompt_n", 0) + timings.get("cache_n", 0), timings["predicted_n"]
-        usage = {"prompt_tokens": prompt, "completion_tokens": said, "total_tokens": prompt + said}
-        chunk = {"usage": usage, "timings": timings}
-    answer.take({key: chunk[key] for key in ("usage", "timings") if chunk.get(key)})
-
-
-def _parsed(body: bytes) -> Any:
-    try:
-        value = json.loads(body)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _status(error: AimaError) -> int:
-    """Statuses that OpenAI's SDKs know: what does not answer now is 503, what this model cannot do is 400."""
-    status = status_of(error)
-    if isinstance(error, NotReady) or status == ResourceExhausted.http_status:
-        return 503
-    return 400 if isinstance(error, FailedPrecondition) else status
-
-
-def _refuse_method(exchange: Exchange, *allowed: str) -> None:
-    if exchange.method not in allowed:
-        error = InvalidArgument(f"{exchange.path} does not take {exchange.method}", hint=f"use {' or '.join(allowed)}")
-        raise Refused(405, error, {"allow": ", ".join(allowed)})
