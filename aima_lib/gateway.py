@@ -10,7 +10,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -264,8 +263,9 @@ class Gateway:
         run_id: str | None,
         plan_id: str | None = None,
     ) -> Mapping[str, Any]:
-        began, code, intent, told = time.monotonic(), "cancelled", None, _told(unit, arguments)
+        began, code, intent = time.monotonic(), "cancelled", None
         written = unit.kind == "command" and unit.name != PASSES_ON
+        told = _told(unit, arguments) if written else {}
         if written and unit.definition["scope"] != "inference":  # asking a model changes nothing that must be known before
             intent = await self.services.audit.intend(unit.name, caller.name, told, run_id, plan_id)
         try:
@@ -302,14 +302,16 @@ class Gateway:
 
     async def _guarded(self, unit: Unit, caller: Caller, limit: float | None, work: Callable[[], Awaitable[T]]) -> T:
         """Do it until the deadline, the end of the caller's key or a freeze; whatever it raises becomes an error of ours."""
+        keys, freeze, nested = self.services.keys, self.services.freeze, self.services.allowance.nested
         try:
-            with anyio.fail_after(limit) as scope, ExitStack() as held:
-                held.enter_context(self.services.keys.holding(caller, scope))
-                held.enter_context(self.services.allowance.nested())
-                if not unit.durable:  # a run that a freeze stops is taken up again
-                    held.enter_context(self.services.freeze.holding(unit, scope))
+            with (
+                anyio.fail_after(limit) as scope,
+                keys.holding(caller, scope),
+                freeze.holding(unit, scope),
+                self.services.allowance.nested(),
+            ):
                 return await work()
-            raise self.services.freeze.refusal(unit.name) if self.services.freeze.record else self.services.keys.ended(caller)
+            raise freeze.refusal(unit.name) if freeze.record else keys.ended(caller)
         except AimaError:
             raise
         except TimeoutError as error:

@@ -40,6 +40,7 @@ class Home:
         self.path = Path(path or os.environ.get("AIMA_HOME") or Path.home() / ".aima").expanduser().absolute()
         self.given = path is not None
         self._lock: IO[bytes] | None = None
+        self._seen: tuple[tuple[int, int, int] | None, bytes] = (None, b"")
 
     def make(self) -> None:
         """Create the folders, for the owner's eyes only.
@@ -70,10 +71,17 @@ class Home:
         return path.read_text(encoding="utf-8").strip()
 
     def is_key(self, candidate: str) -> bool:
-        """Whether `candidate` is the owner's key, compared in constant time."""
+        """Whether `candidate` is the owner's key, compared in constant time. The file is read when it has changed."""
         from hmac import compare_digest
 
-        return compare_digest(candidate.encode(), self.key().encode())
+        try:
+            state = os.stat(self.path / "key")
+            seen = (state.st_ino, state.st_mtime_ns, state.st_size)
+        except OSError:
+            seen = None
+        if seen is None or self._seen[0] != seen:
+            self._seen = seen, self.key().encode()
+        return compare_digest(candidate.encode(), self._seen[1])
 
     @property
     def secret_path(self) -> Path:

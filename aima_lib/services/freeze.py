@@ -46,7 +46,7 @@ class Freeze:
     @contextmanager
     def holding(self, unit: Unit, scope: anyio.CancelScope) -> Iterator[None]:
         """Cancel `scope` when the home is frozen within the block."""
-        if not _writes(unit):
+        if unit.durable or not _writes(unit):  # a run that a freeze stops is taken up again
             yield
             return
         self._held.add(scope)

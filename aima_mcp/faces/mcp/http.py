@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
+from functools import lru_cache
 from typing import Any
 
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
@@ -86,7 +87,12 @@ def _signed(scope: Scope) -> Scope:
     caller = scope.get("state", {}).get("caller")
     if not isinstance(caller, Caller):
         return scope
-    return {**scope, "user": AuthenticatedUser(AccessToken(token="", client_id=caller.name, scopes=sorted(caller.scopes)))}
+    return {**scope, "user": _user(caller.name, caller.scopes)}
+
+
+@lru_cache(maxsize=256)
+def _user(name: str, scopes: frozenset[str]) -> AuthenticatedUser:
+    return AuthenticatedUser(AccessToken(token="", client_id=name, scopes=sorted(scopes)))
 
 
 async def _checked_body(scope: Scope, receive: Receive) -> tuple[Response | None, Receive]:

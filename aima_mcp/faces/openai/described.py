@@ -23,7 +23,8 @@ REFUSALS = {
     404: "No such model.",
     405: "The method does not fit.",
 }
-BODY_REFUSALS = {429: "Too much was asked already; Retry-After says for how long.", 413: "The body is too large.", 415: "Not JSON.", 503: "The model does not answer now.", 504: "It took too long."}
+BODY_REFUSALS = {413: "The body is too large.", 415: "Not JSON.", 429: "The caller's allowance is used up; Retry-After says for how long."}
+BODY_REFUSALS |= {503: "The model does not answer now.", 504: "It took too long."}
 OBJECTS = {"type": "array", "items": {"type": "object"}}
 TYPED: dict[str, Node] = {
     "model": {"type": "string", "minLength": 1, "description": "A service or a model, as GET /v1/models lists them."},
