@@ -11,6 +11,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from aima_lib.door import AGENT, OWNER, Caller
 from aima_lib.errors import AimaError, FailedPrecondition, Internal, InvalidArgument, Unauthenticated, Unavailable
+from aima_lib.infra import trace
 from aima_lib.infra.home import Home
 from aima_lib.infra.http1 import Answer, Broken, Http1, Unreached
 from aima_lib.infra.progress import Send
@@ -170,6 +171,7 @@ class Attached:
     @asynccontextmanager
     async def _asked(self, method: str, target: str, body: bytes | None, headers: Mapping[str, str]) -> AsyncIterator[Answer]:
         """The answer to a request, its error raised. A host that came back elsewhere is found again, as nothing was sent to it yet."""
+        headers = {**trace.headers(), **headers}
         fields = [("Content-Type", JSON), *headers.items()] if body is not None else [*headers.items()]
         async with AsyncExitStack() as stack:
             try:

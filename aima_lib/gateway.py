@@ -26,6 +26,7 @@ from aima_lib.errors import (
     NotFound,
     PermissionDenied,
 )
+from aima_lib.infra import trace
 from aima_lib.infra.change import Change
 from aima_lib.infra.progress import Send, silent
 from aima_lib.names import did_you_mean, nearest
@@ -317,7 +318,7 @@ class Gateway:
         except TimeoutError as error:
             raise DeadlineExceeded(f"{unit.name} took longer than {limit} s", hint="calls.* in config.toml sets the deadline") from error
         except Exception as error:  # a bug of ours: the log gets it whole, the caller gets its kind and nothing from inside
-            log.exception("%s failed", unit.name)
+            log.exception("%s failed%s", unit.name, trace.words())
             raise Internal(
                 f"{unit.name} failed: {type(error).__name__}", hint="this is a bug in AIMA; the host's log has the trace"
             ) from error

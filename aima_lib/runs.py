@@ -14,6 +14,7 @@ from anyio.abc import TaskGroup
 
 from aima_lib.door import OWNER, Caller
 from aima_lib.errors import AimaError, AlreadyExists, Cancelled, FailedPrecondition, Unauthenticated, Unavailable
+from aima_lib.infra import trace
 from aima_lib.infra.clock import now
 from aima_lib.infra.progress import Send
 from aima_lib.infra.store import Document, Store
@@ -76,6 +77,7 @@ class Runs:
             "input_digest": digest,
             "plan_id": plan_id,
             "attempts": 1,
+            "trace_id": trace.trace_id(),
             "progress": None,
             "result": None,
             "error": None,

@@ -276,6 +276,7 @@ class Run(TypedDict):
     progress: dict[str, Any] | None
     result: dict[str, Any] | None
     error: dict[str, Any] | None
+    trace_id: NotRequired[str | None]
     created_at: str
     updated_at: NotRequired[str]
     finished_at: str | None

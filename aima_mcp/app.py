@@ -16,6 +16,7 @@ from aima_lib import __version__
 from aima_lib.door import AGENT, OWNER, Caller
 from aima_lib.errors import AimaError, InvalidArgument, NotFound, Unavailable
 from aima_lib.gateway import Gateway
+from aima_lib.infra import trace
 from aima_lib.services.oauth import Bearer
 from aima_mcp.faces import http, mcp, openai, strict_json
 from aima_mcp.faces.http import metrics, openapi, refuse_method
@@ -148,7 +149,7 @@ class App:
                 caller = AGENT if bearer.caller == OWNER and at_mcp else bearer.caller
                 scope.setdefault("state", {})["caller"] = request.caller = caller
                 request.scope.deadline = bearer.deadline
-                with self._keys.holding(caller, request.scope):
+                with self._keys.holding(caller, request.scope), trace.carried(trace.read(headers)):
                     await self._route(exchange, scope, receive, request.send)
         except ClientLeft:
             request.finished = True
@@ -225,7 +226,7 @@ def _raw(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
 
 async def _refuse(exchange: Exchange, error: AimaError, status: int, headers: Mapping[str, str]) -> None:
     if exchange.started:  # too late for a status: the connection ends instead
-        log.error("%s %s failed after its reply had begun: %s", exchange.method, exchange.path, error)
+        log.error("%s %s failed after its reply had begun: %s%s", exchange.method, exchange.path, error, trace.words())
         raise error
     if exchange.path.startswith("/v1/"):
         await openai.reply_error(exchange, error, status, headers)

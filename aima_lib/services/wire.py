@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from aima_lib.errors import AimaError, FailedPrecondition, InvalidArgument, Unavailable
+from aima_lib.infra import trace
 
 if TYPE_CHECKING:
     import aiohttp
@@ -84,7 +85,7 @@ class Wire:
             # a tenth of a millisecond.
             self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True), trust_env=False)
         limits = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_SECONDS)
-        headers = {"Authorization": f"Bearer {address.key}"} if key else {}
+        headers = trace.headers() | ({"Authorization": f"Bearer {address.key}"} if key else {})
         try:
             response = await self._session.request(method, address.base_url + path, json=body, timeout=limits, headers=headers)
             try:

@@ -20,7 +20,10 @@ WILDCARDS = ("0.0.0.0", "::", "")
 CHALLENGE = 'Bearer realm="aima"'
 METADATA = "/.well-known/oauth-protected-resource"
 METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
-ASKED = "authorization, content-type, accept, aima-plan, aima-token, idempotency-key, last-event-id, prefer, x-api-key, anthropic-version"
+ASKED = (
+    "authorization, content-type, accept, aima-plan, aima-token, idempotency-key, last-event-id, prefer, x-api-key, anthropic-version, "
+    "traceparent, tracestate, baggage"
+)
 SHOWN = "location, www-authenticate, mcp-session-id, mcp-protocol-version, x-request-id, request-id, retry-after, preference-applied"
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import mcp_types as types
 from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 
 from aima_lib.door import Caller
 from aima_lib.errors import AimaError, Internal, InvalidArgument, NotFound
+from aima_lib.infra import trace
 from aima_mcp.faces.mcp.watch import Watch
 
 HANDSHAKE_NOT_FOUND = -32002
@@ -31,11 +33,11 @@ class Edge:
     def __enter__(self) -> None:
         return None
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, place: TracebackType | None) -> None:
         if not isinstance(error, Exception) or isinstance(error, MCPError | ValidationError):
             return
         if not isinstance(error, AimaError):
-            log.error("%s failed", self._ctx.method, exc_info=error)
+            log.error("%s failed%s", self._ctx.method, trace.words(), exc_info=error)
             error = Internal(f"{self._ctx.method} failed", hint="this is a bug in AIMA; its log has the trace")
         raise MCPError(self._code(error), str(error), error.as_dict() | self._place()) from None
 
@@ -52,8 +54,11 @@ class Edge:
 
 
 async def boundary(ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
-    """The outermost middleware."""
-    with Edge(ctx):
+    """The outermost middleware. The trace is that of the request's `_meta`, else that of the headers it came with."""
+    context = trace.read(cast(Mapping[str, Any], ctx.meta or {}))
+    if not context and ctx.request is not None:
+        context = trace.read(ctx.request.headers)
+    with trace.carried(context), Edge(ctx):
         return await call_next(ctx)
 
 
