@@ -22,6 +22,7 @@ from aima_lib.door import OWNER, Caller, Door
 from aima_mcp.faces.mcp.completions import Completions
 from aima_mcp.faces.mcp.edge import boundary
 from aima_mcp.faces.mcp.http import McpHttp
+from aima_mcp.faces.mcp.icons import OURS, icons
 from aima_mcp.faces.mcp.profiles import DEFAULT, Own, Profile, choose, profiles
 from aima_mcp.faces.mcp.prompts import Prompts
 from aima_mcp.faces.mcp.resources import Resources
@@ -69,6 +70,7 @@ class McpFace:
             version=__version__,
             title="AIMA",
             instructions=INSTRUCTIONS,
+            icons=[types.Icon.model_validate(icon) for icon in icons(OURS)],
             lifespan=self._watching,
             cache_hints=CACHE,
             get_tool_input_schema=_no_header_schema,

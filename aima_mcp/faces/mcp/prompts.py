@@ -15,6 +15,7 @@ from aima_lib.errors import InvalidArgument, NotFound
 from aima_lib.names import did_you_mean, nearest
 from aima_lib.registry import Unit
 from aima_mcp.faces.mcp.edge import Ctx, refuse_cursor
+from aima_mcp.faces.mcp.icons import icons
 from aima_mcp.faces.mcp.outside import clean_text
 from aima_mcp.faces.mcp.results import COMPLETE
 from aima_mcp.faces.mcp.watch import Watch
@@ -73,4 +74,5 @@ def text_of(unit: Unit, arguments: Mapping[str, str]) -> str:
 
 def _shown(unit: Unit) -> dict[str, Any]:
     arguments = [{key: argument[key] for key in _SHOWN if key in argument} for argument in unit.definition["arguments"]]
-    return {"name": unit.action, "title": unit.definition["title"], "description": unit.definition["description"], "arguments": arguments}
+    said = {key: unit.definition[key] for key in ("title", "description")}
+    return {"name": unit.action, **said, "arguments": arguments, "icons": icons(unit.domain)}

@@ -10,6 +10,7 @@ from mcp.server.lowlevel import Server
 
 from aima_lib.door import Door
 from aima_mcp.faces.mcp.edge import Ctx, caller_of, refuse_cursor
+from aima_mcp.faces.mcp.icons import icons
 from aima_mcp.faces.mcp.outside import capped, clean, present
 from aima_mcp.faces.mcp.results import COMPLETE, compact, wire_name
 from aima_mcp.faces.mcp.watch import Watch
@@ -27,6 +28,7 @@ class Resources:
         for unit in sorted(door.registry.of("resource"), key=lambda unit: unit.definition["uriTemplate"]):
             uri, scope = unit.definition["uriTemplate"], unit.definition["scope"]
             entry = {"name": wire_name(unit.name)} | {key: unit.definition[key] for key in ("title", "description", "mimeType")}
+            entry["icons"] = icons(unit.domain)
             if "{" in uri:
                 self._templates.append((scope, {"uriTemplate": uri, **entry}))
             else:

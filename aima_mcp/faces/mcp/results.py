@@ -10,9 +10,10 @@ from typing import Any
 from aima_lib.errors import AimaError, ResourceExhausted
 from aima_lib.registry import Marks, Unit
 from aima_mcp.faces.mcp.fit import Fitted, fit, shorter, size
+from aima_mcp.faces.mcp.icons import icons
 from aima_mcp.faces.mcp.outside import capped, clean, clean_text, fenced, is_outside, present
 
-MOST_BYTES = 65_536  # of a whole result, text and structuredContent together
+MOST_BYTES = 65_536 - 1_024  # of a whole result, text and structuredContent together; 2026-07-28 adds who the server is, icon and all
 BUDGETS = (28_000, 20_000, 12_000)  # of the output, which a result holds twice; escaping may make the text longer
 ERROR_TEXT = 4_000  # characters of a text in an error
 LINE_TEXT = 500  # of a line of progress
@@ -40,13 +41,15 @@ def wire_name(name: str) -> str:
     return name.replace(".", "_")
 
 
-def tool(unit: Unit, outputs: bool = True) -> dict[str, Any]:
+def tool(unit: Unit, whole: bool = True) -> dict[str, Any]:
     """The unit's MCP tool: its own file, less what only AIMA reads. A durable one may also answer with its run.
 
-    outputs: with its outputSchema. Left out it is whole or not at all: a shortened one would no longer say the truth.
+    whole: with its outputSchema and icon. A schema is whole or left out: a shortened one would no longer say the truth.
     """
-    definition = {key: unit.definition[key] for key in TOOL_KEYS if outputs or key != "outputSchema"}
-    if unit.durable and outputs:
+    definition = {key: unit.definition[key] for key in TOOL_KEYS if whole or key != "outputSchema"}
+    if whole:
+        definition["icons"] = icons(unit.domain)
+    if unit.durable and whole:
         schema = {key: value for key, value in unit.definition["outputSchema"].items() if key != "required"}
         definition["outputSchema"] = schema | {"properties": schema["properties"] | {"run": RUN}}
     return {"name": wire_name(unit.name), **definition}
