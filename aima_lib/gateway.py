@@ -309,7 +309,7 @@ class Gateway:
                 anyio.fail_after(limit) as scope,
                 keys.holding(caller, scope),
                 freeze.holding(unit, scope),
-                self.services.allowance.nested(),
+                nested(),
             ):
                 return await work()
             raise freeze.refusal(unit.name) if freeze.record else keys.ended(caller)
