@@ -335,6 +335,9 @@ def test_a_key_of_the_environment_is_shown_instead_of_the_owners(stopped_after: 
     for more in ({}, elsewhere):
         denied = as_guest("model", "list", "--json", **more)
         assert denied.returncode == 4 and json.loads(denied.stderr)["details"] == {"scope": "read"}
+        said = as_guest("--help", **more).stdout
+        assert "complete" in said and "estimate_resources" not in said, "the help shows what the key may call"
+        assert "No such command" not in as_guest("model", "--help", **more).stderr
     assert as_guest("--home", str(home.path), "model", "list", "--json").returncode == 0, "who names a home is its owner"
     away = as_guest("model", "list", "--json", AIMA_URL="http://127.0.0.1:9")
     assert away.returncode == 11 and "AIMA_URL" in json.loads(away.stderr)["hint"]

@@ -18,6 +18,7 @@ from aima_lib import __version__
 from aima_lib.registry import SCHEMAS, Unit, inline
 from aima_mcp.faces.cli import arguments as words
 from aima_mcp.faces.cli import output
+from aima_mcp.faces.cli.allowed import allowed
 
 DOTTED = "aima.dotted"
 CALLABLE = re.compile(r'^  "kind": "(command|query)",$', re.MULTILINE)
@@ -83,11 +84,12 @@ class Root(click.Group):
             return found
         return Domain(cmd_name) if actions(cmd_name) else None
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
         with formatter.section("Units"):
-            formatter.write_dl([(domain, " ".join(actions)) for domain, actions in domains().items()])
+            shown = {domain: allowed(domain, found, ctx.params.get("home")) for domain, found in domains().items()}
+            formatter.write_dl([(domain, " ".join(found)) for domain, found in shown.items() if found])
 
 
 class Domain(click.Group):
@@ -96,8 +98,8 @@ class Domain(click.Group):
     def __init__(self, name: str) -> None:
         super().__init__(name, help=f"Units of the domain {name}.")
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        return actions(str(self.name))
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return allowed(str(self.name), actions(str(self.name)), ctx.find_root().params.get("home"))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         found = definition(f"{self.name}.{cmd_name.replace('-', '_')}")
