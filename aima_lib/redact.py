@@ -83,3 +83,27 @@ def _shown_other(schema: Mapping[str, Any], value: Any) -> Any:
     """A value that has no parts the schema knows: hidden when it stands where something private should be."""
     own = {key: part for key, part in schema.items() if key not in BRANCHES}
     return HIDDEN if keeps_private(own) else value
+
+
+WORD = re.compile(r"\w{4,}")
+
+
+def unsaid(message: str, arguments: Any) -> str:
+    """A message with "…" for each longer word that stands in a text of the arguments."""
+    said = {word for text in _texts(arguments) for word in WORD.findall(text)}
+
+    def shown(found: re.Match[str]) -> str:
+        return "…" if any(found[0] in word or word in found[0] for word in said) else found[0]
+
+    return WORD.sub(shown, message)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _texts(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)

@@ -15,6 +15,8 @@ DEFAULT_CONTEXT = 4096
 TEMPLATES = Path(__file__).parent / "templates"
 # llama.cpp's server speaks OpenAI's chats and responses and Anthropic's messages by itself.
 LLAMA_DIALECTS = ("openai", "responses", "anthropic")
+# Where a line of llama.cpp's output begins to repeat a request: a grammar, or the error it answered with.
+LLAMA_DISCREET = (r"\S+ ::= ", r"(?<=got exception: )\{", r"(?<=error parsing grammar: ).", r"(?<=failed to parse grammar: ).")
 # What every way to start llama.cpp understands.
 LLAMA_OPTIONS = frozenset(
     {

@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from aima_lib.engines.base import LLAMA_DIALECTS, LLAMA_OPTIONS, TEMPLATES, Found, batch_of, context_of, tasks_of
+from aima_lib.engines.base import LLAMA_DIALECTS, LLAMA_DISCREET, LLAMA_OPTIONS, TEMPLATES, Found, batch_of, context_of, tasks_of
 from aima_lib.infra.launch import FOLDER, Launch
 
 SERVER = Path(__file__).with_name("llamacpp_server.py")
@@ -60,4 +60,5 @@ class LlamaCpp:
             env={"OMP_WAIT_POLICY": "passive"},
             files={"spec.json": json.dumps(spec)},
             announces=True,
+            discreet=LLAMA_DISCREET,
         )

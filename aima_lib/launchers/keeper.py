@@ -12,11 +12,13 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import select
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -34,8 +36,9 @@ CLOCK_SLACK = 0.005 if sys.platform == "linux" else 1.5  # as in aima_lib.infra.
 class Log:
     """The engine's output, each line with its time, in one file and its predecessor."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, discreet: Sequence[str] = ()) -> None:
         self._path, self._half = path, b""
+        self._discreet = re.compile("|".join(discreet).encode()) if discreet else None
         self._file = self._open()
 
     def take(self, data: bytes) -> None:
@@ -45,13 +48,18 @@ class Log:
             lines, self._half = [*lines, self._half], b""
         moment = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z").encode()
         try:
-            self._file.write(b"".join(moment + b" " + line + b"\n" for line in lines))
+            self._file.write(b"".join(moment + b" " + self._kept(line) + b"\n" for line in lines))
             if self._file.tell() > LOG_BYTES:
                 self._file.close()
                 os.replace(self._path, self._path.with_suffix(".log.1"))
                 self._file = self._open()
         except OSError:
             pass  # a full disk must not stop the engine: these lines are lost
+
+    def _kept(self, line: bytes) -> bytes:
+        """The line up to where it repeats a request: what people ask their models is nobody's to read in a log."""
+        found = self._discreet.search(line) if self._discreet else None
+        return line[: found.start()] + b"(not logged: it repeats a request)" if found else line
 
     def close(self) -> None:
         if self._half:
@@ -93,7 +101,7 @@ class Keeper:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.spec: dict[str, Any] = json.loads((folder / "launch.json").read_text(encoding="utf-8"))
-        self.log, self.host = Log(Path(self.spec["log"])), Host(Path(self.spec["home"]))
+        self.log, self.host = Log(Path(self.spec["log"]), self.spec.get("discreet", ())), Host(Path(self.spec["home"]))
         self.stopped = False
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._hear)

@@ -81,6 +81,7 @@ def start(home: Path, instance: str, launch: Launch, key: str, grace_seconds: fl
     chosen = port or (None if launch.announces else _free_port())
     argv = [part.replace(FOLDER, str(folder)).replace(PORT, str(chosen)) for part in launch.argv]
     spec = {"argv": argv, "log": str(log_of(home, instance)), "home": str(home), "grace_seconds": grace_seconds}
+    spec["discreet"] = [*launch.discreet]
     try:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, mode=0o700)

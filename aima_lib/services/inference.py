@@ -32,6 +32,7 @@ TEXTUAL = frozenset(
         "redacted_thinking",
     }
 )  # fmt: skip
+MEDIA = ("image_url", "input_image", "image", "input_audio", "audio", "input_file", "file", "document", "video_url")
 Candidate = tuple[Document | None, Document | None]  # an instance and its service
 COMPLETE_FIELDS = ("temperature", "top_p", "top_k", "max_tokens", "stop", "seed")
 
@@ -330,7 +331,7 @@ def _refuse_media(place: str, item: Mapping[str, Any], model: str) -> None:
             kind = part.get("type") if isinstance(part, Mapping) else None
             if kind not in TEXTUAL:
                 raise InvalidArgument(
-                    f"{place}.{name}[{j}] is {kind}, and {model} reads text only",
+                    f"{place}.{name}[{j}] is {kind if kind in MEDIA else 'no text'}, and {model} reads text only",
                     hint="leave the part out, or describe it in words",
                     next=[{"unit": "inference.models", "arguments": {"type": "chat"}}],
                 )

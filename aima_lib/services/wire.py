@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from aima_lib.errors import AimaError, FailedPrecondition, InvalidArgument, Unavailable
 from aima_lib.infra import trace
+from aima_lib.redact import unsaid
 
 if TYPE_CHECKING:
     import aiohttp
@@ -49,7 +50,7 @@ class Wire:
         async with self._request("POST", address, path, body, timeout, True) as response:
             answer = _parsed(await response.read())
             if response.status != 200:
-                raise translated(address, response.status, answer)
+                raise translated(address, response.status, answer, body)
             return answer
 
     async def stream(self, address: Address, path: str, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
@@ -60,13 +61,13 @@ class Wire:
         """
         async with self._request("POST", address, path, body, None, True) as response:
             if response.status != 200:
-                raise translated(address, response.status, _parsed(await response.read()))
+                raise translated(address, response.status, _parsed(await response.read()), body)
             async for data in _events(response.content.iter_any()):
                 if data == b"[DONE]":
                     return
                 item = _parsed(data)
                 if "error" in item:
-                    raise translated(address, int(item["error"].get("code") or 500), item)
+                    raise translated(address, int(item["error"].get("code") or 500), item, body)
                 yield item
         raise Unavailable(f"{address.name} ended its answer in the middle")
 
@@ -125,11 +126,11 @@ def _parsed(body: bytes) -> Any:
         return {"error": {"message": body[:500].decode("utf-8", "replace") or "no words"}}
 
 
-def translated(address: Address, status: int, answer: Any) -> AimaError:
-    """An engine's refusal as ours."""
+def translated(address: Address, status: int, answer: Any, request: Any = None) -> AimaError:
+    """An engine's refusal as ours, without what it quotes of the request: errors are repeated in many places."""
     said = answer.get("error", {}) if isinstance(answer, dict) else {}
     said = said if isinstance(said, dict) else {"message": str(said)}
-    message, kind = str(said.get("message", f"HTTP {status}")), said.get("type")
+    message, kind = unsaid(str(said.get("message", f"HTTP {status}")), request), said.get("type")
     if kind == "exceed_context_size_error":
         figures = {"prompt_tokens": said.get("n_prompt_tokens"), "context_length": said.get("n_ctx")}
         return InvalidArgument(

@@ -34,8 +34,12 @@ class Edge:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, place: TracebackType | None) -> None:
-        if not isinstance(error, Exception) or isinstance(error, MCPError | ValidationError):
+        if not isinstance(error, Exception) or isinstance(error, MCPError):
             return
+        if isinstance(error, ValidationError):  # pydantic's own words quote what was sent
+            wrong = error.errors(include_input=False, include_url=False, include_context=False)
+            places = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in wrong[:3]]
+            error = InvalidArgument(f"{self._ctx.method}: {'; '.join(places)}")
         if not isinstance(error, AimaError):
             log.error("%s failed%s", self._ctx.method, trace.words(), exc_info=error)
             error = Internal(f"{self._ctx.method} failed", hint="this is a bug in AIMA; its log has the trace")

@@ -23,7 +23,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from aima_lib.door import Caller
 from aima_lib.errors import InvalidArgument
-from aima_mcp.faces.mcp.jsonrpc import Refused, read
+from aima_mcp.faces.mcp.jsonrpc import Refused, read, read_message
 
 BODY_BYTES = 4 * 1024 * 1024
 _LOOPBACK = r"(?:localhost|127\.0\.0\.1|\[::1\])(?::[0-9]{1,5})?"
@@ -106,7 +106,9 @@ async def _checked_body(scope: Scope, receive: Receive) -> tuple[Response | None
         body = await _whole(headers, receive)
         if body is None:
             return _refuse(400, "the client left before its body was whole"), receive
-        read(body)
+        value = read(body)
+        if not (isinstance(value, dict) and isinstance(value.get("method"), str) and isinstance(value.get("params", {}), dict)):
+            read_message(body)  # says what is wrong with it, and repeats none of it
     except _TooLarge:
         return _refuse(413, f"a message has at most {BODY_BYTES} bytes"), receive
     except Refused as refusal:

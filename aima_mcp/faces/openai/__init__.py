@@ -108,7 +108,7 @@ class OpenAiFace:
         charge = partial(services.allowance.charge, exchange.caller)
         async with services.inference.recorded(endpoint, route.task, request, charge) as answer, opened as response:
             if response.status != 200:
-                raise translated(endpoint.address, response.status, parsed(await response.read()))
+                raise translated(endpoint.address, response.status, parsed(await response.read()), request)
             if response.content_type == "text/event-stream":
                 await _relay_stream(exchange, response, answer, _passing(route, request))
             else:
