@@ -20,7 +20,7 @@ from aima_lib.infra import trace
 from aima_lib.services.oauth import Bearer
 from aima_mcp.faces import http, mcp, openai, strict_json
 from aima_mcp.faces.http import metrics, openapi, refuse_method
-from aima_mcp.faces.http.entrance import METADATA, Entrance, cross_origin, preflight
+from aima_mcp.faces.http.entrance import METADATA, Entrance
 from aima_mcp.faces.http.exchange import MIB, ClientLeft, Exchange
 from aima_mcp.faces.http.problem import Refused, status_of
 
@@ -64,7 +64,7 @@ class App:
     def __init__(self, gateway: Gateway, bound: str, stop: Callable[[bool], None], *, conformance: bool = False) -> None:
         self._gateway, self._stop = gateway, stop
         self._keys, self._oauth = gateway.services.keys, gateway.services.oauth
-        self._entrance = Entrance(self._keys, bound, self._oauth)
+        self._entrance = Entrance(self._keys, bound, gateway.services.config["server"], self._oauth)
         self._documents: dict[frozenset[str], bytes] = {}
         config = gateway.services.config
         self._kept_seconds = config["events"]["retention_days"] * 86_400
@@ -132,9 +132,9 @@ class App:
             if self._closing:
                 raise Refused(503, _ending(), {"connection": "close"})
             self._entrance.check(headers)
-            request.extend(cross_origin(headers))
+            request.extend(self._entrance.cross_origin(headers))
             if exchange.method == "OPTIONS" and "origin" in headers:
-                await exchange.start(204, preflight(headers))
+                await exchange.start(204, self._entrance.preflight(headers))
                 await exchange.write(b"", more=False)
             elif exchange.path == "/health":
                 refuse_method(exchange, "GET", "HEAD")

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import anyio
 import httpx
 import pytest
 
+from aima_lib.infra.home import Home
 from aima_mcp.faces import strict_json
 from aima_mcp.faces.http.exchange import accepted
-from tests.served import DEADLINE
+from tests.served import DEADLINE, serving
 from tests.served import Served as World
 from tests.workshop import OPEN, unit
 
@@ -449,9 +451,11 @@ async def test_only_this_hosts_names_are_answered(world: World, host: str, statu
 @pytest.mark.parametrize(
     ("origin", "status"),
     [
-        ("http://localhost:3000", 200),
-        ("http://127.0.0.1", 200),
-        ("http://[::1]:5", 200),
+        ("http://localhost:3000", 403),
+        ("http://127.0.0.1", 403),
+        ("http://[::1]:5", 403),
+        ("http://127.0.0.1:{port}", 200),
+        ("http://127.0.0.1:{port}.evil.com", 403),
         ("http://localhost:1@evil.com", 403),
         ("https://evil.com", 403),
         ("http://localhost.evil.com", 403),
@@ -460,14 +464,27 @@ async def test_only_this_hosts_names_are_answered(world: World, host: str, statu
         ("file://", 403),
     ],
 )
-async def test_only_pages_of_this_machine_may_call(world: World, origin: str, status: int) -> None:
-    answer = await world.http.get("/units/thing/echo?count=1", headers={"Origin": origin})
+async def test_only_this_hosts_own_pages_may_call(world: World, origin: str, status: int) -> None:
+    answer = await world.http.get("/units/thing/echo?count=1", headers={"Origin": origin.format(port=world.port)})
     assert answer.status_code == status
-    assert answer.headers.get("access-control-allow-origin") == (origin if status == 200 else None)
-    asked = {"Origin": origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
-    async with httpx.AsyncClient(base_url=world.http.base_url, trust_env=False) as page:
-        before = await page.options("/units/thing/echo", headers=asked)
-    assert before.status_code == (204 if status == 200 else 403)
+    assert not [name for name in answer.headers if name.startswith("access-control-")], "no CORS unless it is configured"
+
+
+async def test_pages_and_names_that_the_config_lists_may_call(home: Home, tmp_path: Path) -> None:
+    listed = '[server]\nallowed_origins = ["https://ui.example.org"]\nallowed_hosts = ["AIMA.example.org"]\n'
+    (home.path / "config.toml").write_text(listed, encoding="utf-8")
+    async with serving(home, tmp_path, WORLD, HANDLERS) as world:
+        for origin, status in (("https://ui.example.org", 200), ("http://ui.example.org", 403), ("https://ui.example.org:444", 403)):
+            answer = await world.http.get("/units/thing/echo?count=1", headers={"Origin": origin})
+            assert answer.status_code == status
+            assert answer.headers.get("access-control-allow-origin") == (origin if status == 200 else None)
+            asked = {"Origin": origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+            async with httpx.AsyncClient(base_url=world.url, trust_env=False) as page:
+                before = await page.options("/units/thing/echo", headers=asked)
+            assert before.status_code == (204 if status == 200 else 403)
+            assert before.headers.get("access-control-allow-headers") == ("authorization" if status == 200 else None)
+        for name, expected in (("aima.example.org", 200), ("aima.example.org:443", 200), ("evil.aima.example.org", 421)):
+            assert (await world.http.get("/health", headers={"Host": name})).status_code == expected
 
 
 @pytest.mark.parametrize(

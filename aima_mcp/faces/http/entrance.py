@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Mapping
+from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -28,15 +29,19 @@ SHOWN = "location, www-authenticate, mcp-session-id, mcp-protocol-version, x-req
 
 
 class Entrance:
-    """The checks before any face. `bound` is the address the host listens on; `oauth` judges tokens, where an issuer is configured."""
+    """The checks before any face.
 
-    def __init__(self, keys: KeyService, bound: str, oauth: OAuth | None = None) -> None:
+    bound: the address the host listens on. settings: `[server]` of config.toml. oauth: judges tokens, where an issuer is configured.
+    """
+
+    def __init__(self, keys: KeyService, bound: str, settings: Mapping[str, Any], oauth: OAuth | None = None) -> None:
         self._keys, self._oauth = keys, oauth
-        self._open = bound in WILDCARDS
-        self._names = {"localhost", bound.lower()} | ({socket.gethostname().lower()} if self._open else set())
+        self._open, self._origins = bound in WILDCARDS, frozenset(settings["allowed_origins"])
+        self._names = {"localhost", bound.lower(), *map(str.lower, settings["allowed_hosts"])}
+        self._names |= {socket.gethostname().lower()} if self._open else set()
 
     def check(self, headers: Headers) -> None:
-        """Raises Refused for a head that is too large or ambiguous, a Host that is not ours, an Origin that is not of this machine."""
+        """Raises Refused for a head that is too large or ambiguous, a Host that is not ours, an Origin that is neither ours nor listed."""
         if sum(len(name) + len(value) for name, value in headers.raw) > HEAD_LIMIT:
             raise Refused(431, InvalidArgument(f"the head is larger than {HEAD_LIMIT >> 10} KiB"), {"connection": "close"})
         if "transfer-encoding" in headers and "content-length" in headers:
@@ -44,11 +49,25 @@ class Entrance:
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not self._is_ours(hosts[0]):
             said = ", ".join(hosts) or "nothing"
-            hint = "use localhost, or the address it was told to bind"
+            hint = "use localhost, the address it was told to bind, or a name of [server] allowed_hosts"
             raise Refused(421, PermissionDenied(f"this host is not called {said[:200]}", hint=hint))
         for origin in headers.getlist("origin"):
-            if not self._is_near(origin):
-                raise Refused(403, PermissionDenied(f"pages of {origin[:200]} may not call this host", hint="call it from this machine"))
+            if origin not in self._origins and origin.lower() not in (f"http://{hosts[0].lower()}", f"https://{hosts[0].lower()}"):
+                hint = "[server] allowed_origins in config.toml lists those that may"
+                raise Refused(403, PermissionDenied(f"pages of {origin[:200]} may not call this host", hint=hint))
+
+    def cross_origin(self, headers: Headers) -> Mapping[str, str]:
+        """What lets a page that config.toml lists read the reply; nothing for any other."""
+        origin = headers.get("origin")
+        if origin is None or origin not in self._origins:
+            return {}
+        return {"access-control-allow-origin": origin, "access-control-expose-headers": SHOWN, "vary": "origin"}
+
+    def preflight(self, headers: Headers) -> Mapping[str, str]:
+        """The answer to a browser that asks before it calls, for such a page."""
+        asked = headers.get("access-control-request-headers", ASKED)
+        allowed = {"access-control-allow-methods": METHODS, "access-control-allow-headers": asked, "access-control-max-age": "600"}
+        return allowed if headers.get("origin") in self._origins else {}
 
     async def caller(self, headers: Headers) -> Bearer:
         """Who asks, by the key or the token, and until when. Whoever has the owner's key may come as the agent it works for.
@@ -105,16 +124,6 @@ class Entrance:
         address = _address(name)
         return address is not None and (self._open or address.is_loopback)
 
-    def _is_near(self, origin: str) -> bool:
-        scheme, slashes, rest = origin.partition("://")
-        if scheme != "http" or not slashes:
-            return False
-        name = _name(rest)
-        if name is None:
-            return False
-        address = _address(name)
-        return name in self._names or (address is not None and address.is_loopback)
-
 
 def metadata_url(resource: str) -> str:
     """Where RFC 9728 puts the metadata of a resource."""
@@ -134,18 +143,6 @@ def bearer(authorization: str) -> str:
     """The key in an Authorization header, or nothing when it holds something else."""
     scheme, _, key = authorization.partition(" ")
     return key.strip() if scheme.lower() == "bearer" else ""
-
-
-def cross_origin(headers: Headers) -> Mapping[str, str]:
-    """What lets a page of this machine, on another port, read the reply. The Origin has been checked."""
-    origin = headers.get("origin")
-    return {} if origin is None else {"access-control-allow-origin": origin, "access-control-expose-headers": SHOWN, "vary": "origin"}
-
-
-def preflight(headers: Headers) -> Mapping[str, str]:
-    """The answer to a browser that asks before it calls."""
-    asked = headers.get("access-control-request-headers", ASKED)
-    return {"access-control-allow-methods": METHODS, "access-control-allow-headers": asked, "access-control-max-age": "600"}
 
 
 def _name(host: str) -> str | None:
