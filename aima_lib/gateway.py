@@ -125,6 +125,11 @@ class Gateway:
         level = self._level(unit, caller)
         return await self._proposed(unit, given, caller, level, await self.foresee(unit, given, caller))
 
+    async def foreseen(self, name: str, arguments: Mapping[str, Any] | None, caller: Caller) -> Change:
+        """What calling a unit would change; a query nothing. Raises as `call`, for what can be known before it is done."""
+        unit, given = self._checked(name, arguments, caller)
+        return await self.foresee(unit, given, caller) if unit.kind == "command" else Change()
+
     async def foresee(self, unit: Unit, arguments: Mapping[str, Any], caller: Caller) -> Change:
         """What a command would change now. Raises what the call itself would, as far as that is known before."""
         planner = unit.planner

@@ -46,8 +46,7 @@ async def call_unit(
 
 @plans("unit.call")
 async def plan_call(ctx: Context, given: Mapping[str, Any]) -> Change:
-    unit = ctx.gateway.find(given["name"])
-    return Change() if unit.kind == "query" else await ctx.gateway.foresee(unit, given.get("arguments") or {}, ctx.caller)
+    return await ctx.gateway.foreseen(given["name"], given.get("arguments"), ctx.caller)
 
 
 async def _nowhere(item: Mapping[str, Any]) -> None:

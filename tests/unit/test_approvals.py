@@ -79,6 +79,17 @@ async def test_a_plan_tells_and_does_nothing(world: World) -> None:
         await world.plan(OWNER, "model.list")
 
 
+async def test_a_plan_of_a_call_through_another_unit_is_held_to_the_same_rules(world: World) -> None:
+    for arguments in ({"name": "service.create", "arguments": {"limit": 1}}, {"name": "service.create"}):
+        with pytest.raises(InvalidArgument):
+            await world.plan(OWNER, "unit.call", **arguments)
+        with pytest.raises(InvalidArgument):
+            await world.call(OWNER, "unit.call", "plan-nothing.x", **arguments)
+    with pytest.raises(PermissionDenied):
+        await world.plan(GUEST, "unit.call", name="key.list")
+    assert (await world.plan(OWNER, "unit.call", name="model.list"))["changes"]["deletes"] == []
+
+
 async def test_the_same_question_has_the_same_plan(world: World) -> None:
     model = await world.model("kept")
     tokens = {(await world.plan(GUEST, "model.delete", model_id=model))["token"] for _ in range(3)}
@@ -337,6 +348,7 @@ async def test_a_thousand_attempts_without_approval_change_nothing(patient: Worl
     left = {model["id"] for model in (await patient.gateway.call("model.list", {"limit": 1000}))["models"]}
     assert left.issuperset(targets)
     assert (await patient.gateway.call("key.list"))["total"] == 0
+    await patient.gateway.services.store.submit(lambda db: None)  # refusals are written behind the answer
     refusals = (await patient.gateway.call("audit.list", {"code": "approval_required", "limit": 1}))["total"]
     assert refusals >= codes["approval_required"], "each refusal is on record"
     assert (await patient.gateway.call("audit.verify"))["valid"]

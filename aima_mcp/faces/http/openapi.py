@@ -71,8 +71,12 @@ def _post(unit: Unit) -> Node:
         ]
     if unit.kind == "command":
         headers += [
-            _header("Aima-Plan", "true answers with the plan (#/components/schemas/Plan): what the call would change, and its token."),
-            _header("Aima-Token", "The token of the call's plan: lets it pass, once."),
+            _header(
+                "Aima-Plan",
+                "true answers with the plan (#/components/schemas/Plan): what the call would change, and its token.",
+                enum=["true", "false"],
+            ),
+            _header("Aima-Token", "The token of the call's plan: lets it pass, once.", pattern=f"^[ -~]{{1,{LONGEST_KEY}}}$"),
         ]
     return _operation(unit, unit.name.replace(".", "_")) | {"requestBody": body, "parameters": headers}
 
@@ -87,14 +91,17 @@ def _get(unit: Unit) -> Node:
 def _operation(unit: Unit, id: str) -> Node:
     definition = unit.definition
     stream = ["text/event-stream"] if unit.durable or "streamSchema" in definition else []
-    content: Node = {"application/json": {"schema": definition["outputSchema"]}} | {kind: {"schema": {}} for kind in stream}
+    output: Node = definition["outputSchema"]
+    if unit.kind == "command":  # with Aima-Plan
+        output = {"anyOf": [output, {"$ref": "#/components/schemas/Plan"}]}
+    content: Node = {"application/json": {"schema": output}} | {kind: {"schema": {}} for kind in stream}
     responses: Node = {"200": {"description": definition["title"], "content": content}}
     if unit.durable:
         location = {"Location": {"description": "Where the run is.", "schema": {"type": "string"}}}
         run = {"type": "object", "required": ["run"], "properties": {"run": {"$ref": "#/components/schemas/Run"}}}
         responses["202"] = {"description": "The run has started.", "headers": location, "content": {"application/json": {"schema": run}}}
     more = ["already_exists"] if unit.durable else []  # the idempotency key was used for something else
-    more += ["approval_required", "failed_precondition"] if unit.kind == "command" else []
+    more += ["approval_required", "failed_precondition", "resource_exhausted"] if unit.kind == "command" else []
     codes = dict.fromkeys([*definition["errors"], *ALWAYS, *more])
     responses |= {str(BY_CODE[code].http_status): {"$ref": f"#/components/responses/{code}"} for code in codes}
     responses |= {str(status): {"$ref": f"#/components/responses/http_{status}"} for status in REFUSALS}
@@ -114,7 +121,7 @@ def _parameter(name: str, spec: Mapping[str, Any], required: bool) -> Node:
     return head | {"schema": spec}
 
 
-def _header(name: str, description: str, **form: str) -> Node:
+def _header(name: str, description: str, **form: Any) -> Node:
     return {"name": name, "in": "header", "required": False, "description": description, "schema": {"type": "string", **form}}
 
 
