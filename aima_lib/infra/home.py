@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -16,6 +17,7 @@ if sys.platform == "win32":
 else:
     import fcntl
 
+KEY_SECONDS = 1.0
 # Where start times are dates, the boot time they are reckoned from may be corrected by a second.
 CLOCK_SLACK = 0.005 if sys.platform == "linux" else 1.5
 
@@ -40,7 +42,7 @@ class Home:
         self.path = Path(path or os.environ.get("AIMA_HOME") or Path.home() / ".aima").expanduser().absolute()
         self.given = path is not None
         self._lock: IO[bytes] | None = None
-        self._seen: tuple[tuple[int, int, int] | None, bytes] = (None, b"")
+        self._key, self._key_until = b"", 0.0
 
     def make(self) -> None:
         """Create the folders, for the owner's eyes only.
@@ -71,17 +73,12 @@ class Home:
         return path.read_text(encoding="utf-8").strip()
 
     def is_key(self, candidate: str) -> bool:
-        """Whether `candidate` is the owner's key, compared in constant time. The file is read when it has changed."""
+        """Whether `candidate` is the owner's key, compared in constant time. The file is read once a second, not for each request."""
         from hmac import compare_digest
 
-        try:
-            state = os.stat(self.path / "key")
-            seen = (state.st_ino, state.st_mtime_ns, state.st_size)
-        except OSError:
-            seen = None
-        if seen is None or self._seen[0] != seen:
-            self._seen = seen, self.key().encode()
-        return compare_digest(candidate.encode(), self._seen[1])
+        if time.monotonic() > self._key_until:
+            self._key, self._key_until = self.key().encode(), time.monotonic() + KEY_SECONDS
+        return compare_digest(candidate.encode(), self._key)
 
     @property
     def secret_path(self) -> Path:

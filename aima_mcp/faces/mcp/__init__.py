@@ -185,6 +185,11 @@ class _Server(Server[Watch]):
             fixed["extensions"] = None  # tasks are of the new era; that of 2025-11-25 under the same name was another thing
         return found.model_copy(update=fixed)
 
+    @property
+    def server_info_stamp(self) -> dict[str, Any]:
+        """Who answers, as every 2026-07-28 result says it: without the icon, which `server/discover` has."""
+        return {key: value for key, value in self._server_info_stamp_source.items() if key != "icons"}
+
 
 def _no_header_schema(_name: str) -> None:
     """No tool asks for `Mcp-Param-*` headers. Without this answer, every 2026-07-28 call over HTTP runs the whole tools/list first."""
