@@ -483,6 +483,9 @@ async def test_pages_and_names_that_the_config_lists_may_call(home: Home, tmp_pa
                 before = await page.options("/units/thing/echo", headers=asked)
             assert before.status_code == (204 if status == 200 else 403)
             assert before.headers.get("access-control-allow-headers") == ("authorization" if status == 200 else None)
+        async with httpx.AsyncClient(base_url=world.url, trust_env=False) as page:
+            said = await page.options("/units/thing/echo", headers={"Origin": "https://ui.example.org"})
+        assert {"aima-token", "traceparent"} <= set(said.headers["access-control-allow-headers"].split(", "))
         for name, expected in (("aima.example.org", 200), ("aima.example.org:443", 200), ("evil.aima.example.org", 421)):
             assert (await world.http.get("/health", headers={"Host": name})).status_code == expected
 

@@ -9,7 +9,6 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import httpx2
 import pytest
 from mcp import Client
@@ -143,9 +142,3 @@ async def test_the_log_of_a_failure_names_the_trace(home: Any, tmp_path: Path, c
         assert isinstance(world, World) and isinstance(world.gateway, Gateway)
         await client.call_tool("thing_crash", {}, meta={"traceparent": parent(3)})  # type: ignore[typeddict-unknown-key]
     assert f"thing.crash failed (trace {3:032x})" in caplog.text
-
-
-def test_a_page_may_send_it(served: HostProcess) -> None:
-    asked = {"Origin": "http://localhost:3000", "Access-Control-Request-Method": "POST"}
-    with httpx.Client(base_url=served.url, trust_env=False) as client:
-        assert "traceparent" in client.options("/units/inference/chat", headers=asked).headers["access-control-allow-headers"]
