@@ -13,6 +13,7 @@ from typing import Any
 import anyio
 import mcp_types as types
 from mcp.server.caching import CacheableMethod, CacheHint
+from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import NotificationOptions, Server
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from starlette.types import Receive, Scope, Send
@@ -189,6 +190,10 @@ class _Server(Server[Watch]):
     def server_info_stamp(self) -> dict[str, Any]:
         """Who answers, as every 2026-07-28 result says it: without the icon, which `server/discover` has."""
         return {key: value for key, value in self._server_info_stamp_source.items() if key != "icons"}
+
+    async def _handle_discover(self, ctx: ServerRequestContext[Watch], params: types.RequestParams | None) -> types.DiscoverResult:
+        found = await super()._handle_discover(ctx, params)
+        return found.model_copy(update={"meta": {types.SERVER_INFO_META_KEY: super().server_info_stamp}})
 
 
 def _no_header_schema(_name: str) -> None:
