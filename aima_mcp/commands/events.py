@@ -44,6 +44,6 @@ def _print(event: Mapping[str, Any], form: Form) -> None:
     if form != "table":
         show_data(event, form, many=True)
         return
-    from aima_mcp.faces.cli.render import word
+    from aima_lib.wording import word
 
     click.echo(f"{event['seq']:>6}  {event['time']}  {event['type']:<26} {event['subject'] or '–'}  {word(event['payload'])}")

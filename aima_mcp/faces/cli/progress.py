@@ -6,7 +6,8 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from aima_mcp.faces.cli.render import err, size
+from aima_lib.wording import size
+from aima_mcp.faces.cli.render import err
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
