@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 COLUMNS, LONGEST_CELL = 7, 60
+_SEQUENCES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 SHOWN_FIRST = ("id", "name", "title", "status")
+
+
+def plain(text: str) -> str:
+    """A text that a terminal shows and does not obey: logs, model files and what a model says could else set it up to lie to its reader."""
+    return _CONTROL.sub("", _SEQUENCES.sub("", text))
 
 
 def word(value: Any, key: str = "") -> str:
@@ -23,7 +31,7 @@ def word(value: Any, key: str = "") -> str:
         return ", ".join(f"{label(inner)} {word(held, inner)}" for inner, held in value.items() if held is not None) or "–"
     if isinstance(value, list):
         return ", ".join(word(item) for item in value) or "–"
-    return str(value)
+    return plain(str(value))
 
 
 def size(count: float) -> str:

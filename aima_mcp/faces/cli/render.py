@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from aima_lib.errors import AimaError
-from aima_lib.wording import columns_of, is_rows, label, word
+from aima_lib.wording import columns_of, is_rows, label, plain, word
 
 WIDE = 160
 GOOD = {"ready", "running", "succeeded", "ok", "healthy", "exercised", "available"}
@@ -45,7 +45,7 @@ def show(output: Mapping[str, Any], primary: str | None) -> None:
     main = output.get(primary) if primary else None
     rest = {key: value for key, value in output.items() if key != primary}
     if isinstance(main, str):
-        out().print(main, soft_wrap=True)
+        out().print(plain(main), soft_wrap=True)
         return
     if is_rows(main):
         out().print(table(main) if main else Text(f"no {primary}".replace("_", " "), style="dim"))
@@ -64,11 +64,11 @@ def show(output: Mapping[str, Any], primary: str | None) -> None:
 
 def show_error(error: AimaError, calls: Sequence[str] = ()) -> None:
     """Say what went wrong, what to do, and which commands may mend it."""
-    err().print(Text.assemble((f"{error.code}: ", "bold red"), str(error)), soft_wrap=True)
+    err().print(Text.assemble((f"{plain(error.code)}: ", "bold red"), plain(str(error))), soft_wrap=True)
     if error.hint:
-        err().print(Text.assemble(("hint: ", "bold"), error.hint), soft_wrap=True)
+        err().print(Text.assemble(("hint: ", "bold"), plain(error.hint)), soft_wrap=True)
     for call in calls:
-        err().print(Text.assemble(("try:  ", "bold"), call), soft_wrap=True)
+        err().print(Text.assemble(("try:  ", "bold"), plain(call)), soft_wrap=True)
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> Table:
