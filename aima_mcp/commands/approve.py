@@ -12,13 +12,14 @@ import click
 from aima_lib.door import Door
 from aima_lib.wording import plain
 from aima_mcp.commands.base import home_of
+from aima_mcp.faces.cli.complete import completing
 from aima_mcp.faces.cli.output import Form, formed, show_data
 
 WAITING = {"status": "open", "limit": 1000}
 
 
 @click.command("approve")
-@click.argument("approval_id", required=False)
+@click.argument("approval_id", required=False, shell_complete=completing("approval_id"))
 @click.option("--deny", is_flag=True, help="Refuse it for good.")
 @click.option("--reason", metavar="TEXT", help="Why; who asked can read it.")
 @formed

@@ -355,6 +355,47 @@ def test_tokens_are_shown_and_not_obeyed(capsys: pytest.CaptureFixture[str]) -> 
 # With a host
 
 
+def offered(home: Home, shell: str, *words: str) -> set[str]:
+    """What Tab offers after these words, as the shell's script asks for it."""
+    variables = {"_AIMA_COMPLETE": f"{shell}_complete", "COMP_WORDS": shlex.join(["aima", *words[:-1]]) + f" {words[-1]}"}
+    variables["COMP_CWORD"] = words[-1] if shell == "fish" else str(len(words))
+    command = [sys.executable, "-c", "from aima_mcp.main import main; main()"]
+    done = subprocess.run(command, env=around(home) | variables, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line]
+    return set(lines[1::3]) if shell == "zsh" else {line.partition(",")[2].partition("\t")[0] for line in lines}
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_tab_offers_what_lives(shell: str, stopped_after: Home, tmp_path: Path) -> None:
+    home = stopped_after
+    assert "model" in offered(home, shell, "mo") and "verify" in offered(home, shell, "model", "ver")
+    assert offered(home, shell, "model", "get", "") == set(), "nobody hosts: nothing, and at once"
+    assert aima(home, "start").returncode == 0
+    weights = write_tiny_gguf(tmp_path / "tiny.gguf")
+    assert aima(home, "model", "import", str(weights), "--name", "tiny", "--idempotency-key", "once").returncode == 0
+    assert offered(home, shell, "model", "get", "") == {"tiny"} == offered(home, shell, "service", "create", "--model-id", "t")
+    assert offered(home, shell, "run", "get", "model-imp") == {"model-import-once"}
+    if shell != "bash":
+        return
+    assert offered(home, shell, "chat", "") == {"tiny"}
+    assert "llamacpp" in offered(home, shell, "engine", "start", "")
+    assert offered(home, shell, "model", "import", "x", "--name", "") == set(), "a name of one's own to choose"
+    assert "model.pull" in offered(home, shell, "unit", "describe", "model.p") & offered(home, shell, "run", "list", "--unit", "model.p")
+    assert "model.created" in offered(home, shell, "events", "--types", "model.c")
+    assert offered(home, shell, "key", "create", "guest", "--scopes", "inf") == {"inference"}
+    assert aima(home, "approve", "--json").stdout == "[]\n" and offered(home, shell, "approve", "") == set()
+
+
+def test_bash_itself_takes_the_script(stopped_after: Home) -> None:
+    home = stopped_after
+    program = home.path / "aima"
+    program.write_text(f"#!{sys.executable}\nfrom aima_mcp.main import main\nmain()\n", encoding="utf-8")
+    program.chmod(0o755)
+    script = f'eval "$({program} completion bash)"; COMP_WORDS=({program} model ver); COMP_CWORD=2; _aima_completion {program}; echo "${{COMPREPLY[@]}}"'
+    done = subprocess.run(["bash", "-c", script], env=around(home), capture_output=True, text=True, check=False)
+    assert done.stdout == "verify\n", done
+
+
 def test_top_shows_one_look_where_nobody_watches(stopped_after: Home) -> None:
     home = stopped_after
     none = aima(home, "top", "--json")

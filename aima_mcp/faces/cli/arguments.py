@@ -21,7 +21,7 @@ from aima_lib.errors import InvalidArgument
 from aima_lib.redact import is_secret, secrets_in
 from aima_mcp.faces import strict_json
 from aima_mcp.faces.cli import secret
-from aima_mcp.faces.cli.complete import ids_for
+from aima_mcp.faces.cli.complete import offered, values_for
 
 NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
 DOTTED = re.compile(r"--([a-z][a-z0-9_-]*)\.([A-Za-z0-9_.-]+)(?:=(.*))?", re.DOTALL)
@@ -48,8 +48,8 @@ class Word(click.ParamType[Any]):
         return _object_or_text(value) if "object" in kinds_of(self.spec) else value
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002
-        choices = self.spec.get("enum") or ids_for(self.key, ctx.find_root().params.get("home"))
-        return [CompletionItem(str(choice)) for choice in choices if str(choice).startswith(incomplete)]
+        domain = ctx.parent.info_name or "" if ctx.parent else ""
+        return offered(self.spec.get("enum") or values_for(self.key, domain, ctx.find_root().params.get("home")), incomplete)
 
 
 def kinds_of(spec: Mapping[str, Any]) -> list[str]:
