@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import AsyncIterator, Callable
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import anyio
 import httpx
+import jsonschema
 import pytest
+import referencing.jsonschema
 
 from aima_lib.infra.home import Home
 from aima_mcp.faces import strict_json
@@ -144,7 +147,9 @@ def problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
     body: dict[str, Any] = response.json()
     assert (response.status_code, body["code"], body["status"]) == (status, code, status), response.text
     assert response.headers["content-type"] == "application/problem+json"
-    assert body["type"] == f"urn:aima:error:{code}" and body["title"]
+    of_http = status in (405, 406, 413, 415, 421, 431)
+    assert body["type"] == ("about:blank" if of_http else f"urn:aima:error:{code}") and body["title"]
+    assert not of_http or body["title"] == HTTPStatus(status).phrase
     return body
 
 
@@ -527,6 +532,36 @@ async def test_openapi_describes_every_unit_and_is_valid(world: World) -> None:
         assert path["post"]["requestBody"]["content"]["application/json"]["schema"] == described.definition["inputSchema"]
         assert ("get" in path) == (described.kind == "query")
         assert ("202" in path["post"]["responses"]) == described.durable
+
+
+async def test_openapi_shows_what_an_answer_and_an_error_look_like(world: World) -> None:
+    answer = await world.http.get("/openapi.json")
+    document = answer.json()
+    shapes = {"$id": "urn:document", "components": document["components"]}
+    registry = referencing.Registry().with_resource("urn:document", referencing.jsonschema.DRAFT202012.create_resource(shapes))
+    judge = jsonschema.Draft202012Validator({"$ref": "urn:document#/components/schemas/Problem"}, registry=registry)
+    for name, response in document["components"]["responses"].items():
+        for content in response.get("content", {}).values():
+            judge.validate(content["example"])
+            assert name == f"http_{content['example']['status']}" or name == content["example"]["code"]
+    seen = 0
+    for known in world.gateway.registry.of("command", "query"):
+        content = document["paths"][f"/units/{known.domain}/{known.action}"]["post"]["responses"]["200"]["content"]
+        for example in content["application/json"].get("examples", {}).values():
+            jsonschema.Draft202012Validator(known.definition["outputSchema"]).validate(example["value"])
+            seen += 1
+        assert known.durable <= ("text/event-stream" in content) and all(
+            "item" in c["x-events"] for k, c in content.items() if "stream" in k
+        )
+    assert seen > 0
+    again = await world.http.get("/openapi.json", headers={"If-None-Match": answer.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+
+
+@pytest.mark.parametrize("path", ["/openapi.json", "/resources", "/caller", "/metrics"])
+async def test_a_format_that_is_not_to_be_had_is_refused(world: World, path: str) -> None:
+    problem(await world.http.get(path, headers={"Accept": "image/png"}), 406, "invalid_argument")
+    assert (await world.http.get(path, headers={"Accept": "image/png, */*;q=0.1"})).is_success
 
 
 async def test_metrics_count_calls_and_events(world: World) -> None:
