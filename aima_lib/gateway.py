@@ -181,7 +181,8 @@ class Gateway:
         if unit := self._callable.get(name):
             return unit
         close = nearest(name, self._callable)
-        call = {"unit": "unit.search", "arguments": {"query": name[:100].replace(".", " ").replace("_", " ").strip() or "list"}}
+        words = "".join(sign if sign.isalnum() else " " for sign in name[:100]).split()
+        call = {"unit": "unit.search", "arguments": {"query": " ".join(words) or "list"}}
         raise NotFound(f"no unit called {name!r}", hint=did_you_mean(name, self._callable), next=[call], details={"nearest": close})
 
     def allow(self, name: str, caller: Caller, arguments: Mapping[str, Any]) -> Unit:

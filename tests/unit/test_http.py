@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import AsyncIterator, Callable
 from http import HTTPStatus
@@ -198,10 +199,23 @@ async def test_query_parameters_become_what_the_schema_says(world: World, query:
 
 @pytest.mark.parametrize(
     "query",
-    ["whole=1.5", "whole=", "whole=1&whole=2", "part=NaN", "part=1_0", "flag=yes", "numbers=x", "box=%7B", "box=%5B%5D", "nothing=1"],
+    [
+        "whole=1.5",
+        "whole=",
+        "whole=1&whole=2",
+        "part=NaN",
+        "part=1_0",
+        "flag=yes",
+        "numbers=x",
+        "box=%7B",
+        "text=a%00b",
+        "box=%5B%5D",
+        "nothing=1",
+    ],
 )
 async def test_query_parameters_of_another_type_are_refused(world: World, query: str) -> None:
-    assert query.partition("=")[0] in problem(await world.http.get(f"/units/thing/any?{query}"), 400, "invalid_argument")["message"]
+    expected = "NUL" if "%00" in query else query.partition("=")[0]
+    assert expected in problem(await world.http.get(f"/units/thing/any?{query}"), 400, "invalid_argument")["message"]
 
 
 @pytest.mark.parametrize(
@@ -215,6 +229,8 @@ async def test_query_parameters_of_another_type_are_refused(world: World, query:
         b'{"count": NaN}',
         b'{"count": 1e999}',
         b'{"text": "\\ud800"}',
+        b'{"text": "a\\u0000b"}',
+        b'{"box": {"a\\u0000b": []}}',
         b'{"text": "\xff"}',
         b"\xef\xbb\xbf{}",
         b'{"box": ' + b"[" * 70 + b"]" * 70 + b"}",
@@ -501,11 +517,28 @@ async def test_pages_and_names_that_the_config_lists_may_call(home: Home, tmp_pa
         ("X: " + "a" * 40_000 + "\r\n", b"431"),
         ("Content-Length: 2\r\nTransfer-Encoding: chunked\r\n", b"400"),
         ("Host: localhost\r\n", b"400"),
+        ("X: a\nTransfer-Encoding: chunked\r\n", b"400"),
+        ("X: a\r\n continued\r\n", b"400"),
+        ("X : a\r\n", b"400"),
+        ("X: a\0\r\n", b"400"),
     ],
 )
 async def test_heads_that_mean_two_things_or_too_much_are_refused(world: World, head: str, status: bytes) -> None:
     answer = await world.raw(f"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{head}\r\n".encode())
     assert answer.split(b" ", 2)[1] == status, answer[:200]
+    assert b"content-type: application/problem+json" in answer.lower() and answer.endswith(b"}")
+
+
+async def test_a_head_is_as_strict_in_pieces_and_in_a_row(world: World) -> None:
+    whole, loose = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET /health HTTP/1.1\nHost: localhost\r\n\r\n"
+    answers = await world.raw(whole + whole + loose)
+    assert re.findall(rb"HTTP/1.1 (\d+)", answers) == [b"200", b"200", b"400"], answers
+    async with await anyio.connect_tcp("127.0.0.1", world.port) as stream:
+        for request, status in ((whole, b"200"), (loose[: loose.index(b"\n") + 1], b"400")):
+            for byte in request:
+                await stream.send(bytes([byte]))
+                await anyio.sleep(0)
+            assert (await stream.receive()).split(b" ", 2)[1] == status
 
 
 async def test_mcp_is_behind_the_same_door(world: World) -> None:
