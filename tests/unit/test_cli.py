@@ -98,6 +98,15 @@ def test_options_go_over_the_base(tmp_path: Path) -> None:
     assert read("run.list", "--input", f"@{base}", "--limit", "5") == {"limit": 5, "offset": 2}
 
 
+def test_parts_of_an_object_are_in_the_help_and_may_be_spelled_like_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert read("service.create", "tiny", "--options.context-length", "512", "--options.context_length=256") == {
+        "model_id": "tiny",
+        "options": {"context_length": 256},
+    }
+    assert run(["service", "create", "--help"]) == 0
+    assert "--options.context-length INTEGER" in capsys.readouterr().out
+
+
 def test_parts_of_an_object_are_set_one_by_one() -> None:
     line = ("m", "--options", '{"threads": 2}', "--options.context_length", "4096", "--options.chat_template=qwen")
     assert read("service.create", *line)["options"] == {"threads": 2, "context_length": 4096, "chat_template": "qwen"}

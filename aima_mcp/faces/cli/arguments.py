@@ -87,6 +87,7 @@ def options(schema: Mapping[str, Any]) -> Iterator[click.Parameter]:
             yield from secret.options(key, spec)
         else:
             yield _option(key, spec, key in schema.get("required", ()))
+            yield from _parts(key, spec)
 
 
 def positional(schema: Mapping[str, Any]) -> str | None:
@@ -141,8 +142,18 @@ def split_dotted(schema: Mapping[str, Any], words: Sequence[str]) -> tuple[list[
             continue
         if match[3] is None and not left:
             raise InvalidArgument(f"{word} needs a value")
-        found.append((key, match[2], match[3] if match[3] is not None else left.pop(0)))
+        found.append((key, _spelled(match[2], schema["properties"][key]), match[3] if match[3] is not None else left.pop(0)))
     return rest, found
+
+
+def _spelled(path: str, spec: Mapping[str, Any]) -> str:
+    """The path as the schema spells it: options are written with dashes, members with underscores."""
+    steps = []
+    for step in path.split("."):
+        inside = spec.get("properties", {})
+        steps.append(step if step in inside or step.replace("-", "_") not in inside else step.replace("-", "_"))
+        spec = inside.get(steps[-1], {})
+    return ".".join(steps)
 
 
 def read_json(text: str, what: str) -> Any:
@@ -189,6 +200,13 @@ def _option(key: str, spec: Mapping[str, Any], required: bool) -> click.Option:
     if _is_repeatable(spec):
         return click.Option([f"--{name}", key], multiple=True, type=Word(key, spec.get("items", {})), help=f"{described}  [repeatable]")
     return click.Option([f"--{name}", key], type=Word(key, spec), help=described)
+
+
+def _parts(key: str, spec: Mapping[str, Any]) -> Iterator[click.Option]:
+    """The known members of an object, each an option. For the help and for Tab: `split_dotted` takes them before they are parsed."""
+    for part, inner in spec.get("properties", {}).items() if kind_of(spec) == "object" else ():
+        names = [f"--{dashed(key)}.{dashed(part)}", f"{key}__{part}"]
+        yield click.Option(names, expose_value=False, type=Word(part, inner), help=inner.get("description", ""))
 
 
 def _listed(spec: Mapping[str, Any], value: Any) -> Any:
