@@ -12,7 +12,7 @@ import keyword
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, aclosing, asynccontextmanager, suppress
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -117,7 +117,7 @@ class AsyncAima:
         return (await self.door.read(uri))["content"]  # type: ignore[no-any-return]
 
     def events(self, after: int | None = None, types: tuple[str, ...] = ()) -> AsyncIterator[Mapping[str, Any]]:
-        """Events after number `after`, then live ones."""
+        """Events after number `after`, then live ones, as Door.follow has them. It ends, or raises Unavailable, when the host does."""
         return self.door.follow(after, types)
 
     def __getattr__(self, domain: str) -> _Domain:
@@ -205,6 +205,25 @@ class Aima:
     def read(self, uri: str) -> Mapping[str, Any]:
         """What is at a resource's URI now."""
         return self._portal.call(self._aima.read, uri)
+
+    def events(self, after: int | None = None, types: tuple[str, ...] = ()) -> Iterator[Mapping[str, Any]]:
+        """Events after number `after`, then live ones, as Door.follow has them. It ends, or raises Unavailable, when the host does."""
+        send, items = anyio.create_memory_object_stream[Mapping[str, Any]](64)
+
+        async def run() -> None:
+            async with send, aclosing(self._aima.events(after, types)) as following:  # type: ignore[type-var]
+                async for event in following:
+                    await send.send(event)
+
+        future = self._portal.start_task_soon(run)
+        try:
+            with suppress(anyio.EndOfStream):
+                while True:
+                    yield self._portal.call(items.receive)
+            future.result()
+        finally:
+            future.cancel()
+            items.close()
 
     def __getattr__(self, domain: str) -> _Domain:
         return _domain(self.call, domain)

@@ -88,7 +88,7 @@ def _build(home: Home, settings: config.Config, registry: Registry, store: Store
 async def _running(gateway: Gateway, passing: bool) -> AsyncIterator[None]:
     services = gateway.services
     async with anyio.create_task_group() as loops, anyio.create_task_group() as work:
-        await loops.start(_kept_up, Retention(services.store, services.config["events"], services.audit.prune).run)
+        await loops.start(_kept_up, Retention(services.store, services.events, services.config["events"], services.audit.prune).run)
         await services.devices.detect()
         await services.engines.adopt()
         for service in (services.devices, services.models, services.engines):

@@ -21,6 +21,7 @@ from typing import Any
 import apsw
 from anyio import to_thread
 
+from aima_lib.infra import lineage
 from aima_lib.infra.clock import now, stamp
 from aima_lib.infra.home import Home
 from aima_lib.infra.store import Document, Store
@@ -45,6 +46,8 @@ class Entry:
     plan_id: str | None = None
     duration_ms: float | None = None
     arguments: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
 
 
 COLUMNS = ", ".join(field.name for field in fields(Entry))
@@ -63,7 +66,7 @@ class Audit:
 
     async def intend(self, unit: str, caller: str, arguments: Mapping[str, Any], run_id: str | None, plan_id: str | None) -> int:
         """Write down what is about to be done; returns, with the entry's number, once it is on disk."""
-        return await self._append(Entry(now(), "intent", unit, caller, "", None, run_id, plan_id, None, _text(arguments)))
+        return await self._append(Entry(now(), "intent", unit, caller, "", None, run_id, plan_id, None, _text(arguments), *lineage.ids()))
 
     def note(
         self, entry: str, unit: str, caller: str, code: str, *, intent: int | None = None, run_id: str | None = None,
@@ -71,7 +74,8 @@ class Audit:
     ) -> None:  # fmt: skip
         """Write down an outcome or a refusal, without waiting."""
         text = None if arguments is None else _text(arguments)
-        self._append(Entry(now(), entry, unit, caller, code, intent, run_id, None, duration_ms, text)).add_done_callback(_say_failed)
+        line = Entry(now(), entry, unit, caller, code, intent, run_id, None, duration_ms, text, *lineage.ids())
+        self._append(line).add_done_callback(_say_failed)
 
     def _append(self, entry: Entry) -> asyncio.Future[int]:
         future = self._store.submit(lambda db: self._chain(db, entry))
@@ -102,10 +106,11 @@ class Audit:
     # Reading
 
     def list(
-        self, after: int = 0, limit: int = 100, unit: str | None = None, caller: str | None = None, code: str | None = None
-    ) -> tuple[list[Document], int]:
+        self, after: int = 0, limit: int = 100, unit: str | None = None, caller: str | None = None, code: str | None = None,
+        correlation_id: str | None = None,
+    ) -> tuple[list[Document], int]:  # fmt: skip
         """Entries with a number above `after`, oldest first, and how many there are in all."""
-        given = {"unit": unit, "caller": caller, "code": code}
+        given = {"unit": unit, "caller": caller, "code": code, "correlation_id": correlation_id}
         chosen = {key: value for key, value in given.items() if value is not None}
         where = " AND ".join(["seq > ?", *(f"{key} = ?" for key in chosen)])
         rows = self._store.read(f"{SELECT} WHERE {where} ORDER BY seq LIMIT ?", (after, *chosen.values(), limit))
@@ -192,7 +197,8 @@ class Audit:
             return None
 
     def _hash(self, before: bytes, seq: int, values: tuple[Any, ...]) -> bytes:
-        text = json.dumps([seq, *values], ensure_ascii=False, separators=(",", ":"))
+        told = values if values[-2:] != (None, None) else values[:-2]  # as entries were hashed before they told what they belong to
+        text = json.dumps([seq, *told], ensure_ascii=False, separators=(",", ":"))
         return hmac.digest(self._secret, before + text.encode("utf-8", "surrogatepass"), "sha256")
 
     def _mac(self, seq: int, hash: bytes = b"head") -> str:

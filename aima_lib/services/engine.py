@@ -18,6 +18,7 @@ from aima_lib.engines.base import Engine, refuse_unknown
 from aima_lib.engines.cause import cause
 from aima_lib.engines.roster import roster
 from aima_lib.errors import AimaError, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from aima_lib.infra import lineage
 from aima_lib.infra.clock import now, parse, stamp
 from aima_lib.infra.events import Events
 from aima_lib.infra.launch import Launch
@@ -385,6 +386,10 @@ class EngineService:
 
     async def _go_on(self, instance: Document) -> None:
         """A start whose host died: nobody waits for it any more but us."""
+        with lineage.after(self._news.begun(instance)):
+            await self._take_up(instance)
+
+    async def _take_up(self, instance: Document) -> None:
         async with self._locks[instance["id"]]:
             try:
                 launch = self._plan(instance)
@@ -404,9 +409,8 @@ class EngineService:
         await anyio.to_thread.run_sync(process.stop, self._home, instance["id"], 0.0)
         lost = over.get("reason") == "no host"
         await self._store.update("instance", instance["id"], status="stopped" if lost else "failed", error=why, **GONE)
-        if not lost:
-            self._news.error(instance, why)
-        self._news.stopped(instance, "no host" if lost else "died", None)
+        with lineage.after(None if lost else self._news.error(instance, why)):
+            self._news.stopped(instance, "no host" if lost else "died", None)
 
     async def _probe(self, instance: Document) -> None:
         id = instance["id"]

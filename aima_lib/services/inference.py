@@ -11,6 +11,7 @@ from typing import Any
 
 from aima_lib.door import Caller
 from aima_lib.errors import AimaError, FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, Unavailable
+from aima_lib.infra import lineage
 from aima_lib.infra.events import Events
 from aima_lib.infra.progress import Send, silent
 from aima_lib.infra.store import Document, Store
@@ -231,7 +232,16 @@ class InferenceService:
     async def recorded(self, endpoint: Endpoint, task: str, request: Mapping[str, Any], charge: Charge) -> AsyncIterator[Answer]:
         """Events and metrics around a request, also one that a face passes on itself; the prompt is in neither. `charge` is told what
         it took, also when it is cut off."""
-        answer, id = Answer(f"{task}-{secrets.token_hex(8)}"), endpoint.instance["id"]
+        answer = Answer(f"{task}-{secrets.token_hex(8)}")
+        with lineage.within(lineage.ids()[1] or lineage.call_id()):  # a face that passes it on itself has called nothing
+            async with self._noted(answer, endpoint, task, request, charge):
+                yield answer
+
+    @asynccontextmanager
+    async def _noted(
+        self, answer: Answer, endpoint: Endpoint, task: str, request: Mapping[str, Any], charge: Charge
+    ) -> AsyncIterator[None]:
+        id = endpoint.instance["id"]
         service_id = endpoint.service["id"] if endpoint.service else None
         meter = self._serving.meters[service_id] if service_id else None
         who = {"request_id": answer.id, "model": endpoint.model, "task": task, "service_id": service_id, "instance_id": id}
@@ -240,7 +250,7 @@ class InferenceService:
         if meter:
             meter.open += 1
         try:
-            yield answer
+            yield
             code = None
         except AimaError as error:
             code = error.code

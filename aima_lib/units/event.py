@@ -13,7 +13,12 @@ from aima_lib.registry import handles
 
 @handles("event.list")
 async def list_events(
-    ctx: Context, after: int | None = None, types: Sequence[str] | None = None, subject: str | None = None, limit: int = 100
+    ctx: Context,
+    after: int | None = None,
+    types: Sequence[str] | None = None,
+    subject: str | None = None,
+    correlation_id: str | None = None,
+    limit: int = 100,
 ) -> Mapping[str, Any]:
     known = {unit.name for unit in ctx.registry.of("event")}
     known |= {f"{name.partition('.')[0]}.*" for name in known}
@@ -21,10 +26,12 @@ async def list_events(
         if name not in known:
             raise InvalidArgument(f"no event called {name!r}", hint=did_you_mean(name, known) or f"there are: {', '.join(sorted(known))}")
     log = ctx.services.events
-    return {"events": log.page(after, limit, types or (), subject), "last": log.last}
+    lagged = after is not None and after + 1 < log.first
+    found = log.page(after, limit, types or (), subject, correlation_id)
+    return {"events": found, "first": log.first, "last": log.last, "lagged": lagged}
 
 
 @handles("event.log")
 async def newest_events(ctx: Context) -> Mapping[str, Any]:
     log = ctx.services.events
-    return {"events": log.page(None, 100), "last": log.last}
+    return {"events": log.page(None, 100), "first": log.first, "last": log.last}
