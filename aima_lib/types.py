@@ -472,6 +472,17 @@ class EngineStopResult(TypedDict):
     freed_bytes: int
 
 
+class EventExplainResult(TypedDict):
+    """EventExplainResult"""
+
+    explanation: str
+    subject: dict[str, Any]
+    cause: dict[str, Any]
+    timeline: list[dict[str, Any]]
+    left_out: list[dict[str, Any]]
+    next: list[dict[str, Any]]
+
+
 class EventListResult(TypedDict):
     """EventListResult"""
 

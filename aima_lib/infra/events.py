@@ -64,6 +64,11 @@ class Events:
         self._first = int(store.read("SELECT min(seq) FROM events")[0][0] or self._last + 1)
 
     @property
+    def types(self) -> Collection[str]:
+        """The names of all events there are."""
+        return self._types
+
+    @property
     def first(self) -> int:
         """The number of the oldest event of the log; one more than the newest where it is empty."""
         return self._first

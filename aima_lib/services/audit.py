@@ -12,7 +12,7 @@ import hmac
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,6 +27,7 @@ from aima_lib.infra.home import Home
 from aima_lib.infra.store import Document, Store
 
 ARGUMENTS = 2000  # characters of a call's arguments that are kept
+SEARCHED = 2000  # newest entries whose arguments are looked through
 HEAD = "audit.head"
 START = bytes(32)
 log = logging.getLogger(__name__)
@@ -116,6 +117,15 @@ class Audit:
         rows = self._store.read(f"{SELECT} WHERE {where} ORDER BY seq LIMIT ?", (after, *chosen.values(), limit))
         total = self._store.read(f"SELECT count(*) FROM audit WHERE {where}", (after, *chosen.values()))[0][0]
         return [_document(row) for row in rows], int(total)
+
+    def about(self, correlations: Sequence[str], ids: Sequence[str], limit: int) -> Sequence[Document]:
+        """The newest calls, and how they ended if not well, that belong to these, or of late name one of these in their arguments."""
+        belongs = f"correlation_id IN ({', '.join('?' * len(correlations))})"
+        names = " OR ".join(["instr(arguments, ?)"] * len(ids)) or "0"
+        late = f"seq > (SELECT coalesce(max(seq), 0) FROM audit) - {SEARCHED} AND ({names})"
+        where = f"(entry <> 'outcome' OR code NOT IN ('ok', 'cancelled')) AND ({belongs} OR {late})"
+        values = (*correlations, *(json.dumps(id) for id in ids), limit)
+        return [_document(row) for row in self._store.read(f"{SELECT} WHERE {where} ORDER BY seq DESC LIMIT ?", values)]
 
     def usual_seconds(self, unit: str) -> float | None:
         """How long the last calls of a unit took that went well: their median. None when there was none."""

@@ -101,6 +101,12 @@ class DeviceService:
         mine = next(entry["now"] for entry in now if entry["device_id"] == main["id"])
         return {"device_id": main["id"], "now": mine, "history": _points(samples, resolution_seconds), "devices": now}
 
+    def sample(self, device_id: str, before: datetime, within_seconds: float = 60) -> dict[str, Any] | None:
+        """The last sample of a device in the seconds before a moment, if one was taken and is still kept."""
+        latest = before.timestamp()
+        found = [sample for sample in self._history.get(device_id, ()) if latest - within_seconds <= sample[0] <= latest]
+        return {"time": _moment(found[-1][0]), **found[-1][1]} if found else None
+
     async def health(self, device_id: str | None = None) -> dict[str, Any]:
         """Status and issues of one device, or of all and of the machine's drivers.
 

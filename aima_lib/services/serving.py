@@ -295,7 +295,8 @@ class ServingService:
 
 def _how_to_go_on(error: AimaError, service_id: str) -> AimaError:
     """The same error, which also names the calls that lead on from a failed service."""
-    calls = [*error.next, _call("service.start", service_id), _call("service.delete", service_id)]
+    explain = {"unit": "event.explain", "arguments": {"subject": service_id}}
+    calls = [*error.next, explain, _call("service.start", service_id), _call("service.delete", service_id)]
     hint = f"{error.hint or 'mend the cause'}; the service {service_id} stays as failed until it is started or deleted"
     return type(error)(f"service {service_id}: {error}", hint=hint, next=calls, details=error.details)
 

@@ -14,8 +14,8 @@ import pytest
 from aima_lib.door import Caller
 from aima_lib.errors import AimaError
 from aima_lib.gateway import Gateway
-from aima_lib.infra.clock import stamp
 from aima_lib.infra import lineage
+from aima_lib.infra.clock import stamp
 from aima_lib.infra.home import Home
 from aima_lib.runtime import host
 from tests.tiny import write_tiny_gguf
