@@ -163,6 +163,7 @@ class Runs:
             if unit is None or not unit.durable or not unit.definition["annotations"]["idempotentHint"]:
                 why = f"the host ended during {run['unit']}, which may not be done twice"
                 again = [{"unit": run["unit"], "arguments": run["input"]}] if unit else []
+                again.append({"unit": "event.explain", "arguments": {"subject": run["id"]}})
                 error = Unavailable(why, hint="look at what it left, then call it again", next=again)
                 await self._store.update("run", run["id"], status="interrupted", finished_at=now(), error=error.as_dict())
                 continue

@@ -132,8 +132,9 @@ class InferenceService:
             call = {"unit": "service.start", "arguments": {"service_id": service["id"]}}
             reason = f": {state['error']}" if state["error"] else ""
             said = {"said": state["error"]} if state["error"] else {}
+            why = [{"unit": "event.explain", "arguments": {"subject": service["id"]}}] if state["error"] else []
             return FailedPrecondition(
-                f"the service {service['id']} is {state['status']}{reason}", hint="start it", next=[call], details=said
+                f"the service {service['id']} is {state['status']}{reason}", hint="start it", next=[call, *why], details=said
             )
         if self._store.peek("model", model):
             options = {"options": {"embedding": True}} if task == "embed" else {}
@@ -274,7 +275,7 @@ class InferenceService:
         service = endpoint.service
         if isinstance(error, Unavailable):
             look = {"unit": "service.status", "arguments": {"service_id": service["id"]}} if service else None
-            call = look or {"unit": "engine.logs", "arguments": {"instance_id": endpoint.instance["id"]}}
+            call = look or {"unit": "event.explain", "arguments": {"subject": endpoint.instance["id"]}}
             return type(error)(
                 str(error), hint="ask again: a service whose engine died is started anew", next=[call], details=error.details
             )
