@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -89,7 +90,7 @@ class Gateway:
         token: str | None = None,
     ) -> Mapping[str, Any]:
         """See Door.call."""
-        with lineage.within(lineage.call_id()):
+        with lineage.within(lineage.call_id()), self.traced(name, caller):
             return await self._call(name, arguments, caller, send, key, token)
 
     async def _call(
@@ -117,7 +118,7 @@ class Gateway:
         token: str | None = None,
     ) -> Mapping[str, Any]:
         """See Door.start."""
-        with lineage.within(lineage.call_id()):
+        with lineage.within(lineage.call_id()), self.traced(name, caller):
             unit, given = self._checked(name, arguments, caller)
             if not unit.durable:
                 raise FailedPrecondition(f"{name} is not a run: its result comes at once", hint="call it")
@@ -126,7 +127,7 @@ class Gateway:
 
     async def plan(self, name: str, arguments: Mapping[str, Any] | None = None, *, caller: Caller = OWNER) -> Mapping[str, Any]:
         """See Door.plan."""
-        with lineage.within(lineage.call_id()):
+        with lineage.within(lineage.call_id()), self.traced(name, caller):
             unit, given = self._checked(name, arguments, caller)
             if unit.kind != "command":
                 raise FailedPrecondition(f"{name} changes nothing: there is nothing to plan", hint="call it")
@@ -149,7 +150,19 @@ class Gateway:
 
     async def execute(self, unit: Unit, arguments: Mapping[str, Any], caller: Caller, run_id: str, send: Send) -> Mapping[str, Any]:
         """Run a durable unit's handler. For `runs`; everyone else uses `call`."""
-        return await self._recorded(unit, arguments, caller, send, run_id, self.runs.get(run_id).get("plan_id"))
+        with self.traced(unit.name, caller, run_id):
+            return await self._recorded(unit, arguments, caller, send, run_id, self.runs.get(run_id).get("plan_id"))
+
+    @contextmanager
+    def traced(self, name: str, caller: Caller, run_id: str | None = None) -> Iterator[None]:
+        """A span around a call, or around the run it began. For faces that stream past `call`, too."""
+        known = name if name in self._callable else "unknown unit"
+        title, whole = f"run {known}" if run_id else known, lineage.ids()[0]
+        with (
+            trace.traced(self.services.tracer),
+            trace.span(title, aima__unit=known, aima__caller=caller.name, aima__run_id=run_id, aima__correlation_id=whole),
+        ):
+            yield
 
     async def read(self, uri: str, *, caller: Caller = OWNER, again: bool = False) -> Mapping[str, Any]:
         """See Door.read. `again`: for a watch under way, which was one request when it began."""

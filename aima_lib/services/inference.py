@@ -11,7 +11,7 @@ from typing import Any
 
 from aima_lib.door import Caller
 from aima_lib.errors import AimaError, FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, Unavailable
-from aima_lib.infra import lineage
+from aima_lib.infra import lineage, trace
 from aima_lib.infra.events import Events
 from aima_lib.infra.progress import Send, silent
 from aima_lib.infra.store import Document, Store
@@ -34,6 +34,8 @@ TEXTUAL = frozenset(
     }
 )  # fmt: skip
 MEDIA = ("image_url", "input_image", "image", "input_audio", "audio", "input_file", "file", "document", "video_url")
+OPERATIONS = {"chat": "chat", "complete": "text_completion", "embed": "embeddings"}  # as OpenTelemetry names them
+USED = {"input": "prompt_tokens", "output": "completion_tokens"}
 Candidate = tuple[Document | None, Document | None]  # an instance and its service
 COMPLETE_FIELDS = ("temperature", "top_p", "top_k", "max_tokens", "stop", "seed")
 
@@ -235,8 +237,14 @@ class InferenceService:
         it took, also when it is cut off."""
         answer = Answer(f"{task}-{secrets.token_hex(8)}")
         with lineage.within(lineage.ids()[1] or lineage.call_id()):  # a face that passes it on itself has called nothing
-            async with self._noted(answer, endpoint, task, request, charge):
-                yield answer
+            about = {"gen_ai__operation__name": OPERATIONS[task], "gen_ai__request__model": endpoint.model}
+            ids = {"aima__request_id": answer.id, "aima__instance_id": endpoint.instance["id"]}
+            with trace.span(f"{OPERATIONS[task]} {endpoint.model}", asks=True, **about, **ids) as span:
+                async with self._noted(answer, endpoint, task, request, charge):
+                    yield answer
+                usage = answer.usage or {}
+                counts = {f"gen_ai__usage__{way}_tokens": usage.get(key) for way, key in USED.items()}
+                span.set(**counts, aima__ttft_ms=answer.ttft_ms)
 
     @asynccontextmanager
     async def _noted(
