@@ -106,7 +106,7 @@ def chat(words: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("path", ["/units/inference/chat", "/v1/chat/completions"])
 def test_one_trace_from_a_callers_span_to_the_engine(traced: HostProcess, collector: Collector, path: str) -> None:
-    number = 10 + len(path)
+    number = 100 + len(path)
     with traced.client() as client:
         given = {"traceparent": parent(number), "tracestate": STATE, "baggage": BAGGAGE}
         answer = client.post(path, json=chat(f"{WORDS} {number}"), headers=given)
