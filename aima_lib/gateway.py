@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -26,7 +27,7 @@ from aima_lib.errors import (
     NotFound,
     PermissionDenied,
 )
-from aima_lib.infra import trace
+from aima_lib.infra import lineage, trace
 from aima_lib.infra.change import Change
 from aima_lib.infra.progress import Send, silent
 from aima_lib.names import did_you_mean, nearest
@@ -91,6 +92,12 @@ class Gateway:
         token: str | None = None,
     ) -> Mapping[str, Any]:
         """See Door.call."""
+        with lineage.within(lineage.call_id()), self.traced(name, caller):
+            return await self._call(name, arguments, caller, send, key, token)
+
+    async def _call(
+        self, name: str, arguments: Mapping[str, Any] | None, caller: Caller, send: Send | None, key: str | None, token: str | None
+    ) -> Mapping[str, Any]:
         unit, given = self._checked(name, arguments, caller)
         if key is not None and (refusal := _refused_key(unit)):
             self._note_refusal(unit, caller, given, refusal)
@@ -116,19 +123,21 @@ class Gateway:
         token: str | None = None,
     ) -> Mapping[str, Any]:
         """See Door.start."""
-        unit, given = self._checked(name, arguments, caller)
-        if not unit.durable:
-            raise FailedPrecondition(f"{name} is not a run: its result comes at once", hint="call it")
-        plan_id = await self._permitted(unit, given, caller, token)
-        return await self.runs.start(unit, given, caller, key, plan_id)
+        with lineage.within(lineage.call_id()), self.traced(name, caller):
+            unit, given = self._checked(name, arguments, caller)
+            if not unit.durable:
+                raise FailedPrecondition(f"{name} is not a run: its result comes at once", hint="call it")
+            plan_id = await self._permitted(unit, given, caller, token)
+            return await self.runs.start(unit, given, caller, key, plan_id)
 
     async def plan(self, name: str, arguments: Mapping[str, Any] | None = None, *, caller: Caller = OWNER) -> Mapping[str, Any]:
         """See Door.plan."""
-        unit, given = self._checked(name, arguments, caller)
-        if unit.kind != "command":
-            raise FailedPrecondition(f"{name} changes nothing: there is nothing to plan", hint="call it")
-        level = self._level(unit, caller)
-        return await self._proposed(unit, given, caller, level, await self.foresee(unit, given, caller))
+        with lineage.within(lineage.call_id()), self.traced(name, caller):
+            unit, given = self._checked(name, arguments, caller)
+            if unit.kind != "command":
+                raise FailedPrecondition(f"{name} changes nothing: there is nothing to plan", hint="call it")
+            level = self._level(unit, caller)
+            return await self._proposed(unit, given, caller, level, await self.foresee(unit, given, caller))
 
     async def foreseen(self, name: str, arguments: Mapping[str, Any] | None, caller: Caller) -> Change:
         """What calling a unit would change; a query nothing. Raises as `call`, for what can be known before it is done."""
@@ -146,7 +155,19 @@ class Gateway:
 
     async def execute(self, unit: Unit, arguments: Mapping[str, Any], caller: Caller, run_id: str, send: Send) -> Mapping[str, Any]:
         """Run a durable unit's handler. For `runs`; everyone else uses `call`."""
-        return await self._recorded(unit, arguments, caller, send, run_id, self.runs.get(run_id).get("plan_id"))
+        with self.traced(unit.name, caller, run_id):
+            return await self._recorded(unit, arguments, caller, send, run_id, self.runs.get(run_id).get("plan_id"))
+
+    @contextmanager
+    def traced(self, name: str, caller: Caller, run_id: str | None = None) -> Iterator[None]:
+        """A span around a call, or around the run it began. For faces that stream past `call`, too."""
+        known = name if name in self._callable else "unknown unit"
+        title, whole = f"run {known}" if run_id else known, lineage.ids()[0]
+        with (
+            trace.traced(self.services.tracer),
+            trace.span(title, aima__unit=known, aima__caller=caller.name, aima__run_id=run_id, aima__correlation_id=whole),
+        ):
+            yield
 
     async def read(self, uri: str, *, caller: Caller = OWNER, again: bool = False) -> Mapping[str, Any]:
         """See Door.read. `again`: for a watch under way, which was one request when it began."""
@@ -167,6 +188,17 @@ class Gateway:
 
     def follow(self, after: int | None = None, types: Collection[str] = (), *, caller: Caller = OWNER) -> AsyncIterator[Mapping[str, Any]]:
         """See Door.follow."""
+        self._refuse_types(types, caller)
+        return self.services.events.follow(after, types)
+
+    def pages(
+        self, after: int | None = None, types: Collection[str] = (), *, caller: Caller = OWNER
+    ) -> AsyncIterator[Sequence[Mapping[str, Any]]]:
+        """What `follow` gives, as many at a time as are there. For faces that write them together."""
+        self._refuse_types(types, caller)
+        return self.services.events.pages(after, types)
+
+    def _refuse_types(self, types: Collection[str], caller: Caller) -> None:
         self.services.keys.refuse_revoked(caller)
         caller.need("read", "events")
         known = {unit.name for unit in self.registry.of("event")}
@@ -174,7 +206,6 @@ class Gateway:
         for name in types:
             if name not in known:
                 raise InvalidArgument(f"no event called {name!r}", hint=did_you_mean(name, known))
-        return self.services.events.follow(after, types)
 
     def find(self, name: str) -> Unit:
         """The command or query called `name`. Raises NotFound naming the nearest."""

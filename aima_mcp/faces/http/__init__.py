@@ -32,6 +32,7 @@ class HttpFace:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
+        self._frames = sse.Frames()
         self._units = {f"/units/{unit.domain}/{unit.action}": unit for unit in gateway.registry.of("command", "query")}
 
     async def units(self, exchange: Exchange) -> None:
@@ -84,13 +85,13 @@ class HttpFace:
         after = _cursor(exchange)
         if after is None:
             after = self._gateway.services.events.last
-        following = self._gateway.follow(after, types, caller=exchange.caller)
+        following = self._gateway.pages(after, types, caller=exchange.caller)
         stream = EventStream(exchange)
 
         async def follow() -> None:
-            await stream.open()
-            async for event in following:
-                await stream.event(event["type"], event, event["seq"])
+            await stream.open(after)
+            async for page in following:
+                await stream.write([self._frames.of(event) for event in page])
 
         if exchange.method == "HEAD":
             await stream.close()
