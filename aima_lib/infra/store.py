@@ -26,8 +26,9 @@ Document = dict[str, Any]
 Job = Callable[[apsw.Connection], Any]
 MIGRATIONS = Path(__file__).parent / "migrations"
 GROUP = 512
+NAMED = 1000  # of so many, the newest, the nearest are named
 # The unit that lists the documents of a kind.
-LISTED_BY = {kind: f"{kind}.list" for kind in ("model", "service", "run", "key", "secret")}
+LISTED_BY = {kind: f"{kind}.list" for kind in ("model", "service", "run", "key", "secret", "pipeline")}
 LISTED_BY |= {"instance": "engine.list", "plan": "approval.list"}
 
 
@@ -96,7 +97,7 @@ class Store:
     def missing(self, kind: str, id: str, **equal: Any) -> NotFound:
         """The error that says so and names what is near, among the documents whose fields equal these."""
         where, values = _conditions(kind, equal)
-        ids = [row[0] for row in self.read(f"SELECT id FROM documents WHERE {where}", values)]
+        ids = [row[0] for row in self.read(f"SELECT id FROM documents WHERE {where} ORDER BY rowid DESC LIMIT {NAMED}", values)][::-1]
         unit = LISTED_BY.get(kind)
         hint = did_you_mean(id, ids) or (f"there are: {', '.join(ids[-5:])}" if ids else f"there is no {kind} yet")
         calls = [{"unit": unit, "arguments": {}}] if unit else []
@@ -269,8 +270,8 @@ def _translated(error: Exception) -> Exception:
 
 def _conditions(kind: str, equal: Mapping[str, Any]) -> tuple[str, tuple[Any, ...]]:
     given = {key: value for key, value in equal.items() if value is not None}
-    clauses = ["kind = ?", *(f"json_extract(body, '$.{key}') = ?" for key in given)]
-    return " AND ".join(clauses), (kind, *given.values())
+    clauses = [f"kind = '{kind}'", *(f"json_extract(body, '$.{key}') = ?" for key in given)]  # spelt out, as partial indexes want it
+    return " AND ".join(clauses), tuple(given.values())
 
 
 def _dumps(document: Mapping[str, Any]) -> str:
