@@ -23,6 +23,7 @@ from aima_lib.registry import Registry, Unit
 
 Execute = Callable[[Unit, Mapping[str, Any], Caller, str, Send], Awaitable[Mapping[str, Any]]]
 PERSIST_EVERY_SECONDS = 1.0
+INSIDE = ("scopes", "models", "input_digest", "plan_id")
 log = logging.getLogger(__name__)
 
 
@@ -66,7 +67,9 @@ class Runs:
         plan_id: str | None = None,
         parent: str | None = None,
     ) -> Document:
-        """Record a run and set it going. With a key that was used before for the same input, that earlier run. parent: the run it is part of.
+        """Record a run and set it going. With a key that was used before for the same input, that earlier run.
+
+        parent: the run that it is part of.
 
         Raises:
             AlreadyExists: the key was used with another input, or by another caller.
@@ -266,6 +269,11 @@ def outcome_of(run: Document) -> Mapping[str, Any]:
     if run["error"]:
         raise AimaError.from_dict(run["error"])
     raise Unavailable(f"run {run['id']} is {run['status']}", next=[{"unit": "run.wait", "arguments": {"run_id": run["id"]}}])
+
+
+def shown(run: Document) -> Document:
+    """A run as it is told: types/run.json."""
+    return {key: value for key, value in run.items() if key not in INSIDE}
 
 
 def _id(unit: str, key: str | None, caller: Caller) -> str:

@@ -123,7 +123,7 @@ class Calls:
             self.caller.need(unit.definition["scope"], unit.name)
             if (kept := self._journal.cached(digest)) is not None:
                 return kept
-        asks = step.approval and not record.undo or record.approval_id is not None
+        asks = (step.approval and not record.undo) or record.approval_id is not None
         while True:
             token = await self._approval(step, unit, arguments, record) if asks else None
             try:
@@ -190,7 +190,7 @@ class Calls:
         """
         approvals = self._services.approvals
         while True:
-            plan = approvals.peek(record.approval_id) if record.approval_id is not None else None
+            plan: Mapping[str, Any] | None = approvals.peek(record.approval_id) if record.approval_id is not None else None
             status = plan["status"] if plan else "gone"
             if plan and status == "approved":
                 record.status = "started"
@@ -213,4 +213,3 @@ def _retries(step: Step, error: AimaError) -> bool:
     if step.retry.on:
         return error.code in step.retry.on
     return bool(error.as_dict()["retryable"])
-

@@ -81,7 +81,10 @@ class Flow:
         except TimeoutError:
             self._fail(DeadlineExceeded(f"the run took longer than the {self.pipeline.config['timeout_seconds']:g} s of its pipeline"))
             await self._journal.write(self.row, ())
-        self._tasks = None
+        except ExceptionGroup as group:  # nothing could be written down, say: that is no failure of a step, and nothing is undone
+            raise next((error for error in group.exceptions if isinstance(error, AimaError)), group) from group
+        finally:
+            self._tasks = None
         if self.failure is None and self.row.state != "done":
             raise Internal(f"run {self.row.run_id} came to a stop before its end: {sorted(set(self.steps) - set(self._values))}")
 
@@ -189,7 +192,7 @@ class Flow:
         self._count(step, group, record)
         if group.pending and step not in self._queue:
             self._queue.append(step)
-        self._close(step, group, made)
+        self._close(group, made)
 
     def _count(self, step: Step, group: Group, record: Record) -> None:
         """Add what came of one item."""
@@ -199,7 +202,7 @@ class Flow:
         elif not _goes_on(step, record) and group.failed is None:
             group.failed = record
 
-    def _close(self, step: Step, group: Group, made: list[Record]) -> None:
+    def _close(self, group: Group, made: list[Record]) -> None:
         """The step is done once each item is, or once one failed and no other is under way."""
         if group.running or (group.left and group.failed is None) or group.whole.is_final:
             return
@@ -222,7 +225,9 @@ class Flow:
         else:
             error = AimaError.from_dict(record.error or {})
             item = f", item {record.item}" if record.item >= 0 else ""
-            told = type(error)(f"step {step.id}{item}: {error}", hint=error.hint, next=error.next, details=error.details | {"step": step.id})
+            told = type(error)(
+                f"step {step.id}{item}: {error}", hint=error.hint, next=error.next, details=error.details | {"step": step.id}
+            )
             self._fail(told)
 
     def _settle(self, step: Step, value: Any, made: list[Record]) -> None:
@@ -296,7 +301,7 @@ class Flow:
             else:
                 group.pending.append(place)
         self._queue.append(step)
-        self._close(step, group, made)
+        self._close(group, made)
 
     def _items(self, step: Step) -> list[Any]:
         """What the step goes over. Raises InvalidArgument where that is no list, or a very long one."""
@@ -309,7 +314,9 @@ class Flow:
         return items
 
     def _outputs(self, id: str) -> list[Any]:
-        found = {record.item: record.output for record in self.records.values() if record.step == id and record.item >= 0 and not record.undo}
+        found = {
+            record.item: record.output for record in self.records.values() if record.step == id and record.item >= 0 and not record.undo
+        }
         return [found[place] for place in sorted(found)]
 
     def _fail(self, error: AimaError) -> None:
@@ -335,7 +342,7 @@ class Flow:
         if self.row.state == "forward":
             self._fail(Cancelled(f"run {self.row.run_id} was cancelled"))
         await self._end_all(calls)
-        self._restore()
+        self.restore()
         done = [record for record in self.records.values() if record.status == "succeeded" and not record.undo]
         for record in sorted(done, key=lambda record: -(record.ordinal or 0)):
             step = self.steps[record.step]
@@ -362,8 +369,8 @@ class Flow:
         for record in ended:
             self.telling.hear(record)
 
-    def _restore(self) -> None:
-        """The outputs that compensations may refer to."""
+    def restore(self) -> None:
+        """The outputs of what is on record: compensations may refer to them, and so does what the run gives back."""
         for step in self.pipeline.steps:
             record = self.records.get((step.id, WHOLE, False))
             if record is not None and record.is_final and step.id not in self._values:

@@ -131,11 +131,11 @@ class Journal:
 
         return await self._store.submit(insert)
 
-    def version(self, pipeline_id: str, version: int) -> tuple[Document, Document | None] | None:
-        """The document of a version and who made it."""
+    def version(self, pipeline_id: str, version: int) -> tuple[str, Document | None] | None:
+        """The document of a version, as JSON, and who made it."""
         sql = "SELECT document, creator FROM pipeline_versions WHERE pipeline_id = ? AND version = ?"
         for document, creator in self._store.read(sql, (pipeline_id, version)):
-            return json.loads(document), None if creator is None else json.loads(creator)
+            return str(document), None if creator is None else json.loads(creator)
         return None
 
     # What was computed before

@@ -23,6 +23,7 @@ class Telling:
 
     def __init__(self, row: FlowRow, pipeline: Pipeline, events: Events) -> None:
         self._row, self._pipeline, self._events = row, pipeline, events
+        self._steps = {step.id: step for step in pipeline.steps}
         self._parts: dict[str, dict[str, Any]] = {
             step.id: {"id": step.id, "status": "pending", "message": None, "completed": None, "total": None} for step in pipeline.steps
         }
@@ -41,7 +42,7 @@ class Telling:
             took = None
             if record.started_at and record.finished_at:
                 took = round((parse(record.finished_at) - parse(record.started_at)).total_seconds() * 1000)
-            step = next(step for step in self._pipeline.steps if step.id == record.step)
+            step = self._steps[record.step]
             unit = step.compensate.type if record.undo and step.compensate else step.type
             error = (record.error or {}).get("code")
             told = {"step": record.step, "unit": unit, "status": record.status, "attempts": record.attempts, "duration_ms": took}
