@@ -10,7 +10,7 @@ from aima_lib.flows import expression, shape
 from aima_lib.flows.document import Pipeline, Step
 from aima_lib.flows.fit import Checker
 from aima_lib.flows.graph import rings, waits
-from aima_lib.flows.inputs import input_schema, misfit
+from aima_lib.flows.inputs import declared, input_schema, misfit
 from aima_lib.flows.judge import Nearest
 from aima_lib.flows.nesting import too_deep
 from aima_lib.flows.reference import Reference, slots
@@ -50,7 +50,7 @@ class _Check:
         self._near = Nearest()
         self._checker = Checker(pipeline.places, self._near)
         self._steps = pipeline.by_id
-        self._scope = Scope(pipeline, registry)
+        self._scope = Scope(pipeline, registry, declared(pipeline))
 
     def issues(self) -> Iterator[Issue]:
         if self._pipeline.input is not None and (reason := misfit(self._pipeline.input)):
@@ -160,7 +160,7 @@ class _Check:
             yield from self._unknown([choice for choice in slot.choices if isinstance(choice, Reference)], (*path, *at), scope)
 
     def _unknown(self, found: list[Reference], path: Path, scope: Scope) -> Iterator[Issue]:
-        for reference in found:
+        for reference in dict.fromkeys(found):
             try:
                 scope.lead(reference)
             except shape.Nowhere as error:

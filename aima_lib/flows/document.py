@@ -9,16 +9,18 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from itertools import islice
 from typing import Any
 
 from aima_lib.errors import AimaError, InvalidArgument
 from aima_lib.flows import expression
 from aima_lib.flows.judge import Judge
 from aima_lib.flows.reference import Reference, references
-from aima_lib.flows.source import LONGEST, Issue, Path, Places, parse, plain, refusal
+from aima_lib.flows.source import LONGEST, TOLD, Issue, Path, Places, parse, plain, refusal
 from aima_lib.registry import SCHEMAS
 
 REFERENCES = 2_000  # in one document
+EXPRESSIONS = 64 * 1024  # characters of all in one document
 ROOTS = {"input", "item", "run", "config", "steps", "event", "output"}
 WORDS = {"fail", "continue", "retry", "true", "false", "null", "and", "or", "not", "in", "default"}
 RESERVED = frozenset(ROOTS | WORDS)  # no step is called so: each means something else
@@ -141,10 +143,9 @@ def read(source: str | bytes | Mapping[str, Any]) -> Pipeline:
         InvalidArgument: it is none. The details hold issues[] {path, line, column, message, suggestion}.
     """
     document, places = _value(source)
-    if issues := [*_judge().issues(document, (), places)]:
-        raise refusal("this is no pipeline", issues)
-    if issues := [*_unreadable(document, places)]:
-        raise refusal("this is no pipeline", issues)
+    for wrong in (_judge().issues(document, (), places), _unreadable(document, places)):  # the second takes the shape for granted
+        if issues := [*islice(wrong, TOLD)]:
+            raise refusal("this is no pipeline", issues)
     steps = tuple(_step(spec) for spec in document["steps"])
     rest = {key: document[key] for key in ("name", "description", "input", "output", "config") if document.get(key) is not None}
     return Pipeline(steps=steps, places=places, **rest)
@@ -206,6 +207,9 @@ def _unreadable(document: Mapping[str, Any], places: Places) -> Iterator[Issue]:
     """Ids that are taken, references and expressions that are not well written."""
     if json.dumps(document).count("${") > REFERENCES:
         yield places.issue(("steps",), f"it holds more than {REFERENCES} references", "one pipeline can run another")
+        return
+    if sum(len(str(spec.get("if", ""))) for spec in document["steps"]) > EXPRESSIONS:
+        yield places.issue(("steps",), f"its expressions have more than {EXPRESSIONS} characters")
         return
     first: dict[str, int] = {}
     for place, spec in enumerate(document["steps"]):

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 from aima_lib.flows import shape
 from aima_lib.flows.document import Pipeline, Step
 from aima_lib.flows.expression import ORDERS, Node, Operation, nodes
-from aima_lib.flows.inputs import declared
 from aima_lib.flows.reference import Literal, Reference, main_field
 from aima_lib.flows.shape import ANY, Nowhere, Schema
 from aima_lib.registry import Registry
@@ -22,6 +20,7 @@ TRUTHS = {"or", "and", "not", "==", "!=", "in", "not in", "event", *ORDERS}
 class Scope:
     """One place.
 
+    given: the schema of the pipeline's input, None where the document has none.
     step: the step that it belongs to, which cannot refer to itself.
     item: what `${item}` is, None where there is none.
     single: a step with for_each whose output, here, is that of one item.
@@ -30,15 +29,12 @@ class Scope:
 
     pipeline: Pipeline
     registry: Registry
+    given: Schema | None = None
     step: str | None = None
     item: Schema | None = None
     single: str | None = None
     event: Schema | None = None
     _found: dict[Reference, Schema] = field(default_factory=dict, compare=False)
-
-    @cached_property
-    def _input(self) -> Schema:
-        return declared(self.pipeline) or ANY
 
     def of(self, step: str | None, *, item: Schema | None = None, single: str | None = None) -> Scope:
         """The scope of another place."""
@@ -82,7 +78,7 @@ class Scope:
             case "steps":
                 return self._output(reference)
             case "input":
-                return shape.lead(self._input, path, "input")
+                return shape.lead(self.given or ANY, path, "input")
             case "config":
                 return shape.lead(shape.written(dict(self.pipeline.constants)), path, "config")
             case "run":

@@ -135,9 +135,16 @@ class Fit:
 
     def __init__(self, comparisons: int = 10_000) -> None:
         self._left = comparisons
+        self._said: dict[tuple[int, int], tuple[Schema, Schema, str | None]] = {}  # holds the schemas, so that their ids stay theirs
 
-    def clash(self, given: Schema, wanted: Schema, depth: int = 0) -> str | None:
+    def clash(self, given: Schema, wanted: Schema) -> str | None:
         """Why nothing that obeys `given` can obey `wanted`, or None where something may."""
+        pair = (id(given), id(wanted))
+        if pair not in self._said:
+            self._said[pair] = (given, wanted, self._clash(given, wanted, 0))
+        return self._said[pair][2]
+
+    def _clash(self, given: Schema, wanted: Schema, depth: int) -> str | None:
         self._left -= 1
         if self._left < 0 or depth > DEEPEST:
             return None
@@ -145,7 +152,7 @@ class Fit:
             for key in BRANCHES:
                 if key in schema:
                     pairs = [(other, as_schema(b)) if swapped else (as_schema(b), other) for b in schema[key]]
-                    reasons = [self.clash(*pair, depth + 1) for pair in pairs]
+                    reasons = [self._clash(*pair, depth + 1) for pair in pairs]
                     if reasons and None not in reasons:  # of two of one kind, what differs inside tells more
                         return next((reasons[at] for at, pair in enumerate(pairs) if types(pair[0]) & types(pair[1])), reasons[0])
         return self._kinds(given, wanted) or self._chosen(given, wanted) or self._inside(given, wanted, depth)
@@ -170,7 +177,7 @@ class Fit:
             return self._fields(given, wanted, depth)
         if both != {"array"} or "prefixItems" in given or "prefixItems" in wanted:
             return None
-        reason = self.clash(as_schema(given.get("items", True)), as_schema(wanted.get("items", True)), depth + 1)
+        reason = self._clash(as_schema(given.get("items", True)), as_schema(wanted.get("items", True)), depth + 1)
         return f"of each of its items: {reason}" if reason else None
 
     def _fields(self, given: Schema, wanted: Schema, depth: int) -> str | None:
@@ -182,7 +189,7 @@ class Fit:
             if theirs is None and not any(branch in wanted for branch in (*BRANCHES, "allOf")):
                 return f"it has the field {key!r}, which is not taken"
             mine = own_field(given, key)
-            if mine is not None and theirs is not None and (reason := self.clash(mine, theirs, depth + 1)):
+            if mine is not None and theirs is not None and (reason := self._clash(mine, theirs, depth + 1)):
                 return f"of its field {key!r}: {reason}"
         return None
 
