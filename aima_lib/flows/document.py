@@ -6,23 +6,23 @@ What needs the units to judge (do they exist, do the types fit) is `check`'s; he
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from itertools import islice
 from typing import Any
 
 from aima_lib.errors import AimaError, InvalidArgument
 from aima_lib.flows import expression
+from aima_lib.flows.judge import Judge
 from aima_lib.flows.reference import Reference, references
-from aima_lib.flows.source import LONGEST, Issue, Path, Places, parse, plain, refusal
-from aima_lib.names import did_you_mean, slug
+from aima_lib.flows.source import LONGEST, TOLD, Issue, Path, Places, parse, plain, refusal
 from aima_lib.registry import SCHEMAS
 
 REFERENCES = 2_000  # in one document
+EXPRESSIONS = 64 * 1024  # characters of all in one document
 ROOTS = {"input", "item", "run", "config", "steps", "event", "output"}
 WORDS = {"fail", "continue", "retry", "true", "false", "null", "and", "or", "not", "in", "default"}
-BREAKS = {"minimum": "is less than", "maximum": "is more than", "exclusiveMinimum": "is not more than"}
-BREAKS |= {"minItems": "is shorter than", "maxItems": "is longer than", "minLength": "is shorter than", "maxLength": "is longer than"}
 RESERVED = frozenset(ROOTS | WORDS)  # no step is called so: each means something else
 
 
@@ -117,7 +117,12 @@ class Pipeline:
         found: Mapping[str, Any] = self.config.get("constants", {})
         return found
 
-    @property
+    @cached_property
+    def by_id(self) -> Mapping[str, Step]:
+        """The steps by their ids."""
+        return {step.id: step for step in self.steps}
+
+    @cached_property
     def fallbacks(self) -> Mapping[str, str]:
         """The steps that run only when another failed: each with that other."""
         return {step.fallback: step.id for step in self.steps if step.fallback is not None}
@@ -138,10 +143,9 @@ def read(source: str | bytes | Mapping[str, Any]) -> Pipeline:
         InvalidArgument: it is none. The details hold issues[] {path, line, column, message, suggestion}.
     """
     document, places = _value(source)
-    if issues := [*_misshapen(document, places)]:
-        raise refusal("this is no pipeline", issues)
-    if issues := [*_unreadable(document, places)]:
-        raise refusal("this is no pipeline", issues)
+    for wrong in (_judge().issues(document, (), places), _unreadable(document, places)):  # the second takes the shape for granted
+        if issues := [*islice(wrong, TOLD)]:
+            raise refusal("this is no pipeline", issues)
     steps = tuple(_step(spec) for spec in document["steps"])
     rest = {key: document[key] for key in ("name", "description", "input", "output", "config") if document.get(key) is not None}
     return Pipeline(steps=steps, places=places, **rest)
@@ -195,66 +199,17 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 @cache
-def _judge() -> Any:
-    import jsonschema_rs
-
-    schema = json.loads((SCHEMAS / "pipeline.schema.json").read_text(encoding="utf-8"))
-    return schema, jsonschema_rs.Draft202012Validator(schema)
-
-
-def _misshapen(document: Any, places: Places) -> Iterator[Issue]:
-    """What does not obey the schema."""
-    schema, judge = _judge()
-    if judge.is_valid(document):
-        return
-    for error in judge.iter_errors(document):
-        path, kind = tuple(error.instance_path), error.kind
-        match kind.name:
-            case "additionalProperties":
-                known = _at(schema, error.schema_path[:-1]).get("properties", {})
-                for key in kind.unexpected:
-                    near = did_you_mean(key[:64], known) or f"there are: {', '.join(known)}"
-                    yield places.issue((*path, key), f"{key[:64]!r} means nothing here", near, key=True)
-            case "required":
-                yield places.issue(path, f"{kind.property} is missing")
-            case "pattern" if path == ("name",):
-                yield places.issue(path, f"{_short(error.instance)} is no name", f"call it {slug(str(error.instance)[:200])}")
-            case _:
-                yield places.issue(path, f"{_short(error.instance)} {_says(kind)}", _at(schema, error.schema_path[:-1]).get("description"))
-
-
-def _at(schema: Any, path: Iterable[str | int]) -> Any:
-    for part in path:
-        schema = schema[part]
-        if isinstance(schema, dict) and str(schema.get("$ref", "")).startswith("#/"):
-            schema = _at(_judge()[0], schema["$ref"].removeprefix("#/").split("/")) | schema
-    return schema
-
-
-def _says(kind: Any) -> str:
-    match kind.name:
-        case "type":
-            return f"is not {' or '.join(kind.types if isinstance(kind.types, list) else [str(kind.types)])}"
-        case "enum":
-            return f"is not one of {', '.join(map(str, kind.options))}"
-        case "pattern":
-            return f"does not match {kind.pattern}"
-        case "uniqueItems":
-            return "has a value twice"
-        case name:
-            return f"{BREAKS.get(name, f'breaks {name}')} {getattr(kind, 'limit', '')}".rstrip()
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, dict | list):
-        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
-    return json.dumps(value[:60] + "…" if isinstance(value, str) and len(value) > 60 else value, ensure_ascii=False)
+def _judge() -> Judge:
+    return Judge(json.loads((SCHEMAS / "pipeline.schema.json").read_text(encoding="utf-8")))
 
 
 def _unreadable(document: Mapping[str, Any], places: Places) -> Iterator[Issue]:
     """Ids that are taken, references and expressions that are not well written."""
     if json.dumps(document).count("${") > REFERENCES:
         yield places.issue(("steps",), f"it holds more than {REFERENCES} references", "one pipeline can run another")
+        return
+    if sum(len(str(spec.get("if", ""))) for spec in document["steps"]) > EXPRESSIONS:
+        yield places.issue(("steps",), f"its expressions have more than {EXPRESSIONS} characters")
         return
     first: dict[str, int] = {}
     for place, spec in enumerate(document["steps"]):
@@ -270,6 +225,8 @@ def _unreadable(document: Mapping[str, Any], places: Places) -> Iterator[Issue]:
             yield from _badly_expressed(spec["if"], (*step, "if"), places)
     yield from _badly_written(document.get("output"), ("output",), places)
     config = document.get("config", {})
+    if "${" in json.dumps(config.get("constants")) or "${" in json.dumps(config.get("schedule")):
+        yield places.issue(("config",), "a constant, and the input of a schedule, hold no reference", "put the reference into the step")
     for place, trigger in enumerate(config.get("triggers", [])):
         around = ("config", "triggers", place)
         yield from _badly_expressed(trigger["when"], (*around, "when"), places)

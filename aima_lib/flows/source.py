@@ -127,14 +127,24 @@ def plain(value: Any) -> Any:
             if unfit := next((key for key in node if not isinstance(key, str)), None):
                 raise refuse(path, f"the key {unfit!r} is no text")
             counted[1] += sum(map(len, node))
+            if not all(map(_writable, node)):
+                raise refuse(path, "a key holds a lone surrogate")
             return {key: copy(item, (*path, key)) for key, item in node.items()}
         if isinstance(node, list | tuple):
             return [copy(item, (*path, place)) for place, item in enumerate(node)]
+        if isinstance(node, str) and not _writable(node):
+            raise refuse(path, "the text holds a lone surrogate")
+        if isinstance(node, int) and abs(node) >= 10**DIGITS:
+            raise refuse(path, f"a number has at most {DIGITS} digits")
         if node is None or isinstance(node, bool | int | str) or (isinstance(node, float) and math.isfinite(node)):
             return node
         raise refuse(path, f"a {type(node).__name__} is no JSON value")
 
     return copy(value, ())
+
+
+def _writable(text: str) -> bool:
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 class _Reader:
