@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from aima_lib.door import Door
+from aima_lib.flows.builder import Flow
 from aima_lib.types import *
 
 class AsyncStream:
@@ -122,6 +123,8 @@ class AsyncAima:
     service: _AsyncService
     system: _AsyncSystem
     unit: _AsyncUnit
+    @staticmethod
+    def flow(name: str, *, description: str = "", input: Mapping[str, Any] | None = None, **config: Any) -> Flow: ...
     @property
     def door(self) -> Door: ...
     def __init__(self, home: str | Path | None = None, *, url: str | None = None, key: str | None = None) -> None: ...
@@ -244,6 +247,8 @@ class Aima:
     service: _Service
     system: _System
     unit: _Unit
+    @staticmethod
+    def flow(name: str, *, description: str = "", input: Mapping[str, Any] | None = None, **config: Any) -> Flow: ...
     def __init__(self, home: str | Path | None = None, *, url: str | None = None, key: str | None = None) -> None: ...
     def __enter__(self) -> Self: ...
     def __exit__(self, *reason: object) -> None: ...

@@ -14,6 +14,7 @@ from aima_lib.registry import Registry
 
 FOREIGN = ("$ref", "$dynamicRef", "$id", "$anchor", "$dynamicAnchor", "$schema", "$vocabulary")
 ALTERNATIVES = 64
+PARTS = 1_000
 UNNAMED = "Used in the steps as ${input.%s}."
 
 
@@ -48,7 +49,9 @@ def misfit(schema: Mapping[str, Any]) -> str | None:
     import jsonschema_rs
 
     alternatives = 0
-    for node in _nodes(schema):
+    for count, node in enumerate(_nodes(schema)):
+        if count == PARTS:
+            return f"it has more than {PARTS} parts"
         if found := next((key for key in FOREIGN if isinstance(node.get(key), str)), None):
             return f"{found} is not used here: write the schema out"
         alternatives += sum(len(node[key]) for key in ("anyOf", "oneOf", "allOf") if isinstance(node.get(key), list))

@@ -39,8 +39,8 @@ TOKEN = re.compile(
       | (?P<sign>\$\{|\?\?|==|!=|<=|>=|[<>()\[\]{},.*])""",
     re.VERBOSE | re.DOTALL,
 )
-ESCAPED = re.compile(r"\\(.)", re.DOTALL)
-ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
+ESCAPED = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
+ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
 WORDS: Mapping[str, Any] = {"true": True, "false": False, "null": None}
 ABSENT: Any = object()  # what a path leads to where there is nothing
 
@@ -235,7 +235,9 @@ def read_literal(tokens: Tokens) -> Literal | None:
         if not math.isfinite(value):
             raise tokens.error("a number is too big")
     elif kind == "text":
-        value = ESCAPED.sub(lambda found: ESCAPES.get(found[1], found[1]), word[1:-1])
+        value = ESCAPED.sub(lambda found: _unescaped(found[1]), word[1:-1])
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise tokens.error("a text holds a lone surrogate")
     elif kind == "name" and word in WORDS:
         value = WORDS[word]
     else:
@@ -317,6 +319,10 @@ def _slot(text: str, start: int) -> tuple[Slot, int]:
     if tokens.word != "}":
         raise tokens.error("a reference ends with }")
     return Slot(tuple(choices)), tokens.end
+
+
+def _unescaped(what: str) -> str:
+    return chr(int(what[1:], 16)) if len(what) == 5 else ESCAPES.get(what, what)
 
 
 def _walk(value: Any, path: tuple[Part, ...]) -> Any:
