@@ -9,7 +9,7 @@ from typing import Any
 from aima_lib.errors import AimaError, FailedPrecondition, InvalidArgument
 from aima_lib.flows import running
 from aima_lib.flows.check import check
-from aima_lib.flows.diagram import diagram
+from aima_lib.flows.diagram import mermaid
 from aima_lib.flows.document import Pipeline, as_document, read
 from aima_lib.flows.journal import WHOLE, Journal, Record
 from aima_lib.flows.shelf import Shelf
@@ -173,7 +173,7 @@ def _issues(ctx: Context, pipeline: Pipeline) -> list[Issue]:
 
 def _described(ctx: Context, pipeline_id: str, version: int | None) -> Result:
     about, pipeline = _shelf(ctx).get(pipeline_id, version)
-    return {"pipeline": about, "document": as_document(pipeline), "diagram": diagram(pipeline)}
+    return {"pipeline": about, "document": as_document(pipeline), "diagram": mermaid(pipeline)}
 
 
 def _run(ctx: Context, run_id: str) -> Mapping[str, Any]:
