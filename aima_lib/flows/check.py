@@ -16,7 +16,7 @@ from aima_lib.flows.nesting import too_deep
 from aima_lib.flows.reference import Reference, slots
 from aima_lib.flows.scope import Scope
 from aima_lib.flows.shape import Schema
-from aima_lib.flows.source import TOLD, Issue, Path
+from aima_lib.flows.source import TOLD, Issue, Path, in_order
 from aima_lib.redact import secrets_in
 from aima_lib.registry import Registry, Unit
 
@@ -40,7 +40,7 @@ def check(pipeline: Pipeline, registry: Registry, caller: Caller, lookup: Lookup
         found.append(issue)
         if len(found) == TOLD:
             break
-    return sorted(found, key=lambda issue: (issue.line or 0, issue.column or 0))
+    return in_order(found)
 
 
 class _Check:

@@ -16,7 +16,7 @@ from aima_lib.errors import AimaError, InvalidArgument
 from aima_lib.flows import expression
 from aima_lib.flows.judge import Judge
 from aima_lib.flows.reference import Reference, references
-from aima_lib.flows.source import LONGEST, TOLD, Issue, Path, Places, parse, plain, refusal
+from aima_lib.flows.source import LONGEST, TOLD, Issue, Path, Places, in_order, parse, plain, refusal
 from aima_lib.registry import SCHEMAS
 
 REFERENCES = 2_000  # in one document
@@ -145,7 +145,7 @@ def read(source: str | bytes | Mapping[str, Any]) -> Pipeline:
     document, places = _value(source)
     for wrong in (_judge().issues(document, (), places), _unreadable(document, places)):  # the second takes the shape for granted
         if issues := [*islice(wrong, TOLD)]:
-            raise refusal("this is no pipeline", issues)
+            raise refusal("this is no pipeline", in_order(issues))
     steps = tuple(_step(spec) for spec in document["steps"])
     rest = {key: document[key] for key in ("name", "description", "input", "output", "config") if document.get(key) is not None}
     return Pipeline(steps=steps, places=places, **rest)

@@ -60,6 +60,11 @@ def refusal(what: str, issues: list[Issue]) -> InvalidArgument:
     return InvalidArgument(f"{what}: {issues[0]}{more}", hint=issues[0].suggestion, details=details)
 
 
+def in_order(issues: list[Issue]) -> list[Issue]:
+    """The issues as their places follow each other in the document."""
+    return sorted(issues, key=lambda issue: (issue.line or 0, issue.column or 0))
+
+
 class Places:
     """Where each value of a document stands, and each key."""
 
