@@ -271,7 +271,7 @@ def outcome_of(run: Document) -> Mapping[str, Any]:
     raise Unavailable(f"run {run['id']} is {run['status']}", next=[{"unit": "run.wait", "arguments": {"run_id": run["id"]}}])
 
 
-def shown(run: Document) -> Document:
+def shown(run: Mapping[str, Any]) -> Document:
     """A run as it is told: types/run.json."""
     return {key: value for key, value in run.items() if key not in INSIDE}
 

@@ -47,13 +47,20 @@ TOYS = (
     _work("command", "toy.long", scope="write", durable=True, annotations=_hints(True)),
     _work("command", "toy.brief", scope="write", durable=True, annotations=_hints(False)),
     _work("command", "toy.burn", scope="delete", annotations=_hints(False, True)),
+    unit(
+        "query",
+        "toy.meet",
+        inputSchema=_input(word=TEXT, count={"type": "integer", "description": "How many there must be."}),
+        outputSchema=OUTPUT,
+    ),
 )
-HANDLERS = '''
+HANDLERS = """
 import os
 from pathlib import Path
 from collections import Counter
 
 FOLDER = [os.environ.get("AIMA_TOYS", "")]
+gather = {}
 active = Counter()
 most = Counter()
 
@@ -86,7 +93,20 @@ async def work(kind, word, value, seconds, fail, times):
     finally:
         active[kind] -= 1
         active["all"] -= 1
-''' + "".join(
+
+@handles("toy.meet")
+async def meet(ctx, word, count):
+    # returns once so many are there at the same time
+    active["meet"] += 1
+    gathered = gather.setdefault(count, anyio.Event())
+    if active["meet"] == count:
+        gathered.set()
+        active["meet"] = 0
+        del gather[count]
+    await gathered.wait()
+    note(f"{word} done")
+    return {"value": word, "others": count - 1}
+""" + "".join(
     f'''
 @handles("toy.{name}")
 async def {name}(ctx, word, value=None, seconds=0, fail="", times=0):

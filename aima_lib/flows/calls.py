@@ -77,10 +77,10 @@ class Calls:
         unit = self._ctx.registry.get(call.type)
         return self._ctx.runs.keyed(unit.name, self._key(record), self.caller) if unit is not None and unit.durable else None
 
-    async def end(self, child: Document) -> None:
-        """Cancel a run that a call has begun."""
-        if child["status"] == "running":
-            await self._ctx.runs.cancel(child["id"])
+    async def end(self, call: Call, record: Record) -> Document | None:
+        """The run that a call has begun, if it has: it has ended now."""
+        child = self.child(call, record)
+        return await self._ctx.runs.cancel(child["id"]) if child is not None else None
 
     async def withdraw(self, approval_id: str) -> None:
         """Nobody need approve a call any more that is not made."""
@@ -89,10 +89,15 @@ class Calls:
     def in_doubt(self, call: Call, record: Record) -> bool:
         """Whether a call that was cut off may have been done, and may not be done again."""
         unit = self._ctx.registry.get(call.type)
-        if unit is None or unit.kind == "query" or unit.durable or unit.definition["scope"] == "inference":
-            return False  # a run is joined; to ask again costs time and changes nothing
-        if unit.definition["annotations"]["idempotentHint"]:
-            return False
+        if unit is None or unit.durable or not self.may_have_done(call, record):
+            return False  # a run is joined
+        return not unit.definition["annotations"]["idempotentHint"]
+
+    def may_have_done(self, call: Call, record: Record) -> bool:
+        """Whether a call that was cut off may have changed something."""
+        unit = self._ctx.registry.get(call.type)
+        if unit is None or unit.kind == "query" or unit.definition["scope"] == "inference":
+            return False  # to ask a model changes nothing
         return record.approval_id is None or self._services.approvals.was_used(record.approval_id)
 
     def _key(self, record: Record) -> str:

@@ -337,8 +337,11 @@ class Flow:
 
     # Backward
 
-    async def unwind(self, calls: Calls) -> list[Record]:
-        """End what the run has under way, then make each compensation, last call first. Returns the rows of those."""
+    async def unwind(self, calls: Calls) -> tuple[list[str], list[str]]:
+        """End what the run has under way, then make each compensation, last call first.
+
+        Returns the steps that are undone now, in that order, and those that have a compensation and may still have to be undone.
+        """
         if self.row.state == "forward":
             self._fail(Cancelled(f"run {self.row.run_id} was cancelled"))
         await self._end_all(calls)
@@ -348,26 +351,41 @@ class Flow:
             step = self.steps[record.step]
             if step.compensate is not None and (record.item >= 0) == (step.for_each is not None):
                 await self._undo(calls, step, step.compensate, record)
-        return [record for record in self.records.values() if record.undo]
+        undone = sorted((record for record in self.records.values() if record.undo), key=lambda record: record.ordinal or 0)
+        open_ = [record.step for record in undone if record.status != "succeeded"]
+        for record in self.records.values():
+            if record.status == "unknown" and not record.undo and self.steps[record.step].compensate is not None:
+                open_.append(record.step)
+        return [record.step for record in undone if record.status == "succeeded"], open_
 
     async def _end_all(self, calls: Calls) -> None:
         """Nothing goes on: runs that steps began are cancelled; of what was cut off it is written down whether it may have been done."""
         ended = [record for record in self.records.values() if not record.is_final and not record.undo]
         for record in ended:
             step = self.steps[record.step]
-            call = Call(step.type, step.input)
-            group = step.for_each is not None and record.item == WHOLE
-            if not group and (child := calls.child(call, record)) is not None:
-                await calls.end(child)
             if record.approval_id is not None:
                 await calls.withdraw(record.approval_id)
-            if not group and record.status == "started" and calls.in_doubt(call, record):
-                _end(record, "unknown", None, _doubt(step, step.type))
-            else:
+            if step.for_each is not None and record.item == WHOLE:
                 _end(record, "cancelled")
+            else:
+                await self._cut_off(calls, step, record)
+            if record.status == "succeeded":
+                self._ordinal += 1
+                record.ordinal = self._ordinal
         await self._journal.write(self.row, ended)
         for record in ended:
             self.telling.hear(record)
+
+    async def _cut_off(self, calls: Calls, step: Step, record: Record) -> None:
+        """What became of a call that was under way: a run may have come to its end just before it could be cancelled."""
+        call = Call(step.type, step.input)
+        child = await calls.end(call, record)
+        if child is not None and child["status"] == "succeeded":
+            _end(record, "succeeded", child["result"])
+        elif child["status"] == "interrupted" if child else record.status == "started" and calls.may_have_done(call, record):
+            _end(record, "unknown", None, _doubt(step, step.type))
+        else:
+            _end(record, "cancelled")
 
     def restore(self) -> None:
         """The outputs of what is on record: compensations may refer to them, and so does what the run gives back."""
@@ -438,8 +456,8 @@ def _doubt(step: Step, unit: str) -> Mapping[str, Any]:
     error = AimaError.from_dict(
         {
             "code": "failed_precondition",
-            "message": f"the host ended during {unit} of the step {step.id}: whether it was done is unknown, and it may not be done twice",
-            "hint": "look at what it left; on_unknown of the step says what should happen then",
+            "message": f"{unit} of the step {step.id} was cut off: whether it was done is unknown",
+            "hint": "look at what it left; on_unknown of the step says what should happen after a crash",
         }
     )
     return error.as_dict()

@@ -13,7 +13,7 @@ from aima_lib.errors import AimaError, Cancelled, FailedPrecondition, InvalidArg
 from aima_lib.flows.calls import Calls
 from aima_lib.flows.document import Pipeline
 from aima_lib.flows.engine import Flow
-from aima_lib.flows.journal import FlowRow, Journal, Record
+from aima_lib.flows.journal import FlowRow, Journal
 from aima_lib.flows.shelf import Edition, Shelf, effective
 from aima_lib.flows.telling import Telling
 from aima_lib.gateway import Context
@@ -80,15 +80,12 @@ async def _carried_out(ctx: Context, flow: Flow, calls: Calls) -> Any:
     if row.state == "done":
         flow.restore()
         return flow.result()
-    undone = await flow.unwind(calls)
-    raise _told(flow, undone)
+    raise _told(flow, *await flow.unwind(calls))
 
 
-def _told(flow: Flow, undone: list[Record]) -> AimaError:
+def _told(flow: Flow, well: list[str], badly: list[str]) -> AimaError:
     """Why the run did not succeed, with what was undone and what could not be; published, too."""
     error = AimaError.from_dict(flow.row.cause or {})
-    well = [record.step for record in undone if record.status == "succeeded"]
-    badly = [record.step for record in undone if record.status != "succeeded"]
     error.details |= {"run_id": flow.row.run_id} | ({"undone": well} if well else {}) | ({"not_undone": badly} if badly else {})
     if not error.next:
         error.next = [{"unit": "pipeline.status", "arguments": {"run_id": flow.row.run_id}}]

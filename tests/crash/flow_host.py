@@ -1,6 +1,7 @@
 """A host that runs pipelines made of toys: `python flow_host.py HOME FOLDER`, with AIMA_TOYS naming where the toys write.
 
-FOLDER holds jobs.json, a list of {document, key, cancel}; each is created and run under its key, so that whoever comes after a kill goes on.
+FOLDER holds jobs.json, a list of {document, key, cancel}; each is created and run under its key, so that whoever comes after a kill goes on,
+and cancelled after so many seconds where `cancel` says so.
 It says "up" when it hosts, and in the end a JSON object of key → run.
 """
 
@@ -38,7 +39,7 @@ async def carry_out(gateway: Gateway, job: dict[str, Any], ended: dict[str, Any]
     name, key = job["document"]["name"], job["key"]
     await gateway.call("pipeline.create", job["document"])
     run = await gateway.start("pipeline.run", {"pipeline_id": name}, key=key)
-    if job.get("cancel") is not None:
+    if job.get("cancel") is not None and not run.get("cancel_requested_at"):  # once is enough, whatever happens to the host then
         await anyio.sleep(job["cancel"])
         await gateway.call("pipeline.cancel", {"run_id": run["id"]})
     ended[key] = await gateway.runs.follow(run["id"], silent)

@@ -126,7 +126,7 @@ async def test_a_step_is_tried_again_as_often_as_it_says(toys: Toys) -> None:
 
 async def test_a_failure_undoes_what_was_done_last_first(toys: Toys) -> None:
     def undone(id: str, *needs: str) -> dict[str, Any]:
-        back = {"type": "toy.once", "input": {"word": "undo-${steps.%s.value}" % id}}
+        back = {"type": "toy.once", "input": {"word": f"undo-${{steps.{id}.value}}"}}
         return step(id, "toy.once", *needs, compensate=back)
 
     each = {"id": "each", "type": "toy.once", "for_each": ["x", "y"], "depends_on": ["b"], "input": {"word": "${item}", "value": "${item}"}}
@@ -190,7 +190,10 @@ async def test_a_step_that_takes_too_long_fails_and_so_does_a_run(toys: Toys) ->
 async def test_a_cancel_ends_all_that_goes_on_and_undoes_the_rest(toys: Toys) -> None:
     back = {"type": "toy.once", "input": {"word": "undo-a"}}
     document = pipeline(
-        step("a", compensate=back), step("b", "toy.once", "a", seconds=30), step("c", "toy.long", "a", seconds=30), step("d", "toy.once", "b")
+        step("a", compensate=back),
+        step("b", "toy.once", "a", seconds=30),
+        step("c", "toy.long", "a", seconds=30),
+        step("d", "toy.once", "b"),
     )
     async with toys.host() as gateway:
         await gateway.call("pipeline.create", document)
@@ -364,7 +367,9 @@ async def test_an_approval_pauses_a_run_over_the_end_of_a_host(toys: Toys) -> No
         assert approval["run_id"] == begun["id"]
     async with toys.host() as gateway:
         assert (await waiting(gateway))["id"] == approval["id"]
-        while (progress := (await gateway.call("run.get", {"run_id": begun["id"]}))["run"]["progress"] or {}).get("phase") != "waiting for approval":
+        while (progress := (await gateway.call("run.get", {"run_id": begun["id"]}))["run"]["progress"] or {}).get(
+            "phase"
+        ) != "waiting for approval":
             await anyio.sleep(0.01)
         assert progress["message"] == "burn"
         await gateway.call("approval.approve", {"approval_id": approval["id"]})
@@ -408,4 +413,3 @@ async def test_a_long_chain_of_skips_is_no_deep_recursion(toys: Toys) -> None:
     async with toys.host() as gateway:
         await run(gateway, pipeline(*steps))
     assert toys.done == []
-
