@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 from anyio.abc import TaskGroup
 
 from aima_lib.errors import AimaError, Cancelled, DeadlineExceeded, Internal, InvalidArgument
@@ -85,6 +86,7 @@ class Flow:
             raise next((error for error in group.exceptions if isinstance(error, AimaError)), group) from group
         finally:
             self._tasks = None
+        await anyio.lowlevel.checkpoint_if_cancelled()  # all of its calls may have ended by a cancel before anybody waited for them
         if self.failure is None and self.row.state != "done":
             raise Internal(f"run {self.row.run_id} came to a stop before its end: {sorted(set(self.steps) - set(self._values))}")
 
@@ -97,17 +99,20 @@ class Flow:
     async def _write(self, made: list[Record]) -> None:
         begun = self._begun(made)
         rows = {record.key: record for record in (*made, *(record for _, record, _ in begun))}
-        with anyio.CancelScope(shield=True):  # what is done is done: a cancel that comes now must not lose its record
-            if rows:
-                await self._journal.write(self.row, rows.values())
+        if not rows:
+            return
+        writing = self._journal.write(self.row, rows.values())
         for record in rows.values():
             self.telling.hear(record)
         assert self._tasks is not None
         if self.failure is not None:
             self._tasks.cancel_scope.cancel()
-            return
+        # They need not wait for the disk: the store writes in order, and the gateway calls no handler of a command before its own entry in
+        # the audit log, or the run's row, is on disk. What neither has may be done again.
         for step, record, item in begun:
             self._tasks.start_soon(self._work, step, record, item)
+        with anyio.CancelScope(shield=True):  # what is done is done: a cancel that comes now must not lose its record
+            await writing
 
     def _begun(self, made: list[Record]) -> list[tuple[Step, Record, Any]]:
         """The calls that begin now; what ends without a call is added to `made`."""

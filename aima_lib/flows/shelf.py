@@ -115,8 +115,7 @@ class Shelf:
     def missing(self, pipeline: Pipeline) -> Sequence[str]:
         """The units that it calls and that are not there."""
         asked = [call for step in pipeline.steps for call in (step.type, step.compensate and step.compensate.type) if call]
-        known = {unit.name for unit in self._registry.of("command", "query")}
-        return [name for name in dict.fromkeys(asked) if name not in known]
+        return [name for name in dict.fromkeys(asked) if name not in self._registry or self._registry[name].handler is None]
 
     def _ids(self) -> Sequence[str]:
         return [record["id"] for record in self._store.find("pipeline")]
