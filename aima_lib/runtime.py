@@ -11,6 +11,7 @@ from anyio.abc import TaskStatus
 
 from aima_lib import __version__, config, units
 from aima_lib.errors import AimaError
+from aima_lib.flows.triggers import Triggers
 from aima_lib.gateway import Gateway
 from aima_lib.infra.events import Events
 from aima_lib.infra.home import Home
@@ -98,6 +99,7 @@ async def _running(gateway: Gateway, passing: bool) -> AsyncIterator[None]:
             await loops.start(_kept_up, services.serving.run)
             if services.freeze.record is None and (taken := await gateway.runs.recover()):
                 log.info("took up again: %s", ", ".join(taken))
+            await loops.start(_kept_up, Triggers(gateway).run)
         try:
             yield
         finally:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from aima_lib.door import Caller
-from aima_lib.flows import expression, shape
+from aima_lib.flows import clockwork, expression, shape
 from aima_lib.flows.document import Pipeline, Step
 from aima_lib.flows.fit import Checker
 from aima_lib.flows.graph import rings, waits
@@ -186,6 +186,8 @@ class _Check:
         """The inputs of runs that nobody is there to start."""
         config, schema = self._pipeline.config, input_schema(self._pipeline, self._registry)
         if (schedule := config.get("schedule")) is not None:
+            if wrong := clockwork.misfit(schedule):
+                yield self._places.issue(("config", "schedule", wrong[0]), wrong[1])
             path: Path = ("config", "schedule", "input")
             yield from self._checker.issues(schedule.get("input", {}), schema, path, lambda _: shape.ANY)
         for place, trigger in enumerate(config.get("triggers", ())):

@@ -112,6 +112,10 @@ class Shelf:
         text, creator = found
         return Edition(_parsed(text), version, None if creator is None else _caller(creator))
 
+    def newest(self) -> Sequence[tuple[str, Edition]]:
+        """The pipelines that were made here, each in its newest version."""
+        return [(record["id"], self.edition(record["id"], record["version"])) for record in self._store.find("pipeline")]
+
     def missing(self, pipeline: Pipeline) -> Sequence[str]:
         """The units that it calls and that are not there."""
         asked = [call for step in pipeline.steps for call in (step.type, step.compensate and step.compensate.type) if call]
