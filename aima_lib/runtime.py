@@ -31,6 +31,7 @@ from aima_lib.services.model import ModelService
 from aima_lib.services.oauth import OAuth
 from aima_lib.services.secrets import SecretService
 from aima_lib.services.serving import ServingService
+from aima_lib.services.vectors import VectorService
 
 RETRY_SECONDS = 5
 log = logging.getLogger(__name__)
@@ -78,8 +79,8 @@ def _build(home: Home, settings: config.Config, registry: Registry, store: Store
     approvals = Approvals(settings["policy"], home, store, events)
     audit = Audit(home, store, settings["audit"]["retention_days"])
     services = Services(
-        settings, home, store, events, devices, models, engines, serving, inference, keys, secrets, oauth, approvals, audit, freeze,
-        allowance,
+        settings, home, store, events, devices, models, engines, serving, inference, keys, secrets, VectorService(store), oauth, approvals,
+        audit, freeze, allowance,
     )  # fmt: skip
     return Gateway(registry, services, Runs(store, registry))
 

@@ -357,6 +357,16 @@ class Usage(TypedDict):
     cached_tokens: int | None
 
 
+class VectorCollection(TypedDict):
+    """A set of vectors of one length, searched together."""
+
+    name: str
+    dimensions: int
+    count: int
+    created_at: str
+    updated_at: str
+
+
 class ApprovalApproveResult(TypedDict):
     """ApprovalApproveResult"""
 
@@ -737,3 +747,29 @@ class UnitSearchResult(TypedDict):
     """UnitSearchResult"""
 
     units: list[dict[str, Any]]
+
+
+class VectorDeleteResult(TypedDict):
+    """VectorDeleteResult"""
+
+    deleted: int
+
+
+class VectorListResult(TypedDict):
+    """VectorListResult"""
+
+    collections: list[VectorCollection]
+    total: int
+
+
+class VectorPutResult(TypedDict):
+    """VectorPutResult"""
+
+    collection: VectorCollection
+    ids: list[str]
+
+
+class VectorSearchResult(TypedDict):
+    """VectorSearchResult"""
+
+    matches: list[dict[str, Any]]
