@@ -96,6 +96,27 @@ def test_types_are_followed_through_lists_alternatives_and_each(units: Registry)
         assert says in message
 
 
+def test_a_place_that_another_reference_says_is_followed(units: Registry) -> None:
+    detect, count = step("d", "inference.detect", {"image": "x"}), step("n", input={"a": 1})
+    schema = {
+        "properties": {"places": {"type": "array", "items": {"type": "integer"}}, "key": {"type": "string"}, "on": {"type": "boolean"}}
+    }
+
+    def one(text: str, type: str = "inference.embed", key: str = "input") -> list[tuple[str, str]]:
+        return said(units, steps(detect, count, step("s", type, {key: text}), input=schema))
+
+    assert one("${steps.d.detections[steps.n.sum].label}") == []
+    assert one("${steps.d.detections[input.places].label}") == []
+    assert one("${steps.d.detections[input.places[0]].label}") == []
+    assert one("${steps.d[input.key]}") == []
+    assert "no field 'labels'" in one("${steps.d.detections[steps.n.sum].labels}")[0][1]
+    assert "it is a number" in one("${steps.d.detections[steps.n.sum].confidence}")[0][1]
+    assert "it is a number" in one("${steps.d.detections[input.places].confidence}")[0][1]
+    assert "true or false, and no place" in one("${steps.d.detections[input.on].label}")[0][1]
+    assert "no step 'm'" in one("${steps.d.detections[steps.m.sum].label}")[0][1]
+    assert read(steps(step("s", input={"a": "${steps.d.detections[steps.n.sum].label}"}))).steps[0].needs == {"d", "n"}
+
+
 def test_enumerations_are_compared(units: Registry) -> None:
     made = step("s", "inference.synthesize", {"model": "m", "text": "x"})
     again = {"model": "m", "text": "x", "format": "${steps.s.format}"}
