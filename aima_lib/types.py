@@ -19,6 +19,8 @@ class AuditEntry(TypedDict):
     plan_id: str | None
     duration_ms: float | None
     arguments: str | None
+    correlation_id: str | None
+    causation_id: str | None
 
 
 class AvailableModel(TypedDict):
@@ -159,6 +161,8 @@ class Event(TypedDict):
     type: str
     time: str
     subject: str | None
+    correlation_id: str | None
+    causation_id: str | None
     payload: dict[str, Any]
 
 
@@ -323,6 +327,8 @@ class Run(TypedDict):
     parent: NotRequired[str | None]
     cancel_requested_at: NotRequired[str]
     trace_id: NotRequired[str | None]
+    correlation_id: NotRequired[str | None]
+    causation_id: NotRequired[str | None]
     created_at: str
     updated_at: NotRequired[str]
     finished_at: str | None
@@ -401,6 +407,16 @@ class Usage(TypedDict):
     completion_tokens: int
     total_tokens: int
     cached_tokens: int | None
+
+
+class VectorCollection(TypedDict):
+    """A set of vectors of one length, searched together."""
+
+    name: str
+    dimensions: int
+    count: int
+    created_at: str
+    updated_at: str
 
 
 class ApprovalApproveResult(TypedDict):
@@ -512,11 +528,24 @@ class EngineStopResult(TypedDict):
     freed_bytes: int
 
 
+class EventExplainResult(TypedDict):
+    """EventExplainResult"""
+
+    explanation: str
+    subject: dict[str, Any]
+    cause: dict[str, Any]
+    timeline: list[dict[str, Any]]
+    left_out: list[dict[str, Any]]
+    next: list[dict[str, Any]]
+
+
 class EventListResult(TypedDict):
     """EventListResult"""
 
     events: list[Event]
+    first: int
     last: int
+    lagged: bool
 
 
 class InferenceChatResult(TypedDict):
@@ -844,3 +873,29 @@ class UnitSearchResult(TypedDict):
     """UnitSearchResult"""
 
     units: list[dict[str, Any]]
+
+
+class VectorDeleteResult(TypedDict):
+    """VectorDeleteResult"""
+
+    deleted: int
+
+
+class VectorListResult(TypedDict):
+    """VectorListResult"""
+
+    collections: list[VectorCollection]
+    total: int
+
+
+class VectorPutResult(TypedDict):
+    """VectorPutResult"""
+
+    collection: VectorCollection
+    ids: list[str]
+
+
+class VectorSearchResult(TypedDict):
+    """VectorSearchResult"""
+
+    matches: list[dict[str, Any]]

@@ -157,7 +157,7 @@ class _Check:
 
     def _references(self, value: Any, path: Path, scope: Scope) -> Iterator[Issue]:
         for at, _, slot in slots(value):
-            yield from self._unknown([choice for choice in slot.choices if isinstance(choice, Reference)], (*path, *at), scope)
+            yield from self._unknown(slot.references, (*path, *at), scope)
 
     def _unknown(self, found: list[Reference], path: Path, scope: Scope) -> Iterator[Issue]:
         for reference in dict.fromkeys(found):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from aima_lib.flows.document import Pipeline, Step
-from aima_lib.flows.reference import Each, Reference, references
+from aima_lib.flows.reference import Reference, references
 
 LONGEST = 60
 SHOWN = 4
@@ -59,7 +59,7 @@ def _by_step(found: Iterable[Reference]) -> dict[str, list[str]]:
 
 def _fields(found: Iterable[Reference], at: int = 0) -> list[str]:
     """The fields that references read, by their names in what they read from."""
-    return [name for reference in found if (name := next((str(p) for p in reference.path[at:] if not isinstance(p, Each | int)), ""))]
+    return [name for reference in found if (name := next((part for part in reference.path[at:] if isinstance(part, str)), ""))]
 
 
 def _label(fields: list[str]) -> str:

@@ -52,7 +52,7 @@ def truth(value: Any) -> bool:
 
 def read_by(text: str) -> list[Reference]:
     """Every reference in an expression. Raises InvalidArgument where it is none."""
-    return [node for node in nodes(parse(text)) if isinstance(node, Reference)]
+    return [found for node in nodes(parse(text)) if isinstance(node, Reference) for found in node.all()]
 
 
 def events(text: str) -> frozenset[str]:

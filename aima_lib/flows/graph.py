@@ -40,7 +40,7 @@ def layers(order: Mapping[str, set[str]]) -> list[list[str]]:
 
 
 def rings(order: Mapping[str, set[str]], most: int = 5) -> Iterator[list[str]]:
-    """Rings of steps that wait for each other, none of which shares a step with another; up to so many."""
+    """Rings of steps, each of which waits for the next, none of which shares a step with another; up to so many."""
     left = {step: set(needs) for step, needs in order.items()}
     for _ in range(most):
         done = {step for round in layers(left) for step in round}
@@ -51,5 +51,5 @@ def rings(order: Mapping[str, set[str]], most: int = 5) -> Iterator[list[str]]:
         while (following := min(left[walk[-1]])) not in walk:
             walk.append(following)
         ring = walk[walk.index(following) :]
-        yield ring[::-1]
+        yield ring
         left = {step: needs - set(ring) for step, needs in left.items() if step not in ring}

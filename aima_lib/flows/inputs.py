@@ -103,7 +103,7 @@ def _used_by(step: Step, registry: Registry) -> Iterator[tuple[Reference, Schema
 
 
 def _inputs(slot: Slot) -> Iterator[Reference]:
-    return (choice for choice in slot.choices if isinstance(choice, Reference) and choice.root == "input")
+    return (found for found in slot.references if found.root == "input")
 
 
 def _target(schema: Schema, path: tuple[str | int, ...]) -> tuple[Schema, bool]:

@@ -3,6 +3,7 @@
     ${input.audio}                        what the pipeline was given
     ${steps.detect.detections[0].label}   a step's output: fields, places in lists (-1 is the last), ["any key"]
     ${steps.detect.detections[*].label}   of each of a list: a list
+    ${steps.search.matches[steps.rerank.results[*].index].document}   at the place, or the places, that another reference says
     ${steps.chat.response}                the field that the step's unit calls its primary one
     ${item}  ${item.path}                 what for_each is at
     ${run.id}  ${config.model}            the run's id; a constant of the document
@@ -18,10 +19,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from aima_lib.errors import InvalidArgument
 from aima_lib.flows.source import NAME, Path
@@ -30,6 +31,7 @@ from aima_lib.names import did_you_mean
 ROOTS = ("input", "steps", "item", "run", "config", "event")
 LONGEST_TEXT = 16 * 1024 * 1024  # characters that the texts of one value may grow to
 PARTS = 32  # of one path
+DEEPEST = 4  # references in the brackets of references
 KEPT = 4096  # characters of a text that is kept parsed
 TOKEN = re.compile(
     r"""(?P<space>[ \t\r\n]+)
@@ -50,23 +52,31 @@ class Each:
     """`[*]`: all of a list."""
 
 
-Part = str | int | Each
-
-
 @dataclass(frozen=True, slots=True)
 class Reference:
     """One path: where it begins and what it goes through."""
 
     root: str
-    path: tuple[Part, ...]
+    path: tuple[str | int | Each | Reference, ...]
 
     @property
     def step(self) -> str | None:
         """The step whose output it reads, if it reads one."""
         return str(self.path[0]) if self.root == "steps" else None
 
+    def all(self) -> Iterator[Reference]:
+        """It, and those in its brackets."""
+        yield self
+        for part in self.path:
+            if isinstance(part, Reference):
+                yield from part.all()
+
     def __str__(self) -> str:
         return self.root + "".join(map(_spelled, self.path))
+
+
+Part = str | int | Each | Reference
+P = TypeVar("P")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +91,11 @@ class Slot:
     """One `${…}`: the first of these that is there and not null."""
 
     choices: tuple[Reference | Literal, ...]
+
+    @property
+    def references(self) -> list[Reference]:
+        """Every reference in it, also in brackets."""
+        return [found for choice in self.choices if isinstance(choice, Reference) for found in choice.all()]
 
     def __str__(self) -> str:
         return f"${{{' ?? '.join(str(c) if isinstance(c, Reference) else json.dumps(c.value, ensure_ascii=False) for c in self.choices)}}}"
@@ -131,7 +146,7 @@ def references(value: Any) -> list[Reference]:
     Raises:
         InvalidArgument: one is not well written.
     """
-    return [choice for _, _, slot in slots(value) for choice in slot.choices if isinstance(choice, Reference)]
+    return [found for _, _, slot in slots(value) for found in slot.references]
 
 
 def slots(value: Any, path: Path = ()) -> Iterator[tuple[Path, bool, Slot]]:
@@ -164,10 +179,10 @@ def follow(reference: Reference, scope: Mapping[str, Any], primary: Mapping[str,
         step = str(path[0])
         value = value.get(step, ABSENT) if isinstance(value, Mapping) else ABSENT
         path = main_field(path[1:], (primary or {}).get(step), isinstance(value, list))
-    return _walk(value, path)
+    return _walk(value, path, lambda inner: follow(inner, scope, primary))
 
 
-def main_field(path: tuple[Part, ...], field: str | None, many: bool) -> tuple[Part, ...]:
+def main_field(path: tuple[P, ...], field: str | None, many: bool) -> tuple[P | str | Each, ...]:
     """A path into a step's output, with `response` as the field it means; of `many` outputs, that of each."""
     if field is None or not path:
         return path
@@ -246,8 +261,10 @@ def read_literal(tokens: Tokens) -> Literal | None:
     return Literal(value)
 
 
-def read_reference(tokens: Tokens) -> Reference:
+def read_reference(tokens: Tokens, depth: int = 0) -> Reference:
     """The path that is here. Raises InvalidArgument where there is none."""
+    if depth > DEEPEST:
+        raise tokens.error(f"references stand at most {DEEPEST} deep in brackets")
     root = tokens.word
     path: list[Part] = []
     if tokens.kind != "name" or root not in ROOTS:
@@ -255,14 +272,14 @@ def read_reference(tokens: Tokens) -> Reference:
         error.hint = did_you_mean(root[:40], ROOTS)
         raise error
     tokens.advance()
-    while len(path) < PARTS and (part := _part(tokens)) is not None:
+    while len(path) < PARTS and (part := _part(tokens, depth)) is not None:
         path.append(part)
     if root == "steps" and not (path and isinstance(path[0], str)):
         raise tokens.error("a reference to a step names it, as in steps.chat")
     return Reference(root, tuple(path))
 
 
-def _part(tokens: Tokens) -> Part | None:
+def _part(tokens: Tokens, depth: int) -> Part | None:
     part: Part
     if tokens.take("."):
         if tokens.kind != "name":
@@ -274,10 +291,12 @@ def _part(tokens: Tokens) -> Part | None:
         return None
     if tokens.take("*"):
         part = Each()
+    elif tokens.kind == "name" and tokens.word in ROOTS:
+        part = read_reference(tokens, depth + 1)
     else:
         literal = read_literal(tokens)
         if literal is None or isinstance(literal.value, bool) or not isinstance(literal.value, int | str):
-            raise tokens.error("in brackets stands a whole number, a text in quotes, or *")
+            raise tokens.error("in brackets stands a whole number, a text in quotes, * or a reference")
         part = literal.value
     tokens.expect("]")
     return part
@@ -325,19 +344,27 @@ def _unescaped(what: str) -> str:
     return chr(int(what[1:], 16)) if len(what) == 5 else ESCAPES.get(what, what)
 
 
-def _walk(value: Any, path: tuple[Part, ...]) -> Any:
+def _walk(value: Any, path: tuple[Part, ...], find: Callable[[Reference], Any]) -> Any:
     for at, part in enumerate(path):
-        if isinstance(part, Each):
+        where = find(part) if isinstance(part, Reference) else part
+        if isinstance(where, Each | list):  # all of a list, or these places of it
             if not isinstance(value, list):
                 return ABSENT
-            return [None if (found := _walk(item, path[at + 1 :])) is ABSENT else found for item in value]
-        if isinstance(part, str):
-            value = value.get(part, ABSENT) if isinstance(value, Mapping) else ABSENT
-        else:
-            value = value[part] if isinstance(value, list) and -len(value) <= part < len(value) else ABSENT
+            chosen = value if isinstance(where, Each) else [_at(value, place) for place in where]
+            return [None if (found := _walk(item, path[at + 1 :], find)) is ABSENT else found for item in chosen]
+        value = _at(value, where)
         if value is ABSENT:
             break
     return value
+
+
+def _at(value: Any, where: Any) -> Any:
+    """The field of an object, or what is at that place of a list."""
+    if isinstance(where, str):
+        return value.get(where, ABSENT) if isinstance(value, Mapping) else ABSENT
+    if not isinstance(where, int) or isinstance(where, bool) or not isinstance(value, list):
+        return ABSENT
+    return value[where] if -len(value) <= where < len(value) else ABSENT
 
 
 def _there(written: Any, found: Any) -> Any:
@@ -354,7 +381,7 @@ def _written(slot: Slot, found: Any) -> str:
 
 
 def _spelled(part: Part) -> str:
-    if isinstance(part, Each):
-        return "[*]"
+    if isinstance(part, Each | Reference):
+        return "[*]" if isinstance(part, Each) else f"[{part}]"
     named = isinstance(part, str) and NAME.fullmatch(part)
     return f".{part}" if named else f"[{json.dumps(part, ensure_ascii=False)}]"

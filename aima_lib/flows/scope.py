@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 from aima_lib.flows import shape
 from aima_lib.flows.document import Pipeline, Step
 from aima_lib.flows.expression import ORDERS, Node, Operation, nodes
-from aima_lib.flows.reference import Literal, Reference, main_field
+from aima_lib.flows.reference import Each, Literal, Part, Reference, main_field
 from aima_lib.flows.shape import ANY, Nowhere, Schema
 from aima_lib.registry import Registry
 
 RUN: Schema = {"type": "object", "additionalProperties": False, "properties": {"id": {"type": "string"}}}
+Path = tuple[str | int | Each | None, ...]
 TRUTHS = {"or", "and", "not", "==", "!=", "in", "not in", "event", *ORDERS}
 
 
@@ -71,12 +72,15 @@ class Scope:
         Raises:
             Nowhere: it can lead to nothing.
         """
-        root, path = reference.root, reference.path
+        root = reference.root
+        path = self._plain(reference.path, str(reference))
+        if path is None:
+            return ANY
         if self.event is not None and root not in ("event", "config"):
             raise Nowhere(f"{reference}: a run that a trigger starts has only the event", "", ("event",))
         match root:
             case "steps":
-                return self._output(reference)
+                return self._output(reference, path)
             case "input":
                 return shape.lead(self.given or ANY, path, "input")
             case "config":
@@ -88,6 +92,21 @@ class Scope:
             where = "a step's input with for_each" if root == "item" else "a trigger"
             raise Nowhere(f"{reference}: there is {'an' if root[0] in 'ie' else 'a'} {root} only in {where}")
         return shape.lead(found, path, root)
+
+    def _plain(self, path: tuple[Part, ...], said: str) -> Path | None:
+        """The path with what stands in brackets as what it may be: None is some place. No path where that may be anything."""
+        plain: list[str | int | Each | None] = []
+        for part in path:
+            if not isinstance(part, Reference):
+                plain.append(part)
+                continue
+            kinds = shape.types(self.known(part))
+            if not kinds & {"integer", "array", "string"}:
+                raise Nowhere(f"{said}: {part} is {shape.spoken(self.known(part))}, and no place in a list")
+            if kinds - {"null"} not in ({"integer"}, {"integer", "number"}, {"array"}):
+                return None
+            plain.append(Each() if "array" in kinds else None)
+        return tuple(plain)
 
     def unordered(self, node: Node) -> str | None:
         """Why a comparison in an expression must fail, or None."""
@@ -109,33 +128,33 @@ class Scope:
             return frozenset().union(*map(self._types, node.parts))
         return frozenset({"boolean"} if node.sign in TRUTHS else {"array"})
 
-    def _output(self, reference: Reference) -> Schema:
-        id = str(reference.path[0])
+    def _output(self, reference: Reference, path: Path) -> Schema:
+        id = str(path[0])
         steps = self.pipeline.by_id
         if id == self.step:
             raise Nowhere(f"{reference}: {id} refers to itself")
         if id not in steps:
             raise Nowhere(f"{reference}: there is no step {id[:64]!r}", id, steps)
-        found = self._of_step(steps[id], reference)
+        found = self._of_step(steps[id], reference, path)
         stand_in = steps.get(steps[id].fallback or "")
         if stand_in is not None:
             try:
-                return {"anyOf": [found, self._of_step(stand_in, reference)]}
+                return {"anyOf": [found, self._of_step(stand_in, reference, path)]}
             except Nowhere as error:
                 raise Nowhere(f"when {stand_in.id} stands in for {id}: {error}", error.word, error.known) from error
         return found
 
-    def _of_step(self, step: Step, reference: Reference) -> Schema:
+    def _of_step(self, step: Step, reference: Reference, path: Path) -> Schema:
         unit = self.registry.get(step.type)
         if unit is None or "outputSchema" not in unit.definition:
             return ANY
         schema: Schema = unit.definition["outputSchema"]
         many = step.for_each is not None and self.single != step.id
         field = unit.definition.get("primary")
-        path = main_field(reference.path[1:], field, many)
-        if field is None and "response" in reference.path[1:3] and "response" not in schema.get("properties", {}):
+        into = main_field(path[1:], field, many)
+        if field is None and "response" in path[1:3] and "response" not in schema.get("properties", {}):
             raise Nowhere(f"{reference}: {step.type} names no main field", "", [*schema.get("properties", {})])
-        return shape.lead({"type": "array", "items": schema} if many else schema, path, f"steps.{step.id}")
+        return shape.lead({"type": "array", "items": schema} if many else schema, into, f"steps.{step.id}")
 
     def _is_event(self, name: str) -> bool:
         return name in self.registry and self.registry[name].kind == "event"

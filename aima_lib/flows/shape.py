@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from aima_lib.errors import InvalidArgument
-from aima_lib.flows.reference import Each, Part
+from aima_lib.flows.reference import Each
 
 Schema = Mapping[str, Any]
 ANY: Schema = {}
@@ -52,8 +52,8 @@ def spoken(schema: Schema) -> str:
     return " or ".join(ARTICLES[kind] for kind in said) if found != TYPES else "any value"
 
 
-def lead(schema: Schema, path: Sequence[Part], walked: str = "") -> Schema:
-    """What stands at a path of a value that obeys the schema.
+def lead(schema: Schema, path: Sequence[str | int | Each | None], walked: str = "") -> Schema:
+    """What stands at a path of a value that obeys the schema; None is some place of a list.
 
     Raises:
         Nowhere: nothing can stand there.
@@ -61,8 +61,8 @@ def lead(schema: Schema, path: Sequence[Part], walked: str = "") -> Schema:
     for at, part in enumerate(path):
         if isinstance(part, Each):
             return {"type": "array", "items": lead(_items(schema, walked), path[at + 1 :], f"{walked}[*]")}
-        if isinstance(part, int):
-            schema, walked = _items(schema, walked, part), f"{walked}[{part}]"
+        if part is None or isinstance(part, int):
+            schema, walked = _items(schema, walked, part), f"{walked}[{'…' if part is None else part}]"
         else:
             schema, walked = _field(schema, part, walked), f"{walked}.{part}"
     return schema

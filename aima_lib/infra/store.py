@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import apsw
 
-from aima_lib.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
+from aima_lib.errors import AimaError, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from aima_lib.names import did_you_mean, nearest
 
 T = TypeVar("T")
@@ -83,7 +83,7 @@ class Store:
         where, values = _conditions(kind, equal)
         return int(self.read(f"SELECT count(*) FROM documents WHERE {where}", values)[0][0])
 
-    def read(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    def read(self, sql: str, values: tuple[Any, ...] | Mapping[str, Any] = ()) -> list[tuple[Any, ...]]:
         """Rows of a SELECT. For tables that are not documents.
 
         Raises:
@@ -199,7 +199,7 @@ class Store:
         try:
             outcome = job(db)
             outcome = list(outcome) if isinstance(outcome, apsw.Cursor) else outcome
-        except (apsw.Error, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        except (apsw.Error, AimaError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
             if db.in_transaction:
                 db.execute("ROLLBACK TO job")
                 db.execute("RELEASE job")

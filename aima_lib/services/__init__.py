@@ -9,6 +9,7 @@ from typing import Any
 from aima_lib.infra.events import Events
 from aima_lib.infra.home import Home
 from aima_lib.infra.store import Store
+from aima_lib.infra.trace import Tracer
 from aima_lib.services.allowance import Allowance
 from aima_lib.services.approvals import Approvals
 from aima_lib.services.audit import Audit
@@ -21,6 +22,7 @@ from aima_lib.services.model import ModelService
 from aima_lib.services.oauth import OAuth
 from aima_lib.services.secrets import SecretService
 from aima_lib.services.serving import ServingService
+from aima_lib.services.vectors import VectorService
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +40,10 @@ class Services:
     inference: InferenceService
     keys: KeyService
     secrets: SecretService
+    vectors: VectorService
     oauth: OAuth | None
     approvals: Approvals
     audit: Audit
     freeze: Freeze
     allowance: Allowance
+    tracer: Tracer | None = None

@@ -15,9 +15,9 @@ from aima_lib.flows.reference import ABSENT, Each, Literal, Reference, follow, p
 from tests.unit.test_flow_document import VALUES
 
 SCOPE: dict[str, Any] = {
-    "input": {"audio": "aGk=", "n": 3, "empty": None, "files": [{"path": "a"}, {"path": "b"}], "a b": {"${": 1}},
+    "input": {"audio": "aGk=", "n": 3, "empty": None, "files": [{"path": "a"}, {"path": "b"}], "a b": {"${": 1}, "order": [1, 0, 7]},
     "steps": {"chat": {"content": "hello", "usage": None}, "each": [{"content": "x"}, None, {"content": "z"}], "skipped": None},
-    "item": {"path": "p"},
+    "item": {"path": "p", "key": "model"},
     "run": {"id": "run-1"},
     "config": {"model": "tiny"},
 }
@@ -40,6 +40,10 @@ PRIMARY = {"chat": "content", "each": "content", "skipped": "content"}
         ("${steps.each[2].response}", "z"),
         ("${steps.each[*].content}", ["x", None, "z"]),
         ("${steps.skipped}", None),
+        ("${input.files[input.order[0]].path}", "b"),
+        ("${input.files[input.order[*]].path}", ["b", "a", None]),
+        ("${steps.each[input.order].response}", [None, "x", None]),
+        ("${config[item.key]}", "tiny"),
         ("${item.path} of ${run.id} with ${config.model}", "p of run-1 with tiny"),
         ("n=${input.n}, ${input.files[0]}", 'n=3, {"path": "a"}'),
         ("${input.gone ?? input.empty ?? 'x'}", "x"),
@@ -80,7 +84,7 @@ def test_text_does_not_grow_without_bound() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["${}", "${input", "${input.}", "${input..a}", "${input[}", "${input[a]}", "${input[1.5]}", "${input[true]}", "${foo}", "${steps}", "${steps[0]}", "${1e999}", "${'\\ud800'}", "${input.a b}", "${input.a ?? }", "${input ?? $}", "${a.b}${", "${steps.a" + ".b" * 40 + "}"],
+    ["${}", "${input", "${input.}", "${input..a}", "${input[}", "${input[a]}", "${input[1.5]}", "${input[true]}", "${foo}", "${steps}", "${steps[0]}", "${steps[input.x].y}", "${input" + "[input" * 9 + "]" * 9 + "}", "${1e999}", "${'\\ud800'}", "${input.a b}", "${input.a ?? }", "${input ?? $}", "${a.b}${", "${steps.a" + ".b" * 40 + "}"],
 )  # fmt: skip
 def test_what_is_not_well_written_is_refused(text: str) -> None:
     with pytest.raises(InvalidArgument, match="at character"):
@@ -89,17 +93,25 @@ def test_what_is_not_well_written_is_refused(text: str) -> None:
 
 PARTS = some.integers(-5, 5) | some.text(max_size=6) | some.just(Each())
 PATHS = some.lists(PARTS, max_size=5)
-REFERENCES = some.one_of(
-    some.builds(lambda root, path: Reference(root, tuple(path)), some.sampled_from(["input", "item", "run", "config", "event"]), PATHS),
-    some.builds(lambda id, path: Reference("steps", (id, *path)), some.from_regex(r"[a-z_][a-z0-9_-]{0,5}", fullmatch=True), PATHS),
-).filter(lambda reference: not any("\ud800" <= c <= "\udfff" for c in str(reference)))
+ROOTS = some.sampled_from(["input", "item", "run", "config", "event"])
+
+
+def references_along(paths: some.SearchStrategy[list[Any]]) -> some.SearchStrategy[Reference]:
+    steps = some.builds(lambda id, path: Reference("steps", (id, *path)), some.from_regex(r"[a-z_][a-z0-9_-]{0,5}", fullmatch=True), paths)
+    return steps | some.builds(lambda root, path: Reference(root, tuple(path)), ROOTS, paths)
+
+
+REFERENCES = references_along(some.lists(PARTS | references_along(PATHS), max_size=5)).filter(
+    lambda reference: not any("\ud800" <= c <= "\udfff" for c in str(reference))
+)
 
 
 @given(REFERENCES)
 def test_a_reference_is_read_back_as_it_is_written(reference: Reference) -> None:
-    assert references(f"${{{reference}}}") == [reference]
-    assert references(f"a ${{{reference} ?? 'x'}} $${{b}} ${{ {reference} }}") == [reference, reference]
-    assert read_by(f"{reference} == 1 or ${{{reference}}}") == [reference, reference]
+    every = [*reference.all()]
+    assert references(f"${{{reference}}}") == every
+    assert references(f"a ${{{reference} ?? 'x'}} $${{b}} ${{ {reference} }}") == [*every, *every]
+    assert read_by(f"{reference} == 1 or ${{{reference}}}") == [*every, *every]
 
 
 @given(VALUES, some.data())
