@@ -205,3 +205,15 @@ async def test_a_number_sqlite_cannot_hold_is_the_callers_fault_and_stops_nobody
         await store.submit(lambda db: db.execute("DELETE FROM events WHERE seq <= ?", (2**70,)))
     with anyio.fail_after(5):
         await store.insert("model", {"id": "after"})
+
+
+async def test_a_write_that_refuses_leaves_nothing_and_the_next_goes_on(store: Store) -> None:
+    def refuse(db: apsw.Connection) -> None:
+        db.execute("INSERT INTO documents VALUES ('model', 'half', '{}')")
+        raise ResourceExhausted("no more")
+
+    with anyio.fail_after(10), pytest.raises(ResourceExhausted, match="no more"):
+        await store.submit(refuse)
+    with anyio.fail_after(10):
+        await store.insert("model", {"id": "next"})
+    assert [doc["id"] for doc in store.find("model")] == ["next"]
