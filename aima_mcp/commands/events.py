@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from aima_lib.door import Door
+from aima_lib.infra.clock import now
 from aima_mcp.commands.base import home_of
 from aima_mcp.faces.cli.output import Form, formed, show_data
 
@@ -27,6 +28,10 @@ def command(ctx: click.Context, follow: bool, types: tuple[str, ...], after: int
 
     async def tell(door: Door) -> None:
         page = await door.call("event.list", chosen)
+        if page["lagged"]:
+            nobody = {"subject": None, "correlation_id": None, "causation_id": None}
+            missing = {"after": after, "first": page["first"], "last": page["last"]}
+            _print({"seq": page["first"] - 1, "type": "lagged", "time": now(), **nobody, "payload": missing}, form)
         for event in page["events"]:
             _print(event, form)
         if follow:
