@@ -51,6 +51,7 @@ class Context:
     send: Send = silent
     streams: bool = False
     run_id: str | None = None
+    key: str | None = None
 
     @property
     def services(self) -> Services:
@@ -66,7 +67,8 @@ class Context:
 
     async def call(self, name: str, arguments: Mapping[str, Any], token: str | None = None) -> Mapping[str, Any]:
         """Call another unit as the same caller."""
-        return await self.gateway.call(name, arguments, caller=self.caller, send=self.send if self.streams else None, token=token)
+        send = self.send if self.streams else None
+        return await self.gateway.call(name, arguments, caller=self.caller, send=send, key=self.key, token=token)
 
 
 class Gateway:
@@ -97,9 +99,12 @@ class Gateway:
         self, name: str, arguments: Mapping[str, Any] | None, caller: Caller, send: Send | None, key: str | None, token: str | None
     ) -> Mapping[str, Any]:
         unit, given = self._checked(name, arguments, caller)
+        if key is not None and (refusal := _refused_key(unit)):
+            self._note_refusal(unit, caller, given, refusal)
+            raise refusal
         plan_id = await self._permitted(unit, given, caller, token)
         if not unit.durable:
-            return await self._recorded(unit, given, caller, send, None, plan_id)
+            return await self._recorded(unit, given, caller, send, None, plan_id, key)
         run = await self.runs.start(unit, given, caller, key, plan_id)
         pass_on = send or silent
         await pass_on({"phase": "started", "message": f"run {run['id']}", "completed": None, "total": None})
@@ -207,7 +212,8 @@ class Gateway:
         if unit := self._callable.get(name):
             return unit
         close = nearest(name, self._callable)
-        call = {"unit": "unit.search", "arguments": {"query": name[:100].replace(".", " ").replace("_", " ").strip() or "list"}}
+        words = "".join(sign if sign.isalnum() else " " for sign in name[:100]).split()
+        call = {"unit": "unit.search", "arguments": {"query": " ".join(words) or "list"}}
         raise NotFound(f"no unit called {name!r}", hint=did_you_mean(name, self._callable), next=[call], details={"nearest": close})
 
     def allow(self, name: str, caller: Caller, arguments: Mapping[str, Any]) -> Unit:
@@ -299,6 +305,7 @@ class Gateway:
         send: Send | None,
         run_id: str | None,
         plan_id: str | None = None,
+        key: str | None = None,
     ) -> Mapping[str, Any]:
         began, code, intent = time.monotonic(), "cancelled", None
         written = unit.kind == "command" and unit.name != PASSES_ON
@@ -306,7 +313,7 @@ class Gateway:
         if written and unit.definition["scope"] != "inference":  # asking a model changes nothing that must be known before
             intent = await self.services.audit.intend(unit.name, caller.name, told, run_id, plan_id)
         try:
-            result = await self._run(unit, arguments, caller, send, run_id)
+            result = await self._run(unit, arguments, caller, send, run_id, key)
             code = "ok"
             return result
         except AimaError as error:
@@ -326,11 +333,11 @@ class Gateway:
         self.services.audit.note("refusal", unit.name, caller.name, refusal.code, arguments=told)
 
     async def _run(
-        self, unit: Unit, arguments: Mapping[str, Any], caller: Caller, send: Send | None, run_id: str | None
+        self, unit: Unit, arguments: Mapping[str, Any], caller: Caller, send: Send | None, run_id: str | None, key: str | None
     ) -> Mapping[str, Any]:
         handler = unit.handler
         assert handler is not None
-        context = Context(self, caller, _shaped(unit, send), send is not None, run_id)
+        context = Context(self, caller, _shaped(unit, send), send is not None, run_id, key)
         limit = None if unit.durable else self._limit(unit)
         result: Mapping[str, Any] = await self._guarded(unit, caller, limit, lambda: handler(context, **arguments))
         if error_text := unit.output.first_error(result):
@@ -374,6 +381,14 @@ def _needs(plan: Mapping[str, Any], given: Mapping[str, Any], why: str | None) -
         return ApprovalRequired(message, hint=hint, next=calls, details={"plan": plan})
     message = f"{plan['unit']} is not done without its plan's token: {said}it {plan['summary']}"
     return ApprovalRequired(message, hint="if that is wanted: the same call with this token", next=calls, details={"plan": plan})
+
+
+def _refused_key(unit: Unit) -> InvalidArgument | None:
+    """The refusal of an idempotency key of which nothing would come: who sends one counts on the second call being the first."""
+    if unit.kind == "query" or unit.durable or unit.name == PASSES_ON or unit.definition["annotations"]["idempotentHint"]:
+        return None
+    hint = "leave the key out; before a second call, see what came of the first"
+    return InvalidArgument(f"{unit.name} keeps no idempotency key: a second call is done again", hint=hint)
 
 
 def _told(unit: Unit, arguments: Mapping[str, Any]) -> dict[str, Any]:
