@@ -33,12 +33,13 @@ def command(ctx: click.Context, follow: bool, types: tuple[str, ...], after: int
     names = [name for given in types for name in given.split(",") if name]
     chosen: dict[str, Any] = ({"types": names} if names else {}) | ({} if after is None else {"after": after})
 
-    async def tell(door: Door) -> None:
+    async def tell(door: Door, after: int | None = after) -> None:
         page = await door.call("event.list", chosen)
         if page["lagged"]:
             nobody = {"subject": None, "correlation_id": None, "causation_id": None}
             missing = {"after": after, "first": page["first"], "last": page["last"]}
-            _print({"seq": page["first"] - 1, "type": "lagged", "time": now(), **nobody, "payload": missing}, form)
+            after = page["first"] - 1
+            _print({"seq": after, "type": "lagged", "time": now(), **nobody, "payload": missing}, form)
         for event in page["events"]:
             _print(event, form)
         if follow:
