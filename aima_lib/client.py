@@ -251,7 +251,7 @@ class Aima:
         return Stream(self._portal, lambda: self._aima.follow(run_id))
 
     def events(self, after: int | None = None, types: tuple[str, ...] = ()) -> Iterator[Mapping[str, Any]]:
-        """Events after number `after`, then live ones, for as long as they are read; see Door.follow. It ends when the host does."""
+        """Events after number `after`, then live ones, as Door.follow has them. It ends, or raises Unavailable, when the host does."""
         return iter(Stream(self._portal, lambda: self._aima._streamed(lambda send: _passed(self._aima.events(after, types), send))))
 
     def sql(self) -> sqlite3.Connection:
