@@ -53,7 +53,7 @@ def has_failed(event: Event) -> bool:
     """Whether an event tells of something gone wrong."""
     type, payload = event["type"], event["payload"]
     if type == "inference.request_failed":
-        return payload.get("code") != "cancelled"
+        return bool(payload.get("code") != "cancelled")
     if type in ("device.health_changed", "engine.health_changed"):
         return payload.get("new_status") in ("warning", "critical", "unhealthy")
     if type == "model.verified":
