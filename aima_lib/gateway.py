@@ -10,7 +10,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -176,9 +176,12 @@ class Gateway:
         with self.traced(unit.name, caller, run_id):
             return await self._recorded(unit, arguments, caller, send, run_id, self.runs.get(run_id).get("plan_id"))
 
+    def traced(self, name: str, caller: Caller, run_id: str | None = None) -> AbstractContextManager[None]:
+        """A span around a call, or around the run it began, where spans are made. For faces that stream past `call`, too."""
+        return nullcontext() if self.services.tracer is None else self._span(name, caller, run_id)
+
     @contextmanager
-    def traced(self, name: str, caller: Caller, run_id: str | None = None) -> Iterator[None]:
-        """A span around a call, or around the run it began. For faces that stream past `call`, too."""
+    def _span(self, name: str, caller: Caller, run_id: str | None) -> Iterator[None]:
         known = name if name in self._callable else "unknown unit"
         title, whole = f"run {known}" if run_id else known, lineage.ids()[0]
         with (
