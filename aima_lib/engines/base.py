@@ -12,6 +12,8 @@ from aima_lib.infra.launch import Launch
 from aima_lib.names import did_you_mean
 
 DEFAULT_CONTEXT = 4096
+# Copies of sliding windows and states that llama.cpp may keep for each request, to take up an older text again: memory that a start counts.
+CHECKPOINTS = 3
 TEMPLATES = Path(__file__).parent / "templates"
 # llama.cpp's server speaks OpenAI's chats and responses and Anthropic's messages by itself.
 LLAMA_DIALECTS = ("openai", "responses", "anthropic")
@@ -21,7 +23,7 @@ LLAMA_DISCREET = (r"\S+ ::= ", r"(?<=got exception: )\{", r"(?<=error parsing gr
 LLAMA_OPTIONS = frozenset(
     {
         "context_length", "parallel", "threads", "gpu_layers", "batch_size", "flash_attention", "embedding", "pooling", "chat_template",
-        "seed",
+        "seed", "cache_type",
     }
 )  # fmt: skip
 

@@ -25,6 +25,7 @@ FLASH_ATTENTION = {
     "on": llama.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_ENABLED,
     "off": llama.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED,
 }
+CACHE = {name: getattr(llama.ggml_type, f"GGML_TYPE_{name.upper()}") for name in ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")}
 
 
 def parameters(spec: dict[str, Any], key: str) -> Any:
@@ -50,6 +51,9 @@ def parameters(spec: dict[str, Any], key: str) -> Any:
     if spec["seed"] is not None:
         wanted.sampling.seed = spec["seed"]
     # A prompt cache in memory (8 GiB by default) is beyond every estimate; slots show prompts; nobody browses here.
+    # The same for copies of sliding windows: 32 of them for each request would be gigabytes.
+    wanted.n_ctx_checkpoints = spec["checkpoints"]
+    wanted.cache_type_k = wanted.cache_type_v = CACHE[spec["cache_type"]]
     wanted.cache_ram_mib, wanted.endpoint_slots, wanted.ui = 0, False, False
     return wanted
 
