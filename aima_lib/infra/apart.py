@@ -32,7 +32,7 @@ def read_apart(format: str, files: Sequence[Named]) -> dict[str, Any]:
     with ExitStack() as held:
         streams = [held.enter_context(path.open("rb")) for path, _ in files]
         numbers = [stream.fileno() for stream in streams]
-        job = {"format": format, "files": [[number, name] for number, (_, name) in zip(numbers, files, strict=True)]}
+        job: dict[str, Any] = {"format": format, "files": [[number, name] for number, (_, name) in zip(numbers, files, strict=True)]}
         job |= {"cpu_seconds": CPU_SECONDS, "memory_bytes": MEMORY_BYTES, "root": str(ROOT)}
         argv = [sys.executable, "-I", "-S", str(CHILD)]
         try:

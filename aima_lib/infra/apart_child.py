@@ -45,7 +45,8 @@ def limit(cpu_seconds: float, memory_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":  # what is mapped already counts too: let it grow by what is left of the resident limit
-        mapped, resident, *_ = (int(number) * resource.getpagesize() for number in open("/proc/self/statm").read().split())
+        with open("/proc/self/statm") as statm:
+            mapped, resident = (int(number) * resource.getpagesize() for number in statm.read().split()[:2])
         resource.setrlimit(resource.RLIMIT_AS, (mapped + memory_bytes - resident,) * 2)
 
 

@@ -22,7 +22,15 @@ LARGEST_TEMPLATE, LARGEST_INDEX, LONGEST_TEXT = 1 << 20, 16 << 20, 300
 SHARD_NAME = re.compile(rb'"([^"/\\]{1,200}\.safetensors)"')
 # How a pickle begins: protocols 2 to 5, or the zip that torch.save writes.
 PICKLES = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
-METHODS: Mapping[str, str] = {"awq": "AWQ", "gptq": "GPTQ", "fp8": "FP8", "mxfp4": "MXFP4", "fbgemm_fp8": "FP8", "modelopt": "FP8", "hqq": "HQQ"}
+METHODS: Mapping[str, str] = {
+    "awq": "AWQ",
+    "gptq": "GPTQ",
+    "fp8": "FP8",
+    "mxfp4": "MXFP4",
+    "fbgemm_fp8": "FP8",
+    "modelopt": "FP8",
+    "hqq": "HQQ",
+}
 
 
 class Part(NamedTuple):
@@ -45,12 +53,14 @@ def read(format: str, parts: Sequence[Part]) -> dict[str, Any]:
         return _safetensors(parts)
     if format == "onnx":
         return _onnx(parts)
+    if format == "ctranslate2":
+        return _ctranslate2(parts)
     return _filled({"warnings": [warning for part in parts if (warning := pickled(part))]})
 
 
 def _filled(found: Mapping[str, Any]) -> dict[str, Any]:
     """All facts; text as it may be stored and shown."""
-    whole = {**dict.fromkeys(FACTS), "capabilities": [], "modalities": [], "warnings": [], "geometry": {}} | dict(found)
+    whole: dict[str, Any] = {**dict.fromkeys(FACTS), "capabilities": [], "modalities": [], "warnings": [], "geometry": {}} | dict(found)
     for key in ("architecture", "license", "quantization"):
         text = whole[key]
         whole[key] = text.encode("utf-8", "replace").decode()[:LONGEST_TEXT] if isinstance(text, str) and text else None
@@ -61,7 +71,8 @@ def _filled(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _gguf(parts: Sequence[Part]) -> dict[str, Any]:
-    heads = [(part, parse(part.stream, part.size, part.name)) for part in parts if part.name.lower().endswith(".gguf") or len(parts) == 1]
+    named = [part for part in parts if part.name.lower().endswith(".gguf")] or parts
+    heads = [(part, parse(part.stream, part.size, part.name)) for part in named]
     models = [(part, head) for part, head in heads if not _is_addition(head)]
     projectors = [(part, head) for part, head in heads if _is_addition(head)]
     if not models:
@@ -256,7 +267,9 @@ def _onnx(parts: Sequence[Part]) -> dict[str, Any]:
         for place, needed in head.external.items():
             if sizes.get(place, 0) < needed:
                 there = f"{sizes[place]} bytes" if place in sizes else "nothing"
-                raise InvalidArgument(f"{part.name} keeps {needed} bytes of weights in {place}, {there} is there", hint="put both into one folder")
+                raise InvalidArgument(
+                    f"{part.name} keeps {needed} bytes of weights in {place}, {there} is there", hint="put both into one folder"
+                )
     config, names = _json(parts, "config.json"), frozenset(sizes)
     shape = geometry.of_config(config) if config else {}
     kind = (lineage.type_of_config(config, names) if config else None) or lineage.type_of_ends(graphs[0][1].inputs, graphs[0][1].outputs)
@@ -277,6 +290,16 @@ def _onnx(parts: Sequence[Part]) -> dict[str, Any]:
             "geometry": shape | {"tensor_bytes": _added(head.bytes_by_type for _, head in graphs)},
         }
     )
+
+
+def _ctranslate2(parts: Sequence[Part]) -> dict[str, Any]:
+    """Its weights begin with a small version number; what it is for, its config.json tells."""
+    first = parts[0].stream.read(8)
+    if len(first) < 8 or not 0 < int.from_bytes(first[:4], "little") < 64:
+        raise InvalidArgument(f"{parts[0].name} does not begin as ctranslate2 does", hint="was it fetched whole?")
+    config = _json(parts, "config.json")
+    kind = "asr" if "suppress_ids" in config or "lang_ids" in config else None
+    return _filled({"type": kind, "capabilities": _capabilities(kind, None, []), "modalities": _modalities(kind, [])})
 
 
 # All
@@ -317,7 +340,7 @@ def _active(parameters: int, of_experts: int, shape: Mapping[str, Any]) -> int |
         return None
     if not of_experts or not count or used is None or used > count:
         return parameters
-    return parameters - of_experts * (count - used) // count
+    return int(parameters - of_experts * (count - used) // count)
 
 
 def _added(tables: Any) -> dict[str, int]:

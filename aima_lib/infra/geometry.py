@@ -1,8 +1,8 @@
 """The shape of a network as a memory estimate needs it: what each kind of layer keeps of the text before.
 
 A model's `cache` is a list of groups of layers that keep alike: {layers, key_elements, value_elements, window}. Grouped queries have fewer
-key and value heads, latent attention (MLA) keeps one narrow key and no value, a window keeps no more than its width, and a layer with a state
-(Mamba, linear attention) keeps the same few numbers whatever the length: `state_elements`. So the formula knows no architecture.
+key and value heads, latent attention (MLA) keeps one narrow key and no value, a window keeps no more than its width, and a layer with a
+state (Mamba, linear attention) keeps the same few numbers whatever the length: `state_elements`. So the formula knows no architecture.
 """
 
 from __future__ import annotations
@@ -102,7 +102,9 @@ def _gguf_state(head: Head) -> int:
 
 def of_config(config: Mapping[str, Any]) -> Geometry:
     """The same of a transformers config.json."""
-    text = next((part for key in ("text_config", "llm_config", "thinker_config", "decoder") if isinstance(part := config.get(key), dict)), config)
+    text = next(
+        (part for key in ("text_config", "llm_config", "thinker_config", "decoder") if isinstance(part := config.get(key), dict)), config
+    )
     heads, width = _first(text, "num_attention_heads", "n_head", "n_heads"), _first(text, "hidden_size", "n_embd", "d_model")
     each = _first(text, "head_dim") or (width // heads if heads and width else None)
     found: Geometry = {
@@ -157,7 +159,11 @@ def _config_cache(text: Mapping[str, Any], shape: Geometry) -> Geometry:
 
     groups = _grouped(layers, kept)
     stateful = own - sum(group["layers"] for group in groups)
-    state = (_first(text, "linear_num_value_heads") or 0) * (_first(text, "linear_key_head_dim") or 0) * (_first(text, "linear_value_head_dim") or 0)
+    state = (
+        (_first(text, "linear_num_value_heads") or 0)
+        * (_first(text, "linear_key_head_dim") or 0)
+        * (_first(text, "linear_value_head_dim") or 0)
+    )
     state = state or (_first(text, "mamba_d_state", "ssm_state_size") or 0) * 2 * (shape["embedding_length"] or 0)
     return {"cache": groups, "state_elements": state * max(0, stateful)}
 
@@ -168,7 +174,9 @@ def _grouped(layers: int, kept: Callable[[int], Kept | None]) -> list[dict[str, 
         row = kept(layer)
         if row is not None and row[0] + row[1] > 0:
             counts[row] = counts.get(row, 0) + 1
-    return [{"layers": count, "key_elements": key, "value_elements": value, "window": window} for (key, value, window), count in counts.items()]
+    return [
+        {"layers": count, "key_elements": key, "value_elements": value, "window": window} for (key, value, window), count in counts.items()
+    ]
 
 
 def _at(values: Any, layer: int) -> Any:

@@ -33,8 +33,8 @@ MODEL_TYPES: Mapping[str, str] = {
     **dict.fromkeys(("whisper", "moonshine*", "wav2vec2*", "hubert", "wavlm", "parakeet*", "canary*", "seamless_m4t*", "speech_to_text",
                      "granite_speech", "voxtral*", "qwen3_asr*", "sensevoice*", "cohere_asr"), "asr"),
     **dict.fromkeys(("vits", "bark", "speecht5", "csm", "dia", "kokoro", "parler_tts", "qwen3_tts*", "higgs_audio*", "chatterbox"), "tts"),
-    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "mpnet", "modernbert", "nomic_bert", "distilbert", "electra", "gemma3_text_embedding",
-                     "eurobert", "xlm-roberta-xl"), "embedding"),
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "mpnet", "modernbert", "nomic_bert", "distilbert", "electra",
+                     "gemma3_text_embedding", "eurobert", "xlm-roberta-xl"), "embedding"),
     **dict.fromkeys(("detr", "rt_detr*", "d_fine", "yolos", "yolo*", "owlvit", "owlv2", "grounding-dino", "deformable_detr",
                      "conditional_detr", "dab-detr", "table-transformer", "lw_detr", "rf_detr", "sam3*"), "detection"),
     **dict.fromkeys(("qwen2_vl*", "qwen2_5_vl*", "qwen3_vl*", "qwen3_5*", "qwen2_5_omni*", "qwen3_omni*", "llava*", "mllama", "idefics*",
@@ -44,9 +44,9 @@ MODEL_TYPES: Mapping[str, str] = {
     "flux": "diffusion",
 }  # fmt: skip
 # The end of a class in `architectures`, where model_type does not decide. The first that fits wins.
-CLASSES: tuple[tuple[str, str | None], ...] = (
+CLASSES: tuple[tuple[str, str], ...] = (
     ("ForSequenceClassification", "rerank"), ("ForObjectDetection", "detection"), ("ForSpeechSeq2Seq", "asr"), ("ForCTC", "asr"),
-    ("ForTextToSpeech", "tts"), ("ForMaskedLM", "embedding"), ("ForCausalLM", "llm"), ("LMHeadModel", "llm"), ("ForTokenClassification", None),
+    ("ForTextToSpeech", "tts"), ("ForMaskedLM", "embedding"), ("ForCausalLM", "llm"), ("LMHeadModel", "llm"),
 )  # fmt: skip
 # The pipelines of a diffusers folder (model_index.json), by what is in their name.
 VIDEO_PIPELINES = ("Wan", "Hunyuan", "LTX", "CogVideo", "Mochi", "Video", "Cosmos", "Allegro", "Latte", "SkyReels", "Kandinsky5T2V")
@@ -109,7 +109,9 @@ def _remembers(given: set[str], made: set[str]) -> bool:
 
 def _is_yolo(shape: list[int | None]) -> bool:
     """One row a candidate: four numbers of a box and at least one class."""
-    return any(length is not None and length > 1000 for length in shape) and any(length is not None and 5 <= length <= 1000 for length in shape)
+    return any(length is not None and length > 1000 for length in shape) and any(
+        length is not None and 5 <= length <= 1000 for length in shape
+    )
 
 
 def shows_tools(template: str) -> bool:

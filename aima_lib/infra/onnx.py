@@ -191,12 +191,10 @@ def _weight(walk: _Walk, end: int, head: Head) -> None:
             walk.skip(stop)
         if len(shape) > MOST_DIMENSIONS or len(outside) > 16:
             raise walk.broken(f"the weight {name} has too many dimensions or too many files")
-    _measure(walk, head, name, shape, type_number, raw, outside if is_outside else None, end)
+    _measure(walk, head, name, shape, type_number, raw, outside if is_outside else None)
 
 
-def _measure(
-    walk: _Walk, head: Head, name: str, shape: list[int], kind: int, raw: int | None, outside: Mapping[str, str] | None, end: int
-) -> None:
+def _measure(walk: _Walk, head: Head, name: str, shape: list[int], kind: int, raw: int | None, outside: Mapping[str, str] | None) -> None:
     elements = 1
     for length in shape:
         elements *= length
@@ -294,4 +292,3 @@ def _within(walk: _Walk, end: int, wanted: int) -> Iterator[tuple[int, int, int]
             yield number, kind, stop
         elif kind == BYTES:
             walk.skip(stop)
-

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -99,6 +99,10 @@ class DeviceService:
         samples = [sample for sample in self._history.get(main["id"], ()) if sample[0] >= oldest]
         mine = next(entry["now"] for entry in now if entry["device_id"] == main["id"])
         return {"device_id": main["id"], "now": mine, "history": _points(samples, resolution_seconds), "devices": now}
+
+    async def held(self, device_id: str, pids: Collection[int]) -> int | None:
+        """Bytes of a GPU's memory that these processes hold; None when its driver does not tell."""
+        return await anyio.to_thread.run_sync(self._hardware.held, self.device(device_id), pids, abandon_on_cancel=True)
 
     async def health(self, device_id: str | None = None) -> dict[str, Any]:
         """Status and issues of one device, or of all and of the machine's drivers.

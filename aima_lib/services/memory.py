@@ -1,6 +1,6 @@
 """How much memory a model takes, by formula: pure functions over a model's geometry and how it is run.
 
-The formula is llama.cpp's own bookkeeping, found by comparing it with what the engine says and what its process takes (tests/bench/memory.py).
+The formula is llama.cpp's own bookkeeping, found by comparing it with what the engine says and what its process takes.
 What an engine was measured to take corrects it: see `measurements`.
 """
 
@@ -16,10 +16,20 @@ from aima_lib.engines.base import CHECKPOINTS
 DEFAULT_CONTEXT, BATCH, CELLS, SHORTEST = 4096, 512, 256, 512
 MIB = 1 << 20
 # Bytes of one element of a key or a value.
-CACHE_TYPES: Mapping[str, float] = {"f32": 4, "f16": 2, "bf16": 2, "q8_0": 34 / 32, "q5_1": 24 / 32, "q5_0": 22 / 32, "q4_1": 20 / 32, "q4_0": 18 / 32}
+CACHE_TYPES: Mapping[str, float] = {
+    "f32": 4,
+    "f16": 2,
+    "bf16": 2,
+    "q8_0": 34 / 32,
+    "q5_1": 24 / 32,
+    "q5_0": 22 / 32,
+    "q4_1": 20 / 32,
+    "q4_0": 18 / 32,
+}
 # Bits of a weight, all in all, of files so quantized. From large to small.
 QUANTIZATIONS: Mapping[str, float] = {
-    "F32": 32, "BF16": 16, "F16": 16, "Q8_0": 8.5, "Q6_K": 6.56, "Q5_K_M": 5.69, "Q4_K_M": 4.85, "IQ4_XS": 4.32, "Q3_K_M": 3.91, "Q2_K": 3.0,
+    "F32": 32, "BF16": 16, "F16": 16, "Q8_0": 8.5, "Q6_K": 6.56, "Q5_K_M": 5.69, "Q4_K_M": 4.85, "IQ4_XS": 4.32, "Q3_K_M": 3.91,
+    "Q2_K": 3.0,
 }  # fmt: skip
 # What a process takes that has loaded nothing: the runtime, its libraries, its threads; and for each word of the vocabulary.
 PROCESS_BYTES, WORD_BYTES, DRIVER_BYTES = 66 * MIB, 80, 450 * MIB
@@ -217,7 +227,12 @@ def _instead(free_bytes: int, at: At, load: Load, model: Mapping[str, Any], most
             break
     bits, size = QUANTIZATIONS.get(str(model.get("quantization"))), model.get("size_bytes")
     for name, fewer in QUANTIZATIONS.items():
-        if bits and size and fewer < bits and consider(at(load.context_length, load.cache_type, int(size * fewer / bits)), quantization=name):
+        if (
+            bits
+            and size
+            and fewer < bits
+            and consider(at(load.context_length, load.cache_type, int(size * fewer / bits)), quantization=name)
+        ):
             break
     return found
 
@@ -260,7 +275,9 @@ def split(geometry: Geometry, memory: Memory, load: Load, free: Mapping[str, int
         if taken:
             rows.append(_share(id, taken, layers, blocks, cache, fixed))
         wanted -= taken
-    onboard = _share(processor, wanted, layers, blocks, cache, overhead_bytes(geometry, replace(load, kind="cpu")) + (compute if wanted else 0))
+    onboard = _share(
+        processor, wanted, layers, blocks, cache, overhead_bytes(geometry, replace(load, kind="cpu")) + (compute if wanted else 0)
+    )
     for key in ("weights_bytes", "total_bytes"):
         onboard[key] += rest + memory["projector_bytes"]
     return [*rows, onboard]

@@ -219,12 +219,18 @@ async def test_the_estimate_is_the_formula_and_names_the_context_that_fits(here:
         await here.models.estimate()
     with pytest.raises(NotFound):
         await here.models.estimate("m", device_id="gpu-99")
-    geometry = here.models.get("m")["geometry"]
-    needed = memory.estimate(geometry, 10 << 20, 1 << 20, 1)
-    verdict = memory.fit("gpu-0", 64 << 20, needed, geometry, 1 << 20, 1)
-    assert verdict["fits"] is False and "1024 tokens would fit" in verdict["reason"]
-    assert memory.fit("gpu-0", None, needed, geometry, 1, 1)["fits"] is None
-    assert memory.fit("gpu-0", 1, memory.estimate({}, 10, 1, 1), {}, 1, 1)["fits"] is False
+    model = here.models.get("m")
+
+    def at(context: int, cache_type: str, weights: int | None) -> memory.Memory:
+        load = memory.Load(context, cache_type=cache_type)
+        return memory.estimate(model["geometry"], weights or 10 << 20, context, 1, load)
+
+    verdict = memory.fit("gpu-0", 256 << 20, at, memory.Load(1 << 20), model)
+    assert verdict["fits"] is False and "1024 tokens or" not in verdict["reason"] and verdict["max_context_length"] == 1024
+    assert verdict["instead"][0]["context_length"] == 1024 and "1024 tokens would fit" in verdict["reason"]
+    assert memory.fit("gpu-0", None, at, memory.Load(1), model)["fits"] is None
+    unknown = memory.fit("gpu-0", 1, lambda *_: memory.estimate({}, 10, 1, 1), memory.Load(1), {"geometry": {}})
+    assert unknown["fits"] is False and unknown["instead"] == []
 
 
 async def test_folders_and_shards(here: Shop, tiny: Path, tmp_path: Path) -> None:
