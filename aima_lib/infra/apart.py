@@ -19,6 +19,7 @@ from aima_lib.errors import BY_CODE, InvalidArgument, Unavailable
 CHILD, ROOT = Path(__file__).with_name("apart_child.py"), Path(__file__).parents[2]
 # Of computing, and of resident memory; a disk may be slow, so the clock is patient.
 CPU_SECONDS, MEMORY_BYTES, WALL_SECONDS, LONGEST_ANSWER = 0.9, 64 << 20, 60.0, 4 << 20
+ARGV = (sys.executable, "-I", "-S", str(CHILD))
 Named = tuple[Path, str]
 
 
@@ -30,18 +31,21 @@ def read_apart(format: str, files: Sequence[Named]) -> dict[str, Any]:
         OSError: a file cannot be opened.
     """
     with ExitStack() as held:
-        streams = [held.enter_context(path.open("rb")) for path, _ in files]
-        numbers = [stream.fileno() for stream in streams]
-        job: dict[str, Any] = {"format": format, "files": [[number, name] for number, (_, name) in zip(numbers, files, strict=True)]}
-        job |= {"cpu_seconds": CPU_SECONDS, "memory_bytes": MEMORY_BYTES, "root": str(ROOT)}
-        argv = [sys.executable, "-I", "-S", str(CHILD)]
+        opened = [(held.enter_context(path.open("rb")).fileno(), name) for path, name in files]
+        numbers = [number for number, _ in opened]
         try:
             done = subprocess.run(
-                argv, input=json.dumps(job).encode(), capture_output=True, pass_fds=numbers, env={}, timeout=WALL_SECONDS, check=False
+                ARGV, input=job_of(format, opened), capture_output=True, pass_fds=numbers, env={}, timeout=WALL_SECONDS, check=False
             )
         except subprocess.TimeoutExpired as error:
             raise _refused(files, f"it was not read within {WALL_SECONDS:g} s") from error
     return _heard(done, files)
+
+
+def job_of(format: str, opened: Sequence[tuple[int, str]]) -> bytes:
+    """What the child is told: which descriptors it has, what they are called, and its limits."""
+    limits = {"cpu_seconds": CPU_SECONDS, "memory_bytes": MEMORY_BYTES}
+    return json.dumps({"format": format, "files": [[number, name] for number, name in opened], "root": str(ROOT), **limits}).encode()
 
 
 def _heard(done: subprocess.CompletedProcess[bytes], files: Sequence[Named]) -> dict[str, Any]:
