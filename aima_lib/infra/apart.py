@@ -18,7 +18,7 @@ from aima_lib.errors import BY_CODE, InvalidArgument, Unavailable
 
 CHILD, ROOT = Path(__file__).with_name("apart_child.py"), Path(__file__).parents[2]
 # Of computing, and of resident memory; a disk may be slow, so the clock is patient.
-CPU_SECONDS, MEMORY_BYTES, WALL_SECONDS, LONGEST_ANSWER = 0.9, 64 << 20, 60.0, 4 << 20
+CPU_SECONDS, MEMORY_BYTES, WALL_SECONDS, LONGEST_ANSWER = 0.8, 64 << 20, 60.0, 4 << 20
 ARGV = (sys.executable, "-I", "-S", str(CHILD))
 Named = tuple[Path, str]
 

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from aima_lib.errors import InvalidArgument
 
 LONGEST_KEY, LONGEST_KEPT, MOST_KEPT, MOST_ELEMENTS, MOST_DIMENSIONS, DEEPEST = 65_535, 1 << 20, 8 << 20, 1 << 24, 4, 2
-MOST_KEYS, MOST_TENSORS, MOST_STRINGS, WINDOW = 1 << 14, 1 << 17, 1 << 22, 1 << 18
+MOST_KEYS, MOST_TENSORS, MOST_STRINGS, MOST_ARRAYS, WINDOW = 1 << 14, 1 << 17, 1 << 21, 1 << 16, 1 << 18
 BLOCK, EXPERT = re.compile(r"(?:blk|v\.blk|a\.blk)\.\d+\."), "_exps."
 SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 STRING, ARRAY, LENGTH = 8, 9, struct.Struct("<Q")
@@ -198,7 +198,7 @@ def _read_array(cursor: _Cursor, head: Head, key: str, depth: int = 1) -> None:
     if kind == ARRAY:
         if depth == DEEPEST:
             raise cursor.broken(f"{key} nests arrays more than {DEEPEST} deep")
-        for _ in range(cursor.count(12, f"the length of {key}")):
+        for _ in range(cursor.count(12, f"the length of {key}", MOST_ARRAYS)):
             _read_array(cursor, head, key, depth + 1)
         return
     if kind != STRING and kind not in SCALARS:

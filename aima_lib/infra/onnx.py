@@ -12,7 +12,7 @@ from typing import BinaryIO
 from aima_lib.errors import InvalidArgument
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
-MOST_FIELDS, MOST_WEIGHTS, MOST_NAMED, MOST_DIMENSIONS, LONGEST_TEXT, LARGEST_NODE = 2_000_000, 1 << 16, 4096, 64, 1 << 12, 1 << 20
+MOST_FIELDS, MOST_WEIGHTS, MOST_NAMED, MOST_DIMENSIONS, LONGEST_TEXT = 600_000, 1 << 16, 4096, 64, 1 << 12
 # Number types of a tensor: name and bits.
 TYPES: Mapping[int, tuple[str, int]] = {
     1: ("F32", 32), 2: ("U8", 8), 3: ("I8", 8), 4: ("U16", 16), 5: ("I16", 16), 6: ("I32", 32), 7: ("I64", 64), 9: ("BOOL", 8),
@@ -157,14 +157,20 @@ def _graph(walk: _Walk, end: int, head: Head) -> None:
 
 
 def _node(walk: _Walk, end: int, head: Head) -> None:
-    """Only the operator's name; subgraphs and attributes are passed over."""
+    """Only the operator's name, and the weight of a constant; subgraphs and other attributes are passed over."""
     head.nodes += 1
+    operator = ""
     for number, kind, stop in walk.fields(end):
         if number == 4 and kind == BYTES:
-            head.quantized = head.quantized or QUANTIZING.get(walk.text(stop, "an operator"))
-            walk.skip(end)
-            return
-        if kind == BYTES:
+            operator = walk.text(stop, "an operator")
+            head.quantized = head.quantized or QUANTIZING.get(operator)
+            if operator != "Constant":
+                walk.skip(end)
+                return
+        elif number == 5 and kind == BYTES and operator == "Constant":
+            for _, _, tensor in _within(walk, stop, 5):
+                _weight(walk, tensor, head)
+        elif kind == BYTES:
             walk.skip(stop)
 
 

@@ -222,7 +222,8 @@ def _instead(free_bytes: int, at: At, load: Load, model: Mapping[str, Any], most
 
     if most and SHORTEST <= most < load.context_length:
         consider(at(most, load.cache_type, None), context_length=most)
-    for narrow in ("q8_0", "q4_0"):
+    whole_blocks = not (model["geometry"].get("key_length") or 0) % 32  # of which narrow types are made
+    for narrow in ("q8_0", "q4_0") if whole_blocks else ():
         if CACHE_TYPES[narrow] < CACHE_TYPES[load.cache_type] and consider(at(load.context_length, narrow, None), cache_type=narrow):
             break
     bits, size = QUANTIZATIONS.get(str(model.get("quantization"))), model.get("size_bytes")
