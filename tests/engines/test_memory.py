@@ -52,7 +52,7 @@ async def test_the_peak_is_seen_while_it_runs_and_before_its_end(hosted: Hosted)
     model = await hosted.tiny()
     instance = (await hosted.call("engine.start", name="llamacpp", model_id=model, options=OPTIONS))["instance"]
     ready = rows(hosted)[0]
-    await hosted.call("inference.complete", model=instance["id"], prompt="the " * 200, max_tokens=50)
+    await hosted.call("inference.complete", model=instance["id"], prompt="the " * 100, max_tokens=50)
     found = measure([instance["pid"]])
     assert found is not None
     await hosted.call("engine.stop", instance_id=instance["id"])
