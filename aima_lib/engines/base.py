@@ -86,6 +86,12 @@ def tasks_of(model: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[str,
     return ("chat", "complete", "embed") if options.get("embedding") else ("chat", "complete")
 
 
+def projector_of(model: Mapping[str, Any], path: Path) -> Path | None:
+    """The file beside the weights that lets a model see or hear, if it has one."""
+    names = [str(file["name"]) for file in model.get("files", ())[1:]]
+    return next((path.with_name(name) for name in names if "mmproj" in name.lower()), None)
+
+
 def batch_of(context: int, tasks: tuple[str, ...], options: Mapping[str, Any]) -> int:
     """Tokens computed at once. An embedding needs its whole text in one batch."""
     smallest = min(context, 2048) if "embed" in tasks else 512

@@ -19,6 +19,7 @@ from aima_lib.engines.base import (
     Found,
     batch_of,
     context_of,
+    projector_of,
     tasks_of,
 )
 from aima_lib.engines.cause import illegal_instruction
@@ -84,6 +85,8 @@ class LlamaServer:
             argv += ["--chat-template-file", str(TEMPLATES / f"{template}.jinja")]
         if "seed" in options:
             argv += ["--seed", str(options["seed"])]
+        if projector := projector_of(model, path):
+            argv += ["--mmproj", str(projector)]
         if "cache_type" in options:
             argv += ["--cache-type-k", str(options["cache_type"]), "--cache-type-v", str(options["cache_type"])]
         # By its environment: an older binary refuses a flag it does not know.

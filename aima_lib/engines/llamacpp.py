@@ -19,6 +19,7 @@ from aima_lib.engines.base import (
     Found,
     batch_of,
     context_of,
+    projector_of,
     tasks_of,
 )
 from aima_lib.infra.launch import FOLDER, Launch
@@ -61,6 +62,7 @@ class LlamaCpp:
             "pooling": options.get("pooling"),
             "chat_template": str(TEMPLATES / f"{template}.jinja") if template else None,
             "seed": options.get("seed"),
+            "projector": str(projector) if (projector := projector_of(model, path)) else None,
             "cache_type": options.get("cache_type", "f16"),
             "checkpoints": CHECKPOINTS,
         }

@@ -48,6 +48,8 @@ def parameters(spec: dict[str, Any], key: str) -> Any:
     if spec["embedding"]:
         wanted.embedding = True
         wanted.pooling_type = POOLING[spec["pooling"] or "mean"]
+    if spec["projector"]:
+        wanted.mmproj.path = spec["projector"]
     if spec["chat_template"]:
         wanted.chat_template = Path(spec["chat_template"]).read_text(encoding="utf-8")
     if spec["seed"] is not None:
