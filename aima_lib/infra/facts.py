@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 from aima_lib.errors import InvalidArgument
-from aima_lib.infra import geometry, lineage
+from aima_lib.infra import geometry, kinds
 from aima_lib.infra.gguf import FILE_TYPES, Head, parse
 from aima_lib.infra.onnx import read_head as read_onnx
 from aima_lib.infra.safetensors import Head as Tensors
@@ -142,7 +142,7 @@ def _merged(heads: Sequence[Head]) -> Head:
 
 
 def _gguf_type(head: Head) -> str:
-    known = lineage.GGUF_TYPES.get(str(head.metadata.get("general.architecture")))
+    known = kinds.GGUF_TYPES.get(str(head.metadata.get("general.architecture")))
     pooling = _number(head.of_architecture("pooling_type"))
     if pooling == 4:
         return "rerank"
@@ -165,11 +165,11 @@ def _safetensors(parts: Sequence[Part]) -> dict[str, Any]:
     shape["block_bytes"] = sum(head.block_bytes for head in heads) or None
     shape["expert_bytes"] = sum(head.expert_bytes for head in heads) or None
     shape["tensor_bytes"] = _added(head.bytes_by_type for head in heads)
-    kind = lineage.type_of_config(config, names)
+    kind = kinds.type_of_config(config, names)
     listed, base = config.get("architectures"), config.get("model_type")
     architecture = listed[0] if isinstance(listed, list) and listed and isinstance(listed[0], str) else base
     if pipeline and isinstance(name := pipeline.get("_class_name"), str):
-        kind, architecture = lineage.type_of_pipeline(name), name
+        kind, architecture = kinds.type_of_pipeline(name), name
     said = _template_beside(parts)
     senses = ["vision"] if kind == "vlm" or any(head.vision for head in heads) else []
     senses += ["audio"] if kind in ("llm", "vlm") and any(key in config for key in ("audio_config", "thinker_config")) else []
@@ -272,7 +272,7 @@ def _onnx(parts: Sequence[Part]) -> dict[str, Any]:
                 )
     config, names = _json(parts, "config.json"), frozenset(sizes)
     shape = geometry.of_config(config) if config else {}
-    kind = (lineage.type_of_config(config, names) if config else None) or lineage.type_of_ends(graphs[0][1].inputs, graphs[0][1].outputs)
+    kind = (kinds.type_of_config(config, names) if config else None) or kinds.type_of_ends(graphs[0][1].inputs, graphs[0][1].outputs)
     counted = _added(head.elements for _, head in graphs)
     quantized = next((head.quantized for _, head in graphs if head.quantized), None)
     said = _template_beside(parts)
@@ -315,12 +315,12 @@ def pickled(part: Part) -> str | None:
 
 
 def _template(text: str, source: str) -> dict[str, Any]:
-    return {"source": source, "tools": lineage.shows_tools(text), "reasoning": lineage.reasons(text)}
+    return {"source": source, "tools": kinds.shows_tools(text), "reasoning": kinds.reasons(text)}
 
 
 def _capabilities(kind: str | None, template: Mapping[str, Any] | None, senses: Sequence[str]) -> list[str]:
     talks = kind in ("llm", "vlm") and template is not None
-    found = (["chat"] if talks else []) + list(lineage.ABILITIES.get(kind or "", ()))
+    found = (["chat"] if talks else []) + list(kinds.ABILITIES.get(kind or "", ()))
     if talks and template:
         found += [name for name in ("tools", "reasoning") if template[name]]
     return list(dict.fromkeys([*found, *senses]))

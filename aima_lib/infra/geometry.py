@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from aima_lib.infra.gguf import Head
-from aima_lib.infra.lineage import FORGETFUL, LINEAR_EVERY, WINDOW_EVERY
+from aima_lib.infra.kinds import FORGETFUL, LINEAR_EVERY, WINDOW_EVERY
 
 MOST_LAYERS = 4096
 Geometry = dict[str, Any]

@@ -10,7 +10,7 @@ import anyio
 
 from aima_lib.engines.base import Engine, Found
 from aima_lib.errors import FailedPrecondition, NotFound, Unavailable
-from aima_lib.infra.lineage import ABILITIES
+from aima_lib.infra.kinds import ABILITIES
 from aima_lib.infra.store import Document, Store
 from aima_lib.names import did_you_mean, nearest
 from aima_lib.services.wire import Address, Wire
