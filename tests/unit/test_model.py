@@ -26,6 +26,7 @@ from aima_lib.services.device import DeviceService
 from aima_lib.services.model import ModelService
 from aima_lib.services.pulling import way_out
 from aima_lib.services.secrets import SecretService
+from tests.heads import gguf
 from tests.hub import sha256_of
 from tests.tiny import write_tiny_gguf
 from tests.world import ROOTS
@@ -194,6 +195,43 @@ async def test_registered_weights_stay_where_they_are(here: Shop, tiny: Path, tm
         with pytest.raises(InvalidArgument, match=f"is unknown, not {format}"):
             await here.models.create("odd", "asr", str(odd), format=format)
     assert (await here.models.create("odd", "asr", str(odd), format="ctranslate2"))["format"] == "ctranslate2"
+
+
+async def test_a_pickle_is_never_taken_in_and_said_to_be_unsafe(here: Shop, tmp_path: Path) -> None:
+    folder = tmp_path / "old"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x02}q\x00.")
+    with pytest.raises(InvalidArgument, match=r"pytorch_model\.bin may be a Python pickle.* AIMA never loads one"):
+        await here.models.import_model(str(folder))
+    (folder / "weights.pt").write_bytes(b"\x80\x02}q\x00.")
+    with pytest.raises(InvalidArgument):
+        await here.models.import_model(str(folder / "weights.pt"))
+    model = await here.models.create("old", "llm", str(folder / "weights.pt"))
+    assert model["format"] == "pytorch" and "weights.pt is a Python pickle" in model["warnings"][0]
+
+
+async def test_a_folder_with_a_projector_is_one_model_that_sees(here: Shop, tiny: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "seeing"
+    folder.mkdir()
+    tiny.rename(folder / "a.gguf")
+    (folder / "mmproj-a.gguf").write_bytes(gguf({"general.architecture": "clip", "clip.has_vision_encoder": True}, [("v.w", (8,), 0, 32)]))
+    model = await here.models.import_model(str(folder))
+    assert [file["name"] for file in model["files"]] == ["a.gguf", "mmproj-a.gguf"]
+    assert (model["type"], model["modalities"]) == ("vlm", ["text", "image"]) and "vision" in model["capabilities"]
+    said = (await here.models.estimate(model["id"]))["memory"]
+    assert said["projector_bytes"] == model["files"][1]["size_bytes"]
+    assert said["weights_bytes"] == model["files"][0]["size_bytes"]
+
+
+async def test_a_home_of_before_still_estimates(here: Shop, tiny: Path) -> None:
+    """Records that were written before the groups of layers have the plain numbers only."""
+    model = await here.models.import_model(str(tiny), name="m")
+    new = (await here.models.estimate("m", context_length=512))["memory"]
+    keys = ("block_count", "head_count", "head_count_kv", "key_length", "value_length", "embedding_length", "feed_forward_length")
+    old = {key: model["geometry"][key] for key in (*keys, "vocabulary_size", "context_length", "sliding_window", "tensor_bytes")}
+    await here.store.update("model", "m", geometry=old)
+    assert (await here.models.estimate("m", context_length=512))["memory"]["kv_cache_bytes"] == new["kv_cache_bytes"]
 
 
 async def test_filters_paging_and_nearest_names(here: Shop, tiny: Path) -> None:
