@@ -51,7 +51,7 @@ async def one(services: Any, engine: str, model: dict[str, Any], options: dict[s
     """Start, work, measure, stop."""
     instance = await services.engines.start(engine, model["id"], options)
     address = services.engines.address(instance)
-    words = min(options["context_length"] - 64, 2 * options["batch_size"]) * 3 // 4
+    words = min(options["context_length"] - 64, options["batch_size"] + 64)  # a whole batch and a bit
     body = {"model": model["id"], "max_tokens": 8, "temperature": 0}
     async with anyio.create_task_group() as group:
         for number in range(options["parallel"]):
@@ -99,9 +99,15 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=len(SETTINGS), help="settings of each model")
     parser.add_argument("--engine", default="llamacpp")
     parser.add_argument("--gpu-layers", type=int)
+    parser.add_argument("--rows", type=Path, help="a file of rows: read if it is there, else written")
     given = parser.parse_args()
     more = {} if given.gpu_layers is None else {"gpu_layers": given.gpu_layers}
-    rows = anyio.run(measured, [path.resolve() for path in given.models], given.engine, given.points, more)
+    if given.rows and given.rows.exists():
+        rows = json.loads(given.rows.read_text(encoding="utf-8"))
+    else:
+        rows = anyio.run(measured, [path.resolve() for path in given.models], given.engine, given.points, more)
+    if given.rows:
+        given.rows.write_text(json.dumps(rows), encoding="utf-8")
     told("the formula alone", [(judged([], row), row["peak_bytes"]) for row in rows])
     shuffled = random.Random(5).sample(rows, len(rows))
     halves = shuffled[::2], shuffled[1::2]
