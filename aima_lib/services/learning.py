@@ -84,14 +84,15 @@ def _adjusted(memory: Memory, rows: Sequence[Row], ran: Ran) -> Memory:
     used = own or others
     spread = max(_differs(row, shift if own else share * row["predicted_bytes"]) for row in used)
     above, below = (memory["high_bytes"] - formula) / formula, (formula - memory["low_bytes"]) / formula
-    total, count = int(formula + shift), len(used)
+    # of a stranger many starts teach no more than one: what they share is theirs
+    total, count = int(formula + shift), len(own) or len({row["digest"] for row in others})
 
     def narrowed(width: float) -> float:
         """Between the formula's width and what the measurements leave, by how many there are."""
         return min(width, (count * (spread + FLOOR) + PATIENCE * width) / (count + PATIENCE))
 
     found = {"total_bytes": total, "low_bytes": int(total * (1 - narrowed(below))), "high_bytes": int(total * (1 + narrowed(above)))}
-    return memory | found | {"basis": "adjusted", "observations": count}
+    return memory | found | {"basis": "adjusted", "observations": len(used)}
 
 
 def _differs(row: Row, shift: float) -> float:

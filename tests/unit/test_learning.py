@@ -135,3 +135,9 @@ def test_layers_go_to_gpus_by_their_room_and_the_rest_stays() -> None:
     assert part[0]["total_bytes"] <= 620 * MIB
     assert sum(share["weights_bytes"] for share in part) == pytest.approx(WEIGHTS, abs=64)
     assert memory.split(GEOMETRY, said, HERE, {}, "cpu") == []
+
+
+def test_many_starts_of_one_stranger_leave_the_interval_nearly_as_wide() -> None:
+    rows = [row(Load(512 * number), 5 * MIB, digest="sha256:other", architecture="llama") for number in range(1, 9)]
+    before, said = formula(HERE), after(HERE, *rows)
+    assert (said["high_bytes"] - said["low_bytes"]) > 0.6 * (before["high_bytes"] - before["low_bytes"])
