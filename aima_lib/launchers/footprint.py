@@ -1,4 +1,4 @@
-"""What an engine's processes take of memory, measured: their own pages and their share of those they share."""
+"""What an engine's processes take of memory, measured."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """`bytes` now, `peak_bytes` the most so far; `source` says how: pss, rss, or nvml for a GPU's own memory."""
+    """`bytes` now, `peak_bytes` the most so far; `source` says how: rss, or nvml for a GPU's own memory."""
 
     bytes: int
     peak_bytes: int
@@ -24,27 +24,32 @@ class Footprint:
 
 
 def measure(pids: Sequence[int]) -> Footprint | None:
-    """A process tree, now; None when nothing of it is left. Blocking: a millisecond or so for each process."""
+    """A process tree, now; None when nothing of it is left. Blocking: the kernel walks every page.
+
+    What its processes share is counted once, and whole: weights that another engine has mapped too are this one's when that one goes.
+    """
     found = [one for pid in pids if (one := _process(pid)) is not None]
     if not found:
         return None
-    now, rss = sum(one.bytes for one in found), sum(one.rss_bytes or 0 for one in found)
-    peak = sum(one.peak_bytes for one in found)
-    source = "pss" if all(one.source == "pss" for one in found) else "rss"
-    return Footprint(now, max(now, peak), source, rss, _cgroup_peak(pids[0]))
+    now = sum(rss - shared for rss, shared, _ in found) + max(shared for _, shared, _ in found)
+    grown = sum(peak - rss for rss, _, peak in found)
+    return Footprint(now, now + grown, "rss", sum(rss for rss, _, _ in found), _cgroup_peak(pids[0]))
 
 
-def _process(pid: int) -> Footprint | None:
+def resident_peak(pids: Sequence[int]) -> int:
+    """The most that was ever resident of these processes, each by itself. Cheap, where `measure` walks every page of them."""
+    return sum(_field(Path(f"/proc/{pid}/status"), "VmHWM") or 0 for pid in pids)
+
+
+def _process(pid: int) -> tuple[int, int, int] | None:
+    """Resident bytes, how many of them others have too, and the most that ever was resident."""
     try:
         rss = int(psutil.Process(pid).memory_info().rss)
     except psutil.Error:
         return None
-    peak = _field(Path(f"/proc/{pid}/status"), "VmHWM") or rss
-    pss = _field(Path(f"/proc/{pid}/smaps_rollup"), "Pss")
-    if pss is None:
-        return Footprint(rss, max(peak, rss), "rss", rss)
-    # The kernel keeps the peak of resident pages alone; what is shared now was shared then.
-    return Footprint(pss, max(pss, peak - (rss - pss)), "pss", rss)
+    rollup = Path(f"/proc/{pid}/smaps_rollup")
+    shared = sum(_field(rollup, name) or 0 for name in ("Shared_Clean", "Shared_Dirty"))
+    return rss, min(shared, rss), max(rss, _field(Path(f"/proc/{pid}/status"), "VmHWM") or 0)
 
 
 def _field(path: Path, name: str) -> int | None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import anyio.to_thread
 
+from aima_lib.errors import AimaError
 from aima_lib.infra.store import Document, Store
-from aima_lib.launchers.footprint import Footprint, measure
+from aima_lib.launchers.footprint import Footprint, measure, resident_peak
 from aima_lib.services.device import DeviceService
 from aima_lib.services.measurements import Measurements
 
+log = logging.getLogger(__name__)
+GROWTH = 1 << 20
 Pids = Callable[[str], Sequence[int]]
 
 
@@ -21,6 +26,7 @@ class Measuring:
     def __init__(self, store: Store, devices: DeviceService, measurements: Measurements, pids: Pids) -> None:
         self._store, self._devices, self._measurements, self._pids = store, devices, measurements, pids
         self._before: dict[str, int] = {}
+        self._resident_before: dict[str, int] = {}
 
     async def expect(self, instance_id: str, device_id: str) -> None:
         """A start is about to happen: remember what the device holds without it."""
@@ -30,15 +36,31 @@ class Measuring:
     async def started(self, instance: Document, version: str | None) -> None:
         """An instance is ready: keep what it takes, beside the estimate."""
         model = self._store.peek("model", instance["model_id"])
-        if model is None or (found := await self._look(instance)) is None:
-            return
-        await self._measurements.record(instance, model, version, self._kind(instance["device"]), found)
+        with _only_logged(instance):
+            if model is not None and (found := await self._look(instance)) is not None:
+                await self._measurements.record(instance, model, version, self._kind(instance["device"]), found)
 
     async def look(self, instance: Document) -> None:
         """Raise its peak if it takes more than was seen."""
         known = self._measurements.peak(instance)
-        if known is not None and (found := await self._look(instance)) is not None and found.peak_bytes > known:
-            await self._measurements.raise_peak(instance, found)
+        if known is None:
+            return
+        with _only_logged(instance):
+            if await self._has_grown(instance) and (found := await self._look(instance)) is not None and found.peak_bytes > known:
+                await self._measurements.raise_peak(instance, found)
+
+    async def _has_grown(self, instance: Mapping[str, Any]) -> bool:
+        """Whether it is worth a look: one that walks all pages of a large engine is not free for it."""
+        if self._kind(instance["device"]) == "gpu":
+            return True
+        peak, before = await anyio.to_thread.run_sync(self._resident, instance["id"]), self._resident_before.get(instance["id"], 0)
+        grown = not peak or not before <= peak <= before + GROWTH  # no peak: this system does not tell; a lower one: started anew
+        if grown:
+            self._resident_before[instance["id"]] = peak
+        return grown
+
+    def _resident(self, instance_id: str) -> int:
+        return resident_peak(self._pids(instance_id))
 
     async def _look(self, instance: Mapping[str, Any]) -> Footprint | None:
         device, id = instance["device"], instance["id"]
@@ -58,3 +80,12 @@ class Measuring:
 
     def _kind(self, device_id: str) -> str:
         return next((str(device["type"]) for device in self._devices.devices() if device["id"] == device_id), "cpu")
+
+
+@contextmanager
+def _only_logged(instance: Mapping[str, Any]) -> Iterator[None]:
+    """A measurement that fails costs nobody an engine."""
+    try:
+        yield
+    except AimaError as error:
+        log.warning("%s was not measured: %s", instance["id"], error)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import psutil
@@ -34,9 +33,9 @@ async def test_a_start_is_measured_and_the_next_estimate_says_so(hosted: Hosted)
     instance = (await hosted.call("engine.start", name="llamacpp", model_id=model, options=options))["instance"]
     [row] = rows(hosted)
     assert row["predicted_bytes"] == before["memory"]["total_bytes"]
-    assert (row["engine"], row["source"]) == ("llamacpp", "pss" if os.path.exists("/proc/self/smaps_rollup") else "rss")
+    assert (row["engine"], row["source"]) == ("llamacpp", "rss")
     taken = psutil.Process(instance["pid"]).memory_info().rss
-    assert 0.5 * taken < row["ready_bytes"] <= row["peak_bytes"] <= 1.2 * taken
+    assert 0.8 * taken < row["ready_bytes"] <= row["peak_bytes"] <= 1.2 * taken
     after = await estimate(hosted, context_length=512)
     assert (after["memory"]["basis"], after["memory"]["observations"]) == ("measured", 1)
     assert after["memory"]["low_bytes"] <= row["peak_bytes"] <= after["memory"]["high_bytes"]
@@ -98,3 +97,14 @@ async def test_what_runs_what_is_what_the_adapters_say(hosted: Hosted) -> None:
         assert {row["usable"] for row in own} == {engine["installed"]}
         assert {row["reason"] for row in own} == {engine["reason"]}
     assert {tuple(row["types"]) for row in told if row["task"] == "embed"} == {("embedding",)}
+
+
+async def test_weights_that_two_engines_have_mapped_are_counted_whole_for_each(hosted: Hosted) -> None:
+    """Else the first would seem to take half of what it takes alone."""
+    model = await hosted.tiny()
+    alone = (await hosted.call("engine.start", name="llamacpp", model_id=model, options=OPTIONS))["instance"]
+    first = measure([alone["pid"]])
+    await hosted.call("service.create", model_id=model, name="second", engine="llamacpp", options=OPTIONS)
+    again = measure([alone["pid"]])
+    assert first is not None and again is not None
+    assert again.bytes == pytest.approx(first.bytes, rel=0.02)
