@@ -137,6 +137,7 @@ class EngineOptions(TypedDict):
     gpu_layers: NotRequired[int]
     batch_size: NotRequired[int]
     flash_attention: NotRequired[Literal['auto', 'on', 'off']]
+    cache_type: NotRequired[Literal['f32', 'f16', 'bf16', 'q8_0', 'q5_1', 'q5_0', 'q4_1', 'q4_0']]
     embedding: NotRequired[bool]
     pooling: NotRequired[Literal['mean', 'cls', 'last']]
     chat_template: NotRequired[Literal['qwen-tools']]
@@ -220,11 +221,15 @@ class Model(TypedDict):
     digest: str | None
     quantization: str | None
     parameters: int | None
+    active_parameters: int | None
     context_length: int | None
     architecture: str | None
     license: str | None
     files: list[dict[str, Any]]
     capabilities: list[str]
+    modalities: list[Literal['text', 'image', 'audio']]
+    chat_template: dict[str, Any] | None
+    warnings: list[str]
     source: dict[str, Any]
     requirements: dict[str, Any]
     geometry: dict[str, Any]
@@ -626,9 +631,13 @@ class ModelEstimateResourcesResult(TypedDict):
 
     memory: dict[str, Any]
     disk_bytes: int | None
+    device_id: str
+    engine: str
     context_length: int
     parallel: int
+    cache_type: str
     fits: list[dict[str, Any]]
+    split: list[dict[str, Any]]
 
 
 class ModelGetResult(TypedDict):

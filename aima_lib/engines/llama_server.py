@@ -10,7 +10,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from aima_lib.engines.base import LLAMA_DIALECTS, LLAMA_DISCREET, LLAMA_OPTIONS, TEMPLATES, Found, batch_of, context_of, tasks_of
+from aima_lib.engines.base import (
+    CHECKPOINTS,
+    LLAMA_DIALECTS,
+    LLAMA_DISCREET,
+    LLAMA_OPTIONS,
+    TEMPLATES,
+    Found,
+    batch_of,
+    context_of,
+    projector_of,
+    tasks_of,
+)
 from aima_lib.engines.cause import illegal_instruction
 from aima_lib.infra.launch import FOLDER, PORT, Launch, environment
 
@@ -74,7 +85,12 @@ class LlamaServer:
             argv += ["--chat-template-file", str(TEMPLATES / f"{template}.jinja")]
         if "seed" in options:
             argv += ["--seed", str(options["seed"])]
-        around = {"OMP_WAIT_POLICY": "passive"} | self._libraries()
+        if projector := projector_of(model, path):
+            argv += ["--mmproj", str(projector)]
+        if "cache_type" in options:
+            argv += ["--cache-type-k", str(options["cache_type"]), "--cache-type-v", str(options["cache_type"])]
+        # By its environment: an older binary refuses a flag it does not know.
+        around = {"OMP_WAIT_POLICY": "passive", "LLAMA_ARG_CTX_CHECKPOINTS": str(CHECKPOINTS)} | self._libraries()
         return Launch(tuple(argv), str(model["id"]), tasks, env=around, discreet=LLAMA_DISCREET)
 
     def _ask(self, flag: str) -> subprocess.CompletedProcess[str]:

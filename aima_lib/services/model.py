@@ -21,10 +21,10 @@ from aima_lib.infra.roots import Absent, Roots
 from aima_lib.infra.store import Store
 from aima_lib.infra.web import Web
 from aima_lib.names import slug
-from aima_lib.services import memory
 from aima_lib.services.allowance import Hold, unlimited
 from aima_lib.services.describe import digest_of
 from aima_lib.services.device import DeviceService
+from aima_lib.services.estimates import Estimates, Wish
 from aima_lib.services.intake import Intake
 from aima_lib.services.pulling import Pulling, guess, way_out
 from aima_lib.services.secrets import SecretService
@@ -53,6 +53,7 @@ class ModelService:
         self._web, self._transfers = web or Web(way_out(config)), Transfers()
         self._pulling = Pulling(config["sources"], secrets, store, events, self._shelf, self._transfers, self._web, pace or Pace())
         self._intake = Intake(store, self._shelf)
+        self._estimates = Estimates(store, devices, float(config["engines"]["memory_reserve_fraction"]))
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Clear what a crash left and carry transfers until cancelled. A transfer under way then keeps its parts."""
@@ -206,8 +207,11 @@ class ModelService:
         context_length: int | None = None,
         parallel: int = 1,
         device_id: str | None = None,
+        engine: str | None = None,
+        version: str | None = None,
+        cache_type: str = "f16",
     ) -> dict[str, Any]:
-        """Memory by formula, disk, and which devices it fits on now.
+        """Memory, disk, and which devices it fits on now. `version` is that of the engine, where it is known.
 
         Raises:
             NotFound: no such model, repository or device.
@@ -216,25 +220,11 @@ class ModelService:
             raise InvalidArgument("give either model_id or repo", hint="model_id for a model that is here, repo for one that is not")
         if repo is None:
             model = self.get(str(model_id))
-            geometry, weights = model["geometry"], model["size_bytes"]
         else:
             plan = await self._pulling.plan(source or guess(repo), Request(repo, revision, file, quantization))
-            geometry, weights = await self._pulling.geometry(plan), plan.size
-        context = context_length or min(memory.DEFAULT_CONTEXT, geometry.get("context_length") or memory.DEFAULT_CONTEXT)
-        needed = memory.estimate(geometry, weights, context, parallel)
-        free = await self._free_memory(device_id)
-        fits = [memory.fit(id, have, needed, geometry, context, parallel) for id, have in free.items()]
-        return {"memory": needed, "disk_bytes": weights, "context_length": context, "parallel": parallel, "fits": fits}
-
-    async def _free_memory(self, device_id: str | None) -> dict[str, int | None]:
-        await self._devices.known()
-        sampled = (await self._devices.metrics(device_id, 1, None))["devices"]
-        reserve = float(self._config["engines"]["memory_reserve_fraction"])
-        free: dict[str, int | None] = {}
-        for sample in sampled:
-            total, used = sample["now"]["memory_total_bytes"], sample["now"]["memory_used_bytes"]
-            free[sample["device_id"]] = None if total is None or used is None else max(0, int(total * (1 - reserve)) - used)
-        return free
+            geometry = await self._pulling.geometry(plan)
+            model = {"geometry": geometry, "size_bytes": plan.size, "quantization": plan.quantization}
+        return await self._estimates.of(model, Wish(context_length, parallel, device_id, engine, version, cache_type))
 
 
 def _check(path: Path, file: Mapping[str, Any]) -> tuple[str | None, dict[str, Any] | None]:
