@@ -223,6 +223,7 @@ class Model(TypedDict):
     capabilities: list[str]
     source: dict[str, Any]
     requirements: dict[str, Any]
+    defaults: dict[str, Any]
     geometry: dict[str, Any]
     created_at: str
     verified_at: str | None
@@ -556,6 +557,13 @@ class ModelEstimateResourcesResult(TypedDict):
     fits: list[dict[str, Any]]
 
 
+class ModelGcResult(TypedDict):
+    """ModelGcResult"""
+
+    freed_bytes: int
+    blobs: list[str]
+
+
 class ModelGetResult(TypedDict):
     """ModelGetResult"""
 
@@ -566,6 +574,8 @@ class ModelImportResult(TypedDict):
     """ModelImportResult"""
 
     model: Model
+    models: list[Model]
+    skipped: list[dict[str, Any]]
 
 
 class ModelListResult(TypedDict):
@@ -579,6 +589,13 @@ class ModelPullResult(TypedDict):
     """ModelPullResult"""
 
     model: Model
+
+
+class ModelSearchResult(TypedDict):
+    """ModelSearchResult"""
+
+    results: list[dict[str, Any]]
+    unavailable: list[dict[str, Any]]
 
 
 class ModelVerifyResult(TypedDict):

@@ -82,6 +82,11 @@ class Store:
         where, values = _conditions(kind, equal)
         return int(self.read(f"SELECT count(*) FROM documents WHERE {where}", values)[0][0])
 
+    def ids(self, kind: str, prefix: str = "") -> set[str]:
+        """The ids of a kind that begin so."""
+        rows = self.read("SELECT id FROM documents WHERE kind = ? AND id >= ? AND id < ?", (kind, prefix, f"{prefix}\U0010ffff"))
+        return {str(row[0]) for row in rows}
+
     def read(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """Rows of a SELECT. For tables that are not documents.
 
@@ -269,8 +274,9 @@ def _translated(error: Exception) -> Exception:
 
 def _conditions(kind: str, equal: Mapping[str, Any]) -> tuple[str, tuple[Any, ...]]:
     given = {key: value for key, value in equal.items() if value is not None}
-    clauses = ["kind = ?", *(f"json_extract(body, '$.{key}') = ?" for key in given)]
-    return " AND ".join(clauses), (kind, *given.values())
+    assert kind.isidentifier()  # it stands in the text: an index of one kind is not found by a value that is bound later
+    clauses = [f"kind = '{kind}'", *(f"json_extract(body, '$.{key}') = ?" for key in given)]
+    return " AND ".join(clauses), tuple(given.values())
 
 
 def _dumps(document: Mapping[str, Any]) -> str:

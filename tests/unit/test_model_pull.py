@@ -19,6 +19,7 @@ import anyio
 import pytest
 
 from aima_lib.errors import AlreadyExists, FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
+from aima_lib.infra.ranges import arrived
 from tests.hub import Fault, Hub, sha256_of
 from tests.tiny import write_tiny_gguf
 from tests.unit.test_model import Shop, shop
@@ -55,7 +56,7 @@ def nothing_left(here: Shop) -> bool:
 
 def parts(here: Shop) -> int:
     """Bytes of parts on disk."""
-    return sum(path.stat().st_size for path in (here.home / "models/partial").glob("*/*.part"))
+    return sum(arrived(path) for path in (here.home / "models/partial").glob("*/*.part"))
 
 
 async def test_a_pull_brings_the_model_once(hub: Hub, tmp_path: Path) -> None:
