@@ -167,7 +167,7 @@ class Hub:
         return {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".token"}
 
     def commit(self, repo: str) -> str:
-        listed = "".join(f"{name}{sha256_of(path)}" for name, path in self.files(repo).items())
+        listed = "".join(f"{name}{self.tag(path)}" for name, path in self.files(repo).items())
         return hashlib.sha1(listed.encode()).hexdigest()
 
     def tag(self, path: Path) -> str:
@@ -282,8 +282,10 @@ class _Answer(BaseHTTPRequestHandler):
             return self._say(404, b"", "text/plain")
         siblings: list[dict[str, Any]] = []
         for name, path in self.hub.files(repo).items():
-            large = {"lfs": {"sha256": sha256_of(path), "size": path.stat().st_size}} if path.suffix in (".gguf", ".safetensors") else {}
-            siblings.append({"rfilename": name, "size": path.stat().st_size, "blobId": git_oid_of(path), **large})
+            size = path.stat().st_size
+            large = path.suffix in (".gguf", ".safetensors")
+            told = {"lfs": {"sha256": self.hub.tag(path), "size": size}} if large else {"blobId": git_oid_of(path)}
+            siblings.append({"rfilename": name, "size": size, **told})
         body = {"id": repo, "sha": self.hub.commit(repo), "siblings": siblings, "cardData": {"license": self.hub.license}}
         return self._say(200, json.dumps(body).encode(), "application/json")
 

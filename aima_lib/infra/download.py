@@ -52,7 +52,8 @@ class Pace:
     first_wait_seconds: float = 0.5
     longest_wait_seconds: float = 20
     lanes: int = 4
-    segment: int = 32 << 20
+    segment: int = 32 << 20  # at least; of large files more, up to `longest_segment`
+    longest_segment: int = 256 << 20
     stall_seconds: float = 30
 
 
@@ -137,6 +138,12 @@ class Download:
             for _ in range(min(self.pace.lanes - 1, len(self._waiting))):
                 group.start_soon(self._lane)
 
+    @property
+    def _piece(self) -> int:
+        """Bytes of a segment: a few for each lane, as far as the size is known before it is asked for."""
+        share = (self.size or 0) // (4 * self.pace.lanes)
+        return max(self.pace.segment, min(share, self.pace.longest_segment))
+
     def _spread(self) -> None:
         self._waiting = [number for number in range(len(self._ranges.counts)) if not self._ranges.is_done(number)]
         self._laid.set()
@@ -204,7 +211,7 @@ class Download:
         if self._plain or (not counts and self.size is not None and self.size <= self.pace.segment):
             return None
         if not counts:
-            return f"bytes=0-{self.pace.segment - 1}"
+            return f"bytes=0-{self._piece - 1}"
         if len(counts) == 1:
             return f"bytes={have}-" if have else None
         return f"bytes={start + have}-{(end or 0) - 1}"
@@ -238,7 +245,7 @@ class Download:
         size = total if total is not None else self.size
         if size is not None and self.size is None:
             need_room(self.path.parent, size)
-        await to_thread.run_sync(lambda: self._ranges.lay(tag, size, whole=whole))
+        await to_thread.run_sync(lambda: self._ranges.lay(tag, size, whole=whole, segment=self._piece))
         if whole or size is None:
             self._waiting = []
             self._laid.set()
@@ -265,7 +272,7 @@ class Download:
         size, ranges = 0, self._ranges
         window, got = time.monotonic(), 0
         try:
-            async for chunk in response.aiter_raw():
+            async for chunk in self.web.body(response):
                 room = None if limit is None else limit - ranges.counts[number] - size
                 if room is not None and len(chunk) > room:
                     if ranges.bounds(number)[1] == ranges.total:

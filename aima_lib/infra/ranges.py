@@ -84,7 +84,7 @@ class Ranges:
         ends = [(start + count, end) for number, count in enumerate(self.counts) for start, end in [self.bounds(number)]]
         return all(here <= (size if end is None else min(end, size)) for here, end in ends if here)
 
-    def lay(self, tag: str, total: int | None, *, whole: bool = False) -> None:
+    def lay(self, tag: str, total: int | None, *, whole: bool = False, segment: int | None = None) -> None:
         """Begin anew, knowing the source's tag and the size; `whole`: in one piece. The disk is reserved as far as it can be.
 
         Raises:
@@ -92,7 +92,7 @@ class Ranges:
         """
         self.forget()
         self.tag, self.total = tag, total
-        self._segment = UNBOUNDED if whole or total is None else self._preferred
+        self._segment = UNBOUNDED if whole or total is None else segment or self._preferred
         self.counts = [0] * (1 if total is None else max(1, -(-total // self._segment)))
         said = {"tag": tag, "total": total, "segment": self._segment, "boot": boot()}
         head = json.dumps(said).encode() + b"\n"

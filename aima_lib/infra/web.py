@@ -54,6 +54,10 @@ class Web:
                 raise refusal(response.status_code, url, response.headers)
             yield response
 
+    def body(self, response: Response) -> AsyncIterator[bytes]:
+        """The body of what `stream` gave, as it comes. Raises Again when it ends too soon."""
+        return self._egress.body(response)
+
     async def get(self, url: str, headers: Mapping[str, str] | None = None, most: int = LARGEST_PAGE) -> Page:
         """A whole page of bounded size, in bounded time; raises as `stream` does."""
         body = bytearray()

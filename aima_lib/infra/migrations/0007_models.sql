@@ -5,6 +5,15 @@ CREATE INDEX model_status ON documents (json_extract(body, '$.status')) WHERE ki
 CREATE INDEX model_format ON documents (json_extract(body, '$.format')) WHERE kind = 'model';
 CREATE INDEX model_digest ON documents (json_extract(body, '$.digest')) WHERE kind = 'model';
 CREATE INDEX model_repo ON documents (json_extract(body, '$.source.repo')) WHERE kind = 'model';
+-- How many models there are: counting them anew for each list would cost more than the list.
+CREATE TABLE document_counts (kind TEXT PRIMARY KEY, count INTEGER NOT NULL) WITHOUT ROWID;
+INSERT INTO document_counts SELECT 'model', count(*) FROM documents WHERE kind = 'model';
+CREATE TRIGGER model_counted AFTER INSERT ON documents WHEN new.kind = 'model' BEGIN
+  UPDATE document_counts SET count = count + 1 WHERE kind = 'model';
+END;
+CREATE TRIGGER model_uncounted AFTER DELETE ON documents WHEN old.kind = 'model' BEGIN
+  UPDATE document_counts SET count = count - 1 WHERE kind = 'model';
+END;
 -- Which models have a blob. Kept by the documents themselves.
 CREATE TABLE model_blobs (
   sha256 TEXT NOT NULL,
