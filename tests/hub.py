@@ -27,7 +27,7 @@ from fnmatch import fnmatchcase
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from tests import registries
@@ -337,10 +337,8 @@ class _Answer(BaseHTTPRequestHandler):
         )
         if fault == Fault(etag=fault.etag, no_range=fault.no_range, no_etag=fault.no_etag, times=fault.times):
             return self._pour(path, start, end, url_path)
-        content = bytearray(path.read_bytes() + bytes(fault.more))
-        if fault.wrong_byte is not None:
-            content[fault.wrong_byte] ^= 0xFF
-        return self._drip(bytes(content[start:end]), url_path, fault)
+        with path.open("rb") as stream:
+            return self._drip(stream, start, end, url_path, fault)
 
     def _pour(self, path: Path, start: int, end: int, url_path: str) -> None:
         """As fast as the kernel can."""
@@ -353,10 +351,11 @@ class _Answer(BaseHTTPRequestHandler):
                 self.hub.sent(url_path, sent)
                 start += sent
 
-    def _drip(self, body: bytes, url_path: str, fault: Fault) -> None:
+    def _drip(self, stream: BinaryIO, start: int, end: int, url_path: str, fault: Fault) -> None:
         """With what goes wrong on the way."""
-        sent, began = 0, time.monotonic()
-        while sent < len(body):
+        sent, began, size = 0, time.monotonic(), end - start
+        stream.seek(start)
+        while sent < size:
             if fault.stall_after is not None and sent >= fault.stall_after:
                 self.hub.wait(3600)
                 return
@@ -365,7 +364,10 @@ class _Answer(BaseHTTPRequestHandler):
                 self.close_connection = True
                 self.connection.close()
                 return
-            piece = body[sent : sent + CHUNK]
+            length = min(CHUNK, size - sent)
+            piece = bytearray(stream.read(length).ljust(length, b"\0"))
+            if fault.wrong_byte is not None and 0 <= (at := fault.wrong_byte - start - sent) < length:
+                piece[at] ^= 0xFF
             self.wfile.write(piece)
             sent += len(piece)
             self.hub.sent(url_path, len(piece))

@@ -163,6 +163,7 @@ class Download:
         """One segment; False when it was left to the other lanes, because the server wants fewer of them."""
         failures, furthest, renewed = 0, -1, False
         while not (self._ranges.counts and self._ranges.is_done(number)):
+            asked_with = self.headers
             try:
                 async with self.throttle.lanes:
                     await self._attempt(number)
@@ -171,8 +172,10 @@ class Download:
             except Challenged:
                 if renewed or self.renew is None:
                     raise
-                self.headers, renewed = {**self.headers, **await self.renew()}, True
+                if asked_with is self.headers:  # no other lane has done it meanwhile
+                    self.headers, renewed = {**self.headers, **await self.renew()}, True
             except Again as error:
+                renewed = False
                 here = self._ranges.counts[number] if self._ranges.counts else 0
                 failures = 1 if here > furthest else failures + 1
                 furthest = max(furthest, here)  # a server that always begins anew gets no further by getting as far again

@@ -10,8 +10,6 @@ from html.parser import HTMLParser
 from typing import Any
 from urllib.parse import urlencode
 
-import anyio
-
 from aima_lib.errors import FailedPrecondition, InvalidArgument, Unavailable
 from aima_lib.infra.places import shown
 from aima_lib.infra.web import Web
@@ -63,7 +61,7 @@ async def resolve(request: Request, config: Config, web: Web) -> Plan:
     artefacts = [Artefact(each, (registry.part(layer),), layer.sha256, layer.size) for each, layer in pieces.items()]
     if request.sha256:
         artefacts[0] = replace(artefacts[0], sha256=request.sha256)
-    texts = await _texts(registry, layers)
+    texts = {kind: await registry.text(layer) for kind, layer in texts_of(layers).items()}
     return Plan(stem, "gguf", digest, tuple(artefacts), license_of(texts), quantization_of(tag), defaults_of(texts))
 
 
@@ -84,18 +82,6 @@ def texts_of(layers: Sequence[Layer]) -> dict[str, Layer]:
     """The small layers that say how a model is meant to be used."""
     kinds = ("template", "system", "params", "license")
     return {kind: layer for kind in kinds for layer in reversed(layers) if layer.media_type == KIND + kind}
-
-
-async def _texts(registry: Registry, layers: list[Layer]) -> dict[str, str]:
-    texts: dict[str, str] = {}
-
-    async def read(kind: str, layer: Layer) -> None:
-        texts[kind] = await registry.text(layer)
-
-    async with anyio.create_task_group() as group:
-        for kind, layer in texts_of(layers).items():
-            group.start_soon(read, kind, layer)
-    return texts
 
 
 def license_of(texts: Mapping[str, str]) -> str | None:
