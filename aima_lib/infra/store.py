@@ -89,7 +89,7 @@ class Store:
         rows = self.read("SELECT id FROM documents WHERE kind = ? AND id >= ? AND id < ?", (kind, prefix, f"{prefix}\U0010ffff"))
         return {str(row[0]) for row in rows}
 
-    def read(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    def read(self, sql: str, values: tuple[Any, ...] | Mapping[str, Any] = ()) -> list[tuple[Any, ...]]:
         """Rows of a SELECT. For tables that are not documents.
 
         Raises:
