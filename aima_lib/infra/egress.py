@@ -160,6 +160,7 @@ class Egress:
                 left -= len(chunk)
                 if left < DIRECT:
                     continue
+                assert stream is not None
                 while left:
                     chunk = await stream.read(min(WIDE, left), self._stall)
                     if not chunk:

@@ -253,7 +253,7 @@ def _connect(path: Path) -> apsw.Connection:
         for _ in db.execute("PRAGMA journal_mode=WAL"):
             pass
         db.execute("PRAGMA synchronous=FULL")
-    except apsw.NotADBError:
+    except (apsw.NotADBError, apsw.CorruptError):
         pass  # the integrity check that follows says it in our words
     return db
 
