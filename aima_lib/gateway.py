@@ -295,7 +295,7 @@ class Gateway:
         """
         try:
             level = self._level(unit, caller)
-            if unit.kind == "query":
+            if unit.kind == "query" or (level != "approve" and _only_looks(unit, given)):
                 return None
             if level == "auto" and token is None:
                 self.services.allowance.delete(caller, unit)
@@ -391,6 +391,11 @@ class Gateway:
 
     def _limit(self, unit: Unit) -> float:
         return float(self.services.config["calls"]["command_timeout_seconds" if unit.kind == "command" else "query_timeout_seconds"])
+
+
+def _only_looks(unit: Unit, given: Mapping[str, Any]) -> bool:
+    """Whether a call only says what it would do: that is its plan already."""
+    return given.get("dry_run") is True and "dry_run" in unit.definition["inputSchema"]["properties"]
 
 
 def _needs(plan: Mapping[str, Any], given: Mapping[str, Any], why: str | None) -> ApprovalRequired:

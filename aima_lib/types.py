@@ -232,6 +232,7 @@ class Model(TypedDict):
     warnings: list[str]
     source: dict[str, Any]
     requirements: dict[str, Any]
+    defaults: dict[str, Any]
     geometry: dict[str, Any]
     created_at: str
     verified_at: str | None
@@ -640,6 +641,13 @@ class ModelEstimateResourcesResult(TypedDict):
     split: list[dict[str, Any]]
 
 
+class ModelGcResult(TypedDict):
+    """ModelGcResult"""
+
+    freed_bytes: int
+    blobs: list[str]
+
+
 class ModelGetResult(TypedDict):
     """ModelGetResult"""
 
@@ -650,6 +658,8 @@ class ModelImportResult(TypedDict):
     """ModelImportResult"""
 
     model: Model
+    models: list[Model]
+    skipped: list[dict[str, Any]]
 
 
 class ModelListResult(TypedDict):
@@ -663,6 +673,13 @@ class ModelPullResult(TypedDict):
     """ModelPullResult"""
 
     model: Model
+
+
+class ModelSearchResult(TypedDict):
+    """ModelSearchResult"""
+
+    results: list[dict[str, Any]]
+    unavailable: list[dict[str, Any]]
 
 
 class ModelVerifyResult(TypedDict):

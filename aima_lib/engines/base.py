@@ -73,10 +73,17 @@ def refuse_unknown(engine: Engine, options: Mapping[str, Any]) -> None:
 
 
 def context_of(model: Mapping[str, Any], options: Mapping[str, Any]) -> int:
-    """Tokens one request may hold: what was asked, else 4096 or what the model was trained for, whichever is less."""
+    """Tokens one request may hold: what was asked, else its publisher's choice or 4096, and no more than it was trained for."""
     if "context_length" in options:
         return int(options["context_length"])
-    return min(DEFAULT_CONTEXT, int(model.get("context_length") or DEFAULT_CONTEXT))
+    wanted = max(1, int(defaults_of(model).get("context_length") or DEFAULT_CONTEXT))
+    return min(wanted, int(model.get("context_length") or wanted))
+
+
+def defaults_of(model: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The parameters that the model's publisher set, by the names of types/model.json: numbers, and `stop`."""
+    defaults = model.get("defaults") or {}
+    return defaults.get("parameters") or {}
 
 
 def tasks_of(model: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[str, ...]:

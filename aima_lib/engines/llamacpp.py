@@ -19,6 +19,7 @@ from aima_lib.engines.base import (
     Found,
     batch_of,
     context_of,
+    defaults_of,
     projector_of,
     tasks_of,
 )
@@ -61,7 +62,8 @@ class LlamaCpp:
             "embedding": "embed" in tasks,
             "pooling": options.get("pooling"),
             "chat_template": str(TEMPLATES / f"{template}.jinja") if template else None,
-            "seed": options.get("seed"),
+            "seed": options.get("seed", defaults_of(model).get("seed")),
+            "defaults": dict(defaults_of(model)),
             "projector": str(projector) if (projector := projector_of(model, path)) else None,
             "cache_type": options.get("cache_type", "f16"),
             "checkpoints": CHECKPOINTS,

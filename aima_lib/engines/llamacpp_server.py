@@ -28,6 +28,16 @@ FLASH_ATTENTION = {
 CACHE = {
     name: getattr(llama.ggml_type, f"GGML_TYPE_{name.upper()}") for name in ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 }
+# What a request that says nothing gets, by the model's record and by llama.cpp.
+SAMPLING: dict[str, tuple[str, type]] = {
+    "temperature": ("temp", float),
+    "top_k": ("top_k", int),
+    "top_p": ("top_p", float),
+    "min_p": ("min_p", float),
+    "repeat_penalty": ("penalty_repeat", float),
+    "presence_penalty": ("penalty_present", float),
+    "frequency_penalty": ("penalty_freq", float),
+}
 
 
 def parameters(spec: dict[str, Any], key: str) -> Any:
@@ -54,6 +64,12 @@ def parameters(spec: dict[str, Any], key: str) -> Any:
         wanted.chat_template = Path(spec["chat_template"]).read_text(encoding="utf-8")
     if spec["seed"] is not None:
         wanted.sampling.seed = spec["seed"]
+    for name, value in spec["defaults"].items():
+        if name in SAMPLING:
+            field, kind = SAMPLING[name]
+            setattr(wanted.sampling, field, kind(value))
+    wanted.n_predict = int(spec["defaults"].get("max_tokens", -1))
+    wanted.antiprompt = list(spec["defaults"].get("stop", []))
     # A prompt cache in memory (8 GiB by default) is beyond every estimate; slots show prompts; nobody browses here.
     # The same for copies of sliding windows: 32 of them for each request would be gigabytes.
     wanted.n_ctx_checkpoints = spec["checkpoints"]

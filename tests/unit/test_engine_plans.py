@@ -51,6 +51,17 @@ def test_llama_server_gets_its_key_by_file_and_the_whole_context_of_all_slots(tm
     assert launch.env["LD_LIBRARY_PATH"].split(os.pathsep)[0] == str(tmp_path)
 
 
+def test_what_a_publisher_set_is_what_an_engine_begins_with(tmp_path: Path) -> None:
+    model = MODEL | {"defaults": {"parameters": {"temperature": 0.7, "context_length": 8192, "stop": ["<|im_end|>"], "seed": 3}}}
+    assert context_of(model, {}) == 8192 and context_of(model | {"context_length": 512}, {}) == 512
+    assert context_of(model, {"context_length": 100}) == 100 and context_of(MODEL, {}) == 4096
+    spec = json.loads(LlamaCpp().plan(model, PATH, CPU, {"threads": 2}).files["spec.json"])
+    assert (spec["seed"], spec["defaults"]["stop"], spec["context_length"]) == (3, ["<|im_end|>"], 8192)
+    launch = LlamaServer("/opt/llama-server").plan(model, PATH, CPU, {"threads": 2, "seed": 9})
+    words = dict(zip(launch.argv[1:], launch.argv[2:], strict=False))
+    assert (words["--temp"], words["--seed"], words["--ctx-size"]) == ("0.7", "9", "8192")
+
+
 def test_an_embedding_model_embeds_and_a_text_fits_one_batch() -> None:
     launch = LlamaCpp().plan(MODEL | {"type": "embedding"}, PATH, CPU, {"threads": 2, "context_length": 1000})
     assert launch.tasks == ("embed",)

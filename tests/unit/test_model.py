@@ -39,10 +39,14 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+# Tries three times, soon, and cuts files of tests into several segments.
+QUICK = Pace(attempts=3, first_wait_seconds=0.02, longest_wait_seconds=0.1, segment=256 << 10)
+
+
 class Shop:
     """A model service that runs, and what it stands on."""
 
-    def __init__(self, home: Home, store: Store, toml: str = "", stall_seconds: float = 2) -> None:
+    def __init__(self, home: Home, store: Store, toml: str = "", stall_seconds: float = 2, pace: Pace | None = QUICK) -> None:
         (home.path / "config.toml").write_text(toml + ROOTS, encoding="utf-8")
         self.home, self.store = home.path, store
         settings = config.load(home.path)
@@ -50,7 +54,6 @@ class Shop:
         self.events = Events(store, types)
         self.devices = DeviceService(settings, store, self.events)
         web = Web(way_out(settings, connect_seconds=2, stall_seconds=stall_seconds))
-        pace = Pace(attempts=3, first_wait_seconds=0.02, longest_wait_seconds=0.1)
         self.models = ModelService(settings, home.path, store, self.events, self.devices, SecretService(home, store), web=web, pace=pace)
 
     def on_disk(self) -> dict[str, list[str]]:
