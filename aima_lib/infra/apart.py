@@ -6,6 +6,7 @@ A file that was made to hurt whoever reads it hurts the child. What comes back i
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -35,7 +36,7 @@ def read_apart(format: str, files: Sequence[Named]) -> dict[str, Any]:
         numbers = [number for number, _ in opened]
         try:
             done = subprocess.run(
-                ARGV, input=job_of(format, opened), capture_output=True, pass_fds=numbers, env={}, timeout=WALL_SECONDS, check=False
+                ARGV, input=job_of(format, opened), capture_output=True, pass_fds=numbers, env=_around(), timeout=WALL_SECONDS, check=False
             )
         except subprocess.TimeoutExpired as error:
             raise _refused(files, f"it was not read within {WALL_SECONDS:g} s") from error
@@ -46,6 +47,11 @@ def job_of(format: str, opened: Sequence[tuple[int, str]]) -> bytes:
     """What the child is told: which descriptors it has, what they are called, and its limits."""
     limits = {"cpu_seconds": CPU_SECONDS, "memory_bytes": MEMORY_BYTES}
     return json.dumps({"format": format, "files": [[number, name] for number, name in opened], "root": str(ROOT), **limits}).encode()
+
+
+def _around() -> dict[str, str]:
+    """Of the host's environment what Python may need to start, and nothing else."""
+    return {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH") if name in os.environ}
 
 
 def _heard(done: subprocess.CompletedProcess[bytes], files: Sequence[Named]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from aima_lib.infra.store import Store
 from aima_lib.services import memory
 from aima_lib.services.device import DeviceService
-from aima_lib.services.measurements import Measurements
+from aima_lib.services.measurements import Measurements, load_of
 from aima_lib.services.memory import Load
 
 USUAL_ENGINE = "llamacpp"
@@ -40,10 +40,10 @@ class Estimates:
             NotFound: there is no such device.
         """
         geometry = model["geometry"]
-        context = wish.context_length or min(memory.DEFAULT_CONTEXT, geometry.get("context_length") or memory.DEFAULT_CONTEXT)
         free, kinds = await self._free(wish.device_id), {device["id"]: device["type"] for device in await self._devices.known()}
         main = next((id for id in free if kinds[id] == "gpu"), next(iter(free)))
-        load = Load(context, wish.parallel, cache_type=wish.cache_type, kind=kinds[main])
+        load = _load(model, wish, kinds[main])
+        context = load.context_length
         fits = [
             memory.fit(id, have, self._at(model, wish, replace(load, kind=kinds[id])), replace(load, kind=kinds[id]), model)
             for id, have in free.items()
@@ -73,6 +73,14 @@ class Estimates:
             total, used = sample["now"]["memory_total_bytes"], sample["now"]["memory_used_bytes"]
             free[sample["device_id"]] = None if total is None or used is None else max(0, int(total * (1 - self._reserve)) - used)
         return free
+
+
+def _load(model: Mapping[str, Any], wish: Wish, kind: str) -> Load:
+    """How a start with these wishes would run it."""
+    options: dict[str, Any] = {"parallel": wish.parallel, "cache_type": wish.cache_type}
+    if wish.context_length is not None:
+        options["context_length"] = wish.context_length
+    return load_of({"context_length": model["geometry"].get("context_length"), **model}, options, kind)
 
 
 def _scaled(geometry: Mapping[str, Any]) -> dict[str, Any]:

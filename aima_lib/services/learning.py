@@ -39,11 +39,10 @@ def settings_of(load: Load, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def corrected(memory: Memory, rows: Sequence[Row], ran: Ran, load: Load, settings: Mapping[str, Any]) -> Memory:
     """The formula's answer, after what was measured. `rows` are of the same engine, kind of device, and formula."""
-    if memory["total_bytes"] is None or not rows:
-        return memory
     if same := [row for row in rows if _is_same(row, ran, load, settings)]:
         return _measured(memory, same, load)
-    return _adjusted(memory, rows, ran)
+    foretold = [row for row in rows if row["predicted_bytes"]]  # where the formula knew nothing, it learns nothing
+    return memory if memory["total_bytes"] is None or not foretold else _adjusted(memory, foretold, ran)
 
 
 def peak_of(row: Row) -> int:

@@ -48,14 +48,12 @@ class Measurements:
         load = load_of(model, options, kind)
         said = self.estimate(model, instance["engine"], version, load, options)
         formula = memory.estimate(model.get("geometry") or {}, model.get("size_bytes"), load.context_length, load.parallel, load)
-        if formula["total_bytes"] is None:
-            return
         row = (
             instance["id"], instance["started_at"], model["id"], model.get("digest"), model.get("architecture"), model.get("quantization"),
             instance["engine"], version, instance["device"], kind, load.context_length, load.parallel, load.batch,
-            json.dumps(learning.settings_of(load, options), sort_keys=True), FORMULA, formula["total_bytes"], said["low_bytes"],
-            said["high_bytes"], formula["compute_bytes"], formula["checkpoint_bytes"], found.bytes, found.peak_bytes, found.rss_bytes,
-            found.cgroup_bytes, found.source,
+            json.dumps(learning.settings_of(load, options), sort_keys=True), FORMULA, formula["total_bytes"] or 0, said["low_bytes"] or 0,
+            said["high_bytes"] or 0, formula["compute_bytes"] or 0, formula["checkpoint_bytes"], found.bytes, found.peak_bytes,
+            found.rss_bytes, found.cgroup_bytes, found.source,
         )  # fmt: skip
         marks = ", ".join("?" * len(row))
 

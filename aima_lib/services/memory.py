@@ -186,13 +186,12 @@ def fit(device_id: str, free_bytes: int | None, at: At, load: Load, model: Mappi
         return _verdict(device_id, None, free_bytes, None, f"{needed['reason']}; {_mib(free_bytes)} are free")
     most = longest_context(free_bytes, at, load, model["geometry"].get("context_length"))
     high, total = needed["high_bytes"], needed["total_bytes"]
-    text = f"needs {_mib(total)}, at most {_mib(high)}, at {load.context_length} tokens × {load.parallel}, {_mib(free_bytes)} are free"
+    text = f"needs {_gib(total)} to {_gib(high)} GiB, {_gib(free_bytes)} are free"  # short enough for a table
     if high <= free_bytes:
         return _verdict(device_id, True, free_bytes, most, text)
     instead = _instead(free_bytes, at, load, model, most)
-    close = "; it may just fit, and a start would be refused" if total <= free_bytes else ""
-    said = f"; {' or '.join(map(_shown, instead))} would fit" if instead else "; nothing smaller of it fits either"
-    return _verdict(device_id, False, free_bytes, most, text + close + said, instead)
+    said = f"; {_shown(instead[0])} fit" if instead else "; nothing smaller fits"
+    return _verdict(device_id, False, free_bytes, most, text + said, instead)
 
 
 def longest_context(free_bytes: int, at: At, load: Load, trained: int | None) -> int | None:
@@ -242,8 +241,8 @@ def _shown(change: Mapping[str, Any]) -> str:
     if change["context_length"]:
         return f"{change['context_length']} tokens"
     if change["cache_type"]:
-        return f"a {change['cache_type']} cache"
-    return f"{change['quantization']} ({_mib(change['high_bytes'])})"
+        return f"keys and values of {change['cache_type']}"
+    return str(change["quantization"])
 
 
 def _verdict(
@@ -287,6 +286,10 @@ def split(geometry: Geometry, memory: Memory, load: Load, free: Mapping[str, int
 def _share(id: str, taken: int, layers: int, blocks: int, cache: int, fixed: int) -> dict[str, Any]:
     weights, kept = blocks * taken // layers, cache * taken // layers
     return {"device_id": id, "layers": taken, "weights_bytes": weights, "kv_cache_bytes": kept, "total_bytes": weights + kept + fixed}
+
+
+def _gib(count: int) -> str:
+    return f"{count / (1 << 30):.2f}" if count < 10 << 30 else f"{count / (1 << 30):.1f}"
 
 
 def _mib(count: int) -> str:

@@ -17,12 +17,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aima_lib.errors import InvalidArgument
+from aima_lib.errors import InvalidArgument, Unavailable
+from aima_lib.infra import apart
 from aima_lib.infra.apart import MEMORY_BYTES, read_apart
 from aima_lib.infra.facts import Part, read
 from tests.conftest import ROOT
 from tests.heads import gguf, hostile, safetensors, sound_onnx, tensor
-from tests.tiny import write_tiny_gguf
 
 EXAMPLES = int(os.environ.get("AIMA_FUZZ_EXAMPLES", "150"))
 FUZZING = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -69,14 +69,21 @@ def test_the_host_says_what_was_wrong(tmp_path: Path, name: str) -> None:
     assert "not a usable" in str(caught.value) or "not usable" in str(caught.value)
 
 
-def test_a_reader_has_no_way_to_other_files_or_to_the_hosts_environment(tmp_path: Path) -> None:
-    """It is given descriptors and no secrets; what it may write is nothing."""
-    path = write_tiny_gguf(tmp_path / "tiny.gguf")
-    os.environ["AIMA_TEST_SECRET"] = "planted"
-    try:
-        assert read_apart("gguf", [(path, "tiny.gguf")])["architecture"] == "llama"
-    finally:
-        del os.environ["AIMA_TEST_SECRET"]
+def test_a_reader_gets_nothing_of_the_hosts_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told, weights = tmp_path / "tells.py", tmp_path / "a.gguf"
+    told.write_text("import json, os\nprint(json.dumps({'seen': sorted(os.environ)}))", encoding="utf-8")
+    weights.write_bytes(SOUND["gguf"])
+    monkeypatch.setenv("HF_TOKEN", "planted")
+    monkeypatch.setattr(apart, "ARGV", (sys.executable, "-I", "-S", str(told)))
+    assert set(read_apart("gguf", [(weights, weights.name)])["seen"]) <= {"LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LC_CTYPE"}
+
+
+def test_a_reader_that_cannot_run_is_nobodys_broken_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = tmp_path / "a.gguf"
+    weights.write_bytes(SOUND["gguf"])
+    monkeypatch.setattr(apart, "ARGV", (sys.executable, "-I", "-S", str(tmp_path / "absent.py")))
+    with pytest.raises(Unavailable, match="did not answer"):
+        read_apart("gguf", [(weights, weights.name)])
 
 
 def _survives(format: str, data: bytes, name: str) -> None:

@@ -116,7 +116,7 @@ def test_what_does_not_fit_is_told_with_what_would() -> None:
 
     load = Load(32_768)
     verdict = memory.fit("cpu", 1000 * MIB, at, load, model)
-    assert verdict["fits"] is False and "start would be refused" not in verdict["reason"]
+    assert verdict["fits"] is False and len(verdict["reason"]) <= 60
     ways = {next(key for key in ("context_length", "cache_type", "quantization") if way[key]): way for way in verdict["instead"]}
     assert set(ways) == {"context_length", "cache_type", "quantization"}
     assert 512 <= ways["context_length"]["context_length"] < 32_768
@@ -141,3 +141,15 @@ def test_many_starts_of_one_stranger_leave_the_interval_nearly_as_wide() -> None
     rows = [row(Load(512 * number), 5 * MIB, digest="sha256:other", architecture="llama") for number in range(1, 9)]
     before, said = formula(HERE), after(HERE, *rows)
     assert (said["high_bytes"] - said["low_bytes"]) > 0.6 * (before["high_bytes"] - before["low_bytes"])
+
+
+def test_a_model_that_no_formula_knows_is_known_once_it_ran() -> None:
+    unknown = memory.estimate({}, WEIGHTS, HERE.context_length, 1, HERE)
+    assert unknown["total_bytes"] is None and unknown["high_bytes"] is None
+    ran = row(HERE, 0, predicted_bytes=0, compute_bytes=0, ready_bytes=300 * MIB, peak_bytes=400 * MIB)
+    said = corrected(unknown, [ran], RAN, HERE, settings_of(HERE, {}))
+    assert (said["basis"], said["total_bytes"], said["reason"]) == ("measured", 400 * MIB, None)
+    assert said["high_bytes"] >= 400 * MIB
+    other = replace(RAN, digest="sha256:b")
+    assert corrected(unknown, [ran], other, HERE, settings_of(HERE, {})) == unknown
+    assert corrected(formula(HERE), [ran] * 3, other, HERE, settings_of(HERE, {}))["basis"] == "formula"

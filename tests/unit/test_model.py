@@ -268,7 +268,7 @@ async def test_the_estimate_is_the_formula_and_names_the_context_that_fits(here:
 
     verdict = memory.fit("gpu-0", 256 << 20, at, memory.Load(1 << 20), model)
     assert verdict["fits"] is False and "1024 tokens or" not in verdict["reason"] and verdict["max_context_length"] == 1024
-    assert verdict["instead"][0]["context_length"] == 1024 and "1024 tokens would fit" in verdict["reason"]
+    assert verdict["instead"][0]["context_length"] == 1024 and "1024 tokens fit" in verdict["reason"]
     assert memory.fit("gpu-0", None, at, memory.Load(1), model)["fits"] is None
     unknown = memory.fit("gpu-0", 1, lambda *_: memory.estimate({}, 10, 1, 1), memory.Load(1), {"geometry": {}})
     assert unknown["fits"] is False and unknown["instead"] == []
