@@ -116,7 +116,8 @@ class Gateway:
         waits = given.get("wait", True)
         run = await self.runs.start(unit, _asked(given), caller, key, plan_id, parent)
         if not waits:
-            return {"run_id": run["id"], "status": run["status"]}
+            known = {"run_id": run["id"], "status": run["status"]}
+            return dict.fromkeys(unit.definition["outputSchema"]["required"]) | known
         pass_on = send or silent
         await pass_on({"phase": "started", "message": f"run {run['id']}", "completed": None, "total": None})
         run = await self.runs.follow(run["id"], pass_on)

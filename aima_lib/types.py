@@ -702,7 +702,7 @@ class PipelineRunResult(TypedDict):
 
     run_id: str
     status: Literal['running', 'succeeded']
-    output: NotRequired[Any]
+    output: Any
 
 
 class PipelineStatusResult(TypedDict):

@@ -198,7 +198,7 @@ async def test_a_cancel_ends_all_that_goes_on_and_undoes_the_rest(toys: Toys) ->
     async with toys.host() as gateway:
         await gateway.call("pipeline.create", document)
         begun = await gateway.call("pipeline.run", {"pipeline_id": "toys", "wait": False})
-        assert begun == {"run_id": begun["run_id"], "status": "running"}
+        assert begun == {"run_id": begun["run_id"], "status": "running", "output": None}
         await toys.began("b")
         await toys.began("c")
         async with anyio.create_task_group() as tasks:  # at the same time, and again: it is one cancel
@@ -302,7 +302,7 @@ async def test_pipelines_are_nested_three_deep_and_no_deeper(toys: Toys) -> None
             inner = {"id": "inner", "type": "pipeline.run", "input": {"pipeline_id": "${input.inner}", "input": {"inner": f"p{i - 2}"}}}
             if i == 1:
                 inner["input"] = {"pipeline_id": "p0"}
-            await gateway.call("pipeline.create", pipeline(inner, name=f"p{i}", output="${steps.inner.output}"))
+            await gateway.call("pipeline.create", pipeline(inner, name=f"p{i}", output="${steps.inner.response}"))
         assert (await gateway.call("pipeline.run", {"pipeline_id": "p2", "input": {"inner": "p1"}}))["output"] == "a"
         with pytest.raises(FailedPrecondition, match="at most 3 deep"):
             await gateway.call("pipeline.run", {"pipeline_id": "p3", "input": {"inner": "p2"}})

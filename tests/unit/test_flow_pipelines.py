@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -14,6 +16,7 @@ from aima_lib.flows.check import check
 from aima_lib.flows.diagram import mermaid
 from aima_lib.flows.document import Pipeline, as_document, read
 from aima_lib.flows.inputs import input_schema
+from aima_lib.flows.reference import references
 from aima_lib.registry import PACKAGE, SCHEMAS, Registry
 from tests.flows import OVERVIEW, closed, registry
 from tests.workshop import unit, write_schemas
@@ -91,3 +94,27 @@ def test_editors_know_every_key() -> None:
     judge = jsonschema.Draft202012Validator(schema)
     for document in [*map(of, NAMES), read(OVERVIEW)]:
         judge.validate(as_document(document))
+
+
+def blocks(language: str) -> list[str]:
+    text = (Path(__file__).parents[2] / "docs" / "pipelines.md").read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def test_what_the_page_shows_is_right(units: Registry) -> None:
+    (document,) = blocks("yaml")
+    pipeline = read(document)
+    assert check(pipeline, units, OWNER, lambda id: None) == []
+    (program,) = blocks("python")
+    names: dict[str, Any] = {}
+    exec(program, names)
+    assert check(names["flow"].pipeline, units, OWNER, lambda id: None) == []
+
+
+def test_the_page_names_every_key_of_a_step() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "pipelines.md").read_text(encoding="utf-8")
+    schema = json.loads((SCHEMAS / "pipeline.schema.json").read_text(encoding="utf-8"))
+    table = text.partition("## Steps")[2].partition("## References")[0]
+    assert [key for key in schema["$defs"]["step"]["properties"] if f"`{key}`" not in table] == []
+    for reference in re.findall(r"`(\$\{.*?\})`", text.partition("## References")[2].partition("A value that")[0]):
+        assert references(reference)
