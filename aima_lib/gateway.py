@@ -151,6 +151,10 @@ class Gateway:
             level = self._level(unit, caller)
             return await self._proposed(unit, given, caller, level, await self.foresee(unit, given, caller))
 
+    def asks(self, unit: Unit, caller: Caller) -> bool:
+        """Whether a call of this unit takes a plan's token."""
+        return self.policy.level(unit, caller) in ("plan", "approve")
+
     async def request(self, name: str, arguments: Mapping[str, Any], *, caller: Caller, run_id: str) -> Mapping[str, Any]:
         """The plan of a call that a run pauses before, for somebody else to approve, whatever the policy asks of it."""
         unit, given = self._checked(name, arguments, caller)
