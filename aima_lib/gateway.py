@@ -116,7 +116,8 @@ class Gateway:
         waits = given.get("wait", True)
         run = await self.runs.start(unit, _asked(given), caller, key, plan_id, parent)
         if not waits:
-            return {"run_id": run["id"], "status": run["status"]}
+            known = {"run_id": run["id"], "status": run["status"]}
+            return dict.fromkeys(unit.definition["outputSchema"]["required"]) | known
         pass_on = send or silent
         await pass_on({"phase": "started", "message": f"run {run['id']}", "completed": None, "total": None})
         run = await self.runs.follow(run["id"], pass_on)
@@ -149,6 +150,10 @@ class Gateway:
                 raise FailedPrecondition(f"{name} changes nothing: there is nothing to plan", hint="call it")
             level = self._level(unit, caller)
             return await self._proposed(unit, given, caller, level, await self.foresee(unit, given, caller))
+
+    def asks(self, unit: Unit, caller: Caller) -> bool:
+        """Whether a call of this unit takes a plan's token."""
+        return self.policy.level(unit, caller) in ("plan", "approve")
 
     async def request(self, name: str, arguments: Mapping[str, Any], *, caller: Caller, run_id: str) -> Mapping[str, Any]:
         """The plan of a call that a run pauses before, for somebody else to approve, whatever the policy asks of it."""

@@ -728,7 +728,7 @@ class PipelineRunResult(TypedDict):
 
     run_id: str
     status: Literal['running', 'succeeded']
-    output: NotRequired[Any]
+    output: Any
 
 
 class PipelineStatusResult(TypedDict):

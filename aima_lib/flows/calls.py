@@ -128,7 +128,7 @@ class Calls:
             self.caller.need(unit.definition["scope"], unit.name)
             if (kept := self._journal.cached(digest)) is not None:
                 return kept
-        asks = (step.approval and not record.undo) or record.approval_id is not None
+        asks = (step.approval and not record.undo) or record.approval_id is not None or self._ctx.gateway.asks(unit, self.caller)
         while True:
             token = await self._approval(step, unit, arguments, record) if asks else None
             try:

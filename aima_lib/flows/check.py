@@ -26,6 +26,7 @@ CALLABLE = ("command", "query")
 REFUSED = {
     "approval.approve": "a pipeline cannot approve what others ask for",
     "approval.deny": "a pipeline cannot decide what others ask for",
+    "key.create": "the key that it makes would be kept with the run",
     "unit.call": "the unit that it would call is the step's type itself",
 }
 

@@ -60,6 +60,7 @@ class Flow:
         self._fallbacks = pipeline.fallbacks
         self._held: set[str] = set()
         self._failed_over: set[str] = set()
+        self._fresh: set[Key] = set()  # rows of calls that begin now
         self._missing, self._after = _order(pipeline)
         self._calls: Calls | None = None
         self._tasks: TaskGroup | None = None
@@ -117,6 +118,7 @@ class Flow:
     def _begun(self, made: list[Record]) -> list[tuple[Step, Record, Any]]:
         """The calls that begin now; what ends without a call is added to `made`."""
         begun: list[tuple[Step, Record, Any]] = []
+        self._fresh.clear()
         while self.failure is None:
             while self._ready:
                 self._open(self._ready.popleft(), made)
@@ -124,7 +126,12 @@ class Flow:
             if not self._ready:
                 break
         self._finish_if_done()
-        return [] if self.failure is not None else begun
+        if self.failure is None:
+            return begun
+        for _, record, _ in begun:  # no call is made of these, and none is on record
+            if record.key in self._fresh:
+                del self.records[record.key]
+        return []
 
     def _finish_if_done(self) -> None:
         if len(self._values) < len(self.steps) or self.failure is not None or self.row.state != "forward":
@@ -179,6 +186,7 @@ class Flow:
         if record is None:
             record = self.records[(step.id, place, False)] = Record(step.id, place, started_at=now())
             record.status = "waiting" if step.approval else "started"
+            self._fresh.add(record.key)
         elif record.status == "started" and step.on_unknown != "retry" and self._calls.in_doubt(Call(step.type, step.input), record):
             _end(record, "unknown", None, _doubt(step, step.type))
         return record

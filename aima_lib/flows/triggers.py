@@ -8,6 +8,7 @@ made up for.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,6 +24,7 @@ from aima_lib.flows.journal import Journal
 from aima_lib.flows.reference import resolve
 from aima_lib.flows.shelf import Edition, Shelf
 from aima_lib.gateway import Gateway
+from aima_lib.infra import lineage
 from aima_lib.infra.clock import parse, stamp
 from aima_lib.infra.progress import silent
 
@@ -30,6 +32,7 @@ CLOCK, LOG = "schedule", "events"  # places of cursors
 LONGEST_SLEEP = 3600.0
 NOTED_SECONDS = 5.0
 MOST_AT_ONCE = 16  # runs that the triggers of one pipeline have under way; further events wait
+MOST_OF_ONE, KEPT = 1000, 4096  # runs of one pipeline that belong to one thing; such things that are remembered
 log = logging.getLogger(__name__)
 
 
@@ -60,6 +63,7 @@ class Triggers:
         self._cursors: dict[tuple[str, str], str] = {}
         self._changed = anyio.Event()
         self._begun: dict[str, list[str]] = {}
+        self._of_one: Counter[tuple[str, str]] = Counter()
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Begin runs until cancelled."""
@@ -139,8 +143,10 @@ class Triggers:
         if event["seq"] <= int(self._cursors.get((one.id, LOG), event["seq"])):
             return
         for place, given in self._asked(one, event):
+            if self._runs_in_circles(one.id, event):
+                continue
             await self._room(one.id)
-            if (run_id := await self._begin(one, f"{one.id}.on.{event['seq']}.{place}", given)) is not None:
+            if (run_id := await self._begin(one, f"{one.id}.on.{event['seq']}.{place}", given, event)) is not None:
                 self._begun[one.id].append(run_id)
             await self._move(one.id, LOG, str(event["seq"] - 1))  # others of its triggers may ask for the same event
         self._cursors[one.id, LOG] = str(event["seq"])
@@ -158,6 +164,16 @@ class Triggers:
             except AimaError as error:
                 log.error("trigger %s of %s, on event %s: %s", place, one.id, event["seq"], error)
 
+    def _runs_in_circles(self, id: str, event: Mapping[str, Any]) -> bool:
+        """Whether so much has come of one thing that the pipeline must be setting off itself, by way of others."""
+        place = id, str(event["correlation_id"])
+        self._of_one[place] += 1
+        if self._of_one[place] == MOST_OF_ONE:
+            log.error("%s was set off %d times by what came of %s, and is not set off by it any more", id, MOST_OF_ONE, place[1])
+        if len(self._of_one) > KEPT:
+            del self._of_one[next(iter(self._of_one))]
+        return self._of_one[place] >= MOST_OF_ONE
+
     async def _room(self, id: str) -> None:
         """Wait until the triggers of a pipeline have few enough runs under way."""
         begun = self._begun.setdefault(id, [])
@@ -173,14 +189,15 @@ class Triggers:
 
     # Both
 
-    async def _begin(self, one: _Watched, key: str, given: Any) -> str | None:
+    async def _begin(self, one: _Watched, key: str, given: Any, event: Mapping[str, Any] | None = None) -> str | None:
         """Begin a run as whoever made the pipeline; returns its id. Where that cannot be done the host's log says why."""
         creator = one.edition.creator
         assert creator is not None
         try:
             if self._services.keys.deadline(creator) <= anyio.current_time():
                 raise self._services.keys.ended(creator)
-            run = await self._gateway.start("pipeline.run", {"pipeline_id": one.id, "input": given}, caller=creator, key=key)
+            with lineage.after(event):
+                run = await self._gateway.start("pipeline.run", {"pipeline_id": one.id, "input": given}, caller=creator, key=key)
             return str(run["id"])
         except AimaError as error:
             log.error("%s was to run by itself (%s): %s", one.id, key, error)

@@ -1,14 +1,13 @@
 """Durable steps a second, and from the start of a run of ten steps to its end: AIMA against DBOS (on SQLite) and Prefect, where they are
 installed; then whether a step costs the same after a hundred runs and after many.
 
-`python tests/bench/pipelines.py [RUNS]`: about a minute, and longer with many recorded RUNS (100,000 is what we publish). Each engine has a
-process and a folder of its own, and the same machine in turns. Ratios are what counts.
+`python tests/bench/pipelines.py [RUNS [PYTHON]]`: some minutes, and longer with many recorded RUNS (100,000 is what we publish). PYTHON has the
+others installed, where this environment should not. Each engine has a process and a folder of its own, in turns. Ratios are what counts.
 """
 
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import os
 import statistics
@@ -180,9 +179,9 @@ async def fill(gateway: Any, count: int) -> None:
 ENGINES = {"aima": ours, "dbos": dbos, "prefect": prefect}
 
 
-def measured(name: str, shape: str) -> dict[str, float] | None:
+def measured(python: str, name: str, shape: str) -> dict[str, float] | None:
     """One engine's figures, from a process of its own."""
-    done = subprocess.run([sys.executable, __file__, "--one", name, shape], capture_output=True, text=True, check=False)
+    done = subprocess.run([python, __file__, "--one", name, shape], capture_output=True, text=True, check=False)
     if done.returncode:
         print(f"{name} did not run: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else done.returncode}", flush=True)
         return None
@@ -190,15 +189,21 @@ def measured(name: str, shape: str) -> dict[str, float] | None:
     return found
 
 
-def main(most: int) -> None:
-    there = [name for name in ENGINES if name == "aima" or importlib.util.find_spec(name)]
-    for name in set(ENGINES) - set(there):
-        print(f"{name} is not installed: pip install {name}")
+def main(most: int, peers: str) -> None:
+    pythons = {"aima": sys.executable}
+    for name in ("dbos", "prefect"):
+        find = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({name!r}) is None)"
+        if subprocess.run([peers, "-c", find], check=False).returncode:
+            print(f"{name} is not installed: pip install {name}")
+        else:
+            pythons[name] = peers
     for shape in ("chain", "fan"):
-        rounds: dict[str, list[dict[str, float]]] = {name: [] for name in there}
-        for _ in range(ROUNDS):  # in turns, so that a noisy moment hits all
-            for name in there:
-                if (found := measured(name, shape)) is not None:
+        rounds: dict[str, list[dict[str, float]]] = {name: [] for name in pythons}
+        for turn in range(ROUNDS):  # in turns, so that a noisy moment hits all
+            for name, python in pythons.items():
+                if turn and name == "prefect":
+                    continue  # minutes each time, and nowhere near
+                if (found := measured(python, name, shape)) is not None:
                     rounds[name].append(found)
         median = {name: {key: statistics.median(one[key] for one in found) for key in found[0]} for name, found in rounds.items() if found}
         mine = median["aima"]
@@ -218,4 +223,4 @@ if __name__ == "__main__":
         with tempfile.TemporaryDirectory() as place:
             print(json.dumps(anyio.run(ENGINES[sys.argv[2]], Path(place), sys.argv[3])))
     else:
-        main(int(sys.argv[1]) if sys.argv[1:] else 10_000)
+        main(int(sys.argv[1]) if sys.argv[1:] else 10_000, sys.argv[2] if sys.argv[2:] else sys.executable)

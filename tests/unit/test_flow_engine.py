@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import pytest
 
-from aima_lib.door import OWNER, Caller
+from aima_lib.door import AGENT, OWNER, Caller
 from aima_lib.errors import AimaError, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, PermissionDenied
 from aima_lib.gateway import Gateway
 from aima_lib.infra.home import Home
@@ -198,7 +198,7 @@ async def test_a_cancel_ends_all_that_goes_on_and_undoes_the_rest(toys: Toys) ->
     async with toys.host() as gateway:
         await gateway.call("pipeline.create", document)
         begun = await gateway.call("pipeline.run", {"pipeline_id": "toys", "wait": False})
-        assert begun == {"run_id": begun["run_id"], "status": "running"}
+        assert begun == {"run_id": begun["run_id"], "status": "running", "output": None}
         await toys.began("b")
         await toys.began("c")
         async with anyio.create_task_group() as tasks:  # at the same time, and again: it is one cancel
@@ -302,7 +302,7 @@ async def test_pipelines_are_nested_three_deep_and_no_deeper(toys: Toys) -> None
             inner = {"id": "inner", "type": "pipeline.run", "input": {"pipeline_id": "${input.inner}", "input": {"inner": f"p{i - 2}"}}}
             if i == 1:
                 inner["input"] = {"pipeline_id": "p0"}
-            await gateway.call("pipeline.create", pipeline(inner, name=f"p{i}", output="${steps.inner.output}"))
+            await gateway.call("pipeline.create", pipeline(inner, name=f"p{i}", output="${steps.inner.response}"))
         assert (await gateway.call("pipeline.run", {"pipeline_id": "p2", "input": {"inner": "p1"}}))["output"] == "a"
         with pytest.raises(FailedPrecondition, match="at most 3 deep"):
             await gateway.call("pipeline.run", {"pipeline_id": "p3", "input": {"inner": "p2"}})
@@ -380,6 +380,38 @@ async def test_an_approval_pauses_a_run_over_the_end_of_a_host(toys: Toys) -> No
     assert sorted(toys.done) == ["a", "burn", "free"]
 
 
+async def test_only_somebody_else_lets_pass_what_a_key_asks_for(toys: Toys) -> None:
+    async with toys.host() as gateway:
+        made = await agreed(gateway, "key.create", {"name": "cleaner", "scopes": ["read", "write", "delete", "inference"]})
+        cleaner = gateway.services.keys.caller(made["secret"])
+        both = {}
+        for name, caller in (("cleaner", cleaner), ("mcp", AGENT)):
+            await gateway.call(
+                "pipeline.create", pipeline(step("burn", "toy.burn", approval=True, word=name), name=f"by-{name}"), caller=caller
+            )
+            both[name] = await gateway.start("pipeline.run", {"pipeline_id": f"by-{name}"}, caller=caller)
+            approval = await waiting(gateway)
+            for own in (cleaner, AGENT):
+                with pytest.raises(PermissionDenied):
+                    await gateway.call("approval.approve", {"approval_id": approval["id"]}, caller=own)
+            await gateway.call("approval.approve", {"approval_id": approval["id"]})
+            assert (await gateway.call("run.wait", {"run_id": both[name]["id"]}))["run"]["status"] == "succeeded"
+    assert toys.done == ["cleaner", "mcp"]
+
+
+async def test_what_the_policy_asks_more_for_pauses_a_run_too(toys: Toys) -> None:
+    (toys.home.path / "config.toml").write_text('[policy.units]\n"toy.once" = "approve"\n', encoding="utf-8")
+    async with toys.host() as gateway:
+        await gateway.call("pipeline.create", pipeline(step("a")))
+        begun = await gateway.start("pipeline.run", {"pipeline_id": "toys"})
+        approval = await waiting(gateway)
+        assert approval["run_id"] == begun["id"]
+        await gateway.call("approval.approve", {"approval_id": approval["id"]})
+        assert (await gateway.call("run.wait", {"run_id": begun["id"]}))["run"]["status"] == "succeeded"
+        assert len((await gateway.call("approval.list", {}))["approvals"]) == 1
+    assert toys.done == ["a"]
+
+
 async def test_what_is_denied_fails(toys: Toys) -> None:
     async with toys.host() as gateway:
         await gateway.call("pipeline.create", pipeline(step("burn", "toy.burn", approval=True)))
@@ -406,6 +438,21 @@ async def waiting(gateway: Gateway) -> Mapping[str, Any]:
     while not (found := (await gateway.call("approval.list", {"status": "open"}))["approvals"]):
         await anyio.sleep(0.005)
     return found[0]
+
+
+async def test_a_step_gives_no_secret_to_the_journal(toys: Toys) -> None:
+    async with toys.host() as gateway:
+        with pytest.raises(InvalidArgument, match="the key that it makes would be kept"):
+            given = {"name": "k", "scopes": ["read"]}
+            await gateway.call("pipeline.create", pipeline({"id": "k", "type": "key.create", "approval": True, "input": given}))
+
+
+async def test_a_forgotten_run_leaves_no_rows(toys: Toys) -> None:
+    async with toys.host() as gateway:
+        await run(gateway, pipeline(step("a")), key="k")
+        await gateway.services.store.delete("run", "pipeline-run-k")
+        assert gateway.services.store.read("SELECT count(*) FROM steps")[0][0] == 0
+        assert gateway.services.store.read("SELECT count(*) FROM flows")[0][0] == 0
 
 
 async def test_a_long_chain_of_skips_is_no_deep_recursion(toys: Toys) -> None:

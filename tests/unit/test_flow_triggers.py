@@ -115,6 +115,8 @@ async def test_an_event_begins_one_run_over_the_end_of_a_host(place: tuple[Home,
         [run] = await runs(gateway, 1)
         assert run["result"]["output"] == "wanted by owner"
         assert run["caller"] == "owner"
+        [cause] = gateway.services.events.page(0, 10, ["pipeline.created"], subject="wanted")
+        assert run["correlation_id"] == cause["correlation_id"]
         while (cursor := Journal(gateway.services.store).cursors()["listener", "events"]) == "0":
             await anyio.sleep(0.01)
         await Journal(gateway.services.store).move("listener", {"events": str(max(int(cursor) - 3, 0))})
