@@ -300,6 +300,8 @@ def test_every_unit_answers_in_every_form(unit: dict[str, Any], capsys: pytest.C
     found = definition(unit["name"])
     assert found is not None
     for line, form in ((["--json"], "json"), (["-o", "yaml"], "yaml"), (["--output=json"], "json"), ([], "table")):
+        if line == ["--output=json"] and "output" in found["inputSchema"]["properties"]:
+            continue  # it is the unit's own
         command = UnitCommand(found)
         assert output.form_in(command.make_context(command.name, list(line)).params) == form == output.form_of(line)
 
