@@ -13,6 +13,7 @@ from aima_lib.errors import AimaError, Cancelled, FailedPrecondition, InvalidArg
 from aima_lib.flows.calls import Calls
 from aima_lib.flows.document import Pipeline
 from aima_lib.flows.engine import Flow
+from aima_lib.flows.inputs import input_schema
 from aima_lib.flows.journal import FlowRow, Journal
 from aima_lib.flows.shelf import Edition, Shelf, effective
 from aima_lib.flows.telling import Telling
@@ -118,10 +119,9 @@ def _refusal(registry: Registry, shelf: Shelf, edition: Edition, caller: Caller,
         return FailedPrecondition(
             f"{pipeline.name} calls what is not here: {', '.join(missing)}", hint="another version of AIMA may have it"
         )
-    if pipeline.input is not None:
-        schema = {"additionalProperties": False, **pipeline.input, "type": "object"}
-        if error := Judge(schema).first_error(dict(given)):
-            return InvalidArgument(f"input: {error}", hint=f"{pipeline.name} takes: {', '.join(pipeline.input.get('properties', {}))}")
+    schema = input_schema(pipeline, registry)
+    if wrong := Judge(schema).first_error(dict(given)):
+        return InvalidArgument(f"input: {wrong}", hint=f"{pipeline.name} takes: {', '.join(schema['properties']) or 'nothing'}")
     try:
         for step in pipeline.steps:
             for name in (step.type, *([step.compensate.type] if step.compensate else [])):

@@ -299,9 +299,9 @@ async def test_pipelines_are_nested_three_deep_and_no_deeper(toys: Toys) -> None
     async with toys.host() as gateway:
         await gateway.call("pipeline.create", pipeline(step("a", "toy.look"), name="p0", output="${steps.a.value}"))
         for i in range(1, 4):
-            inner = {"id": "inner", "type": "pipeline.run", "input": {"pipeline_id": "${input.inner}", "input": {"inner": f"p{i - 2}"}}}
-            if i == 1:
-                inner["input"] = {"pipeline_id": "p0"}
+            # by a name that is not known before, or the check would say it
+            given = {"pipeline_id": "${input.inner}", "input": {"inner": f"p{i - 2}"} if i > 2 else {}}
+            inner = {"id": "inner", "type": "pipeline.run", "input": given if i > 1 else {"pipeline_id": "p0"}}
             await gateway.call("pipeline.create", pipeline(inner, name=f"p{i}", output="${steps.inner.response}"))
         assert (await gateway.call("pipeline.run", {"pipeline_id": "p2", "input": {"inner": "p1"}}))["output"] == "a"
         with pytest.raises(FailedPrecondition, match="at most 3 deep"):
@@ -453,6 +453,18 @@ async def test_a_forgotten_run_leaves_no_rows(toys: Toys) -> None:
         await gateway.services.store.delete("run", "pipeline-run-k")
         assert gateway.services.store.read("SELECT count(*) FROM steps")[0][0] == 0
         assert gateway.services.store.read("SELECT count(*) FROM flows")[0][0] == 0
+
+
+async def test_an_input_that_does_not_fit_is_refused_before_the_first_call(toys: Toys) -> None:
+    plain = pipeline(step("a"), step("b", "toy.once", "a", seconds="${input.seconds}"), name="plain")
+    declared = {"type": "object", "required": ["seconds"], "properties": {"seconds": {"type": "number"}, "x": {"default": 1}}}
+    async with toys.host() as gateway:
+        for document in (plain, {**plain, "name": "declared", "input": declared}):
+            for given in ({"seconds": "long"}, {"seconds": 0, "second": 1}):
+                with pytest.raises(InvalidArgument, match="input: "):
+                    await run(gateway, document, **given)
+            await run(gateway, document, seconds=0)
+    assert toys.done == ["a", "b"] * 2
 
 
 async def test_a_long_chain_of_skips_is_no_deep_recursion(toys: Toys) -> None:
