@@ -10,7 +10,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -181,9 +181,12 @@ class Gateway:
         with self.traced(unit.name, caller, run_id):
             return await self._recorded(unit, arguments, caller, send, run_id, self.runs.get(run_id).get("plan_id"))
 
+    def traced(self, name: str, caller: Caller, run_id: str | None = None) -> AbstractContextManager[None]:
+        """A span around a call, or around the run it began, where spans are made. For faces that stream past `call`, too."""
+        return nullcontext() if self.services.tracer is None else self._span(name, caller, run_id)
+
     @contextmanager
-    def traced(self, name: str, caller: Caller, run_id: str | None = None) -> Iterator[None]:
-        """A span around a call, or around the run it began. For faces that stream past `call`, too."""
+    def _span(self, name: str, caller: Caller, run_id: str | None) -> Iterator[None]:
         known = name if name in self._callable else "unknown unit"
         title, whole = f"run {known}" if run_id else known, lineage.ids()[0]
         with (
@@ -297,7 +300,7 @@ class Gateway:
         """
         try:
             level = self._level(unit, caller)
-            if unit.kind == "query":
+            if unit.kind == "query" or (level != "approve" and _only_looks(unit, given)):
                 return None
             if level == "auto" and token is None:
                 self.services.allowance.delete(caller, unit)
@@ -393,6 +396,11 @@ class Gateway:
 
     def _limit(self, unit: Unit) -> float:
         return float(self.services.config["calls"]["command_timeout_seconds" if unit.kind == "command" else "query_timeout_seconds"])
+
+
+def _only_looks(unit: Unit, given: Mapping[str, Any]) -> bool:
+    """Whether a call only says what it would do: that is its plan already."""
+    return given.get("dry_run") is True and "dry_run" in unit.definition["inputSchema"]["properties"]
 
 
 def _needs(plan: Mapping[str, Any], given: Mapping[str, Any], why: str | None) -> ApprovalRequired:

@@ -137,6 +137,7 @@ class EngineOptions(TypedDict):
     gpu_layers: NotRequired[int]
     batch_size: NotRequired[int]
     flash_attention: NotRequired[Literal['auto', 'on', 'off']]
+    cache_type: NotRequired[Literal['f32', 'f16', 'bf16', 'q8_0', 'q5_1', 'q5_0', 'q4_1', 'q4_0']]
     embedding: NotRequired[bool]
     pooling: NotRequired[Literal['mean', 'cls', 'last']]
     chat_template: NotRequired[Literal['qwen-tools']]
@@ -220,13 +221,18 @@ class Model(TypedDict):
     digest: str | None
     quantization: str | None
     parameters: int | None
+    active_parameters: int | None
     context_length: int | None
     architecture: str | None
     license: str | None
     files: list[dict[str, Any]]
     capabilities: list[str]
+    modalities: list[Literal['text', 'image', 'audio']]
+    chat_template: dict[str, Any] | None
+    warnings: list[str]
     source: dict[str, Any]
     requirements: dict[str, Any]
+    defaults: dict[str, Any]
     geometry: dict[str, Any]
     created_at: str
     verified_at: str | None
@@ -626,9 +632,20 @@ class ModelEstimateResourcesResult(TypedDict):
 
     memory: dict[str, Any]
     disk_bytes: int | None
+    device_id: str
+    engine: str
     context_length: int
     parallel: int
+    cache_type: str
     fits: list[dict[str, Any]]
+    split: list[dict[str, Any]]
+
+
+class ModelGcResult(TypedDict):
+    """ModelGcResult"""
+
+    freed_bytes: int
+    blobs: list[str]
 
 
 class ModelGetResult(TypedDict):
@@ -641,6 +658,8 @@ class ModelImportResult(TypedDict):
     """ModelImportResult"""
 
     model: Model
+    models: list[Model]
+    skipped: list[dict[str, Any]]
 
 
 class ModelListResult(TypedDict):
@@ -654,6 +673,13 @@ class ModelPullResult(TypedDict):
     """ModelPullResult"""
 
     model: Model
+
+
+class ModelSearchResult(TypedDict):
+    """ModelSearchResult"""
+
+    results: list[dict[str, Any]]
+    unavailable: list[dict[str, Any]]
 
 
 class ModelVerifyResult(TypedDict):
