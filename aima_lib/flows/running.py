@@ -48,13 +48,13 @@ async def run(ctx: Context, pipeline_id: str, given: Mapping[str, Any]) -> Mappi
     telling = Telling(row, edition.pipeline, ctx.services.events)
     caller = effective(ctx.caller, edition.creator)
     given = _filled(edition.pipeline, given)
-    if fresh:
-        telling.publish("started", version=row.version, caller=ctx.caller.name, parent=ctx.runs.get(ctx.run_id).get("parent"))
-        if refusal := _refusal(ctx.registry, shelf, edition, caller, given):
-            telling.publish("failed", status="failed", code=refusal.code, step=None, undone=[], not_undone=[])
-            raise refusal
+    telling.publish_once("started", version=row.version, caller=ctx.caller.name, parent=ctx.runs.get(ctx.run_id).get("parent"))
     flow = Flow(row, edition.pipeline, journal, given, primaries(ctx.registry, edition.pipeline), telling)
-    telling.know(flow.records.values())
+    if not flow.records and row.state == "forward" and (refusal := _refusal(ctx.registry, shelf, edition, caller, given)):
+        telling.publish_once("failed", status="failed", code=refusal.code, step=None, undone=[], not_undone=[])
+        raise refusal
+    if not fresh:
+        telling.know(flow.records.values())
     creator = edition.creator.name if edition.creator else None
     calls = Calls(ctx, row, journal, caller, creator, telling.progress, flow.paused)
     failure: AimaError | None = None
@@ -75,11 +75,9 @@ async def _carried_out(ctx: Context, flow: Flow, calls: Calls) -> Any:
     row = flow.row
     if row.state == "forward" and not ctx.runs.is_cancelled(row.run_id):
         await flow.forward(calls, _left(row, flow.pipeline))
-        if flow.failure is None:
-            flow.telling.publish("completed", duration_ms=_took(row), steps=len(flow.steps))
-            return flow.output
     if row.state == "done":
         flow.restore()
+        flow.telling.publish_once("completed", duration_ms=_took(row), steps=len(flow.steps))
         return flow.result()
     raise _told(flow, *await flow.unwind(calls))
 
@@ -92,7 +90,7 @@ def _told(flow: Flow, well: list[str], badly: list[str]) -> AimaError:
         error.next = [{"unit": "pipeline.status", "arguments": {"run_id": flow.row.run_id}}]
     status = "cancelled" if isinstance(error, Cancelled) and "step" not in error.details else "failed"
     step = error.details.get("step")
-    flow.telling.publish("failed", status=status, code=error.code, step=step, undone=well, not_undone=badly)
+    flow.telling.publish_once("failed", status=status, code=error.code, step=step, undone=well, not_undone=badly)
     return error
 
 

@@ -244,8 +244,12 @@ async def test_the_next_host_goes_on_from_the_last_record(toys: Toys) -> None:
         await toys.began("e2")
     async with toys.host() as gateway:
         run = (await gateway.call("run.wait", {"run_id": begun["id"]}))["run"]
+        events = gateway.services.events.page(0, 100, ["pipeline.*"], subject=begun["id"])
     assert (run["status"], run["attempts"]) == ("succeeded", 2)
     assert sorted(toys.done) == ["a", "b", "c", "d", "e1", "e2", "e3"]
+    told = [event["payload"].get("step", event["type"]) for event in events]
+    assert sorted(told) == ["a", "b", "c", "d", "e", "pipeline.completed", "pipeline.started"]
+    assert (told[0], told[-1]) == ("pipeline.started", "pipeline.completed")
     assert lines(toys.folder).count("a begin") == lines(toys.folder).count("e1 begin") == 1
 
 
@@ -445,6 +449,19 @@ async def test_a_step_gives_no_secret_to_the_journal(toys: Toys) -> None:
         with pytest.raises(InvalidArgument, match="the key that it makes would be kept"):
             given = {"name": "k", "scopes": ["read"]}
             await gateway.call("pipeline.create", pipeline({"id": "k", "type": "key.create", "approval": True, "input": given}))
+
+
+async def test_an_event_that_a_host_did_not_come_to_log_is_logged_by_the_next(toys: Toys) -> None:
+    async with toys.host() as gateway:
+        await run(gateway, pipeline(step("a"), step("b", "toy.once", "a")), key="k")
+        sql = "DELETE FROM events WHERE type IN ('pipeline.completed', 'pipeline.step_completed') AND seq > (SELECT min(seq) FROM events)"
+        await gateway.services.store.submit(lambda db: db.execute(sql))
+        await gateway.services.store.update("run", "pipeline-run-k", status="running", result=None)
+    async with toys.host() as gateway:
+        assert (await gateway.call("run.wait", {"run_id": "pipeline-run-k"}))["run"]["status"] == "succeeded"
+        events = gateway.services.events.page(0, 100, ["pipeline.*"], subject="pipeline-run-k")
+    assert [event["payload"].get("step", event["type"]) for event in events] == ["pipeline.started", "a", "b", "pipeline.completed"]
+    assert toys.done == ["a", "b"]
 
 
 async def test_a_forgotten_run_leaves_no_rows(toys: Toys) -> None:
