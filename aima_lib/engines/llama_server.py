@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from aima_lib.engines.base import (
+    CHECKPOINTS,
     LLAMA_DIALECTS,
     LLAMA_DISCREET,
     LLAMA_OPTIONS,
@@ -19,6 +20,7 @@ from aima_lib.engines.base import (
     batch_of,
     context_of,
     defaults_of,
+    projector_of,
     tasks_of,
 )
 from aima_lib.engines.cause import illegal_instruction
@@ -97,7 +99,12 @@ class LlamaServer:
         argv += [word for name, flag in DEFAULTS.items() if name in given for word in (flag, str(given[name]))]
         if (seed := options.get("seed", given.get("seed"))) is not None:
             argv += ["--seed", str(int(seed))]
-        around = {"OMP_WAIT_POLICY": "passive"} | self._libraries()
+        if projector := projector_of(model, path):
+            argv += ["--mmproj", str(projector)]
+        if "cache_type" in options:
+            argv += ["--cache-type-k", str(options["cache_type"]), "--cache-type-v", str(options["cache_type"])]
+        # By its environment: an older binary refuses a flag it does not know.
+        around = {"OMP_WAIT_POLICY": "passive", "LLAMA_ARG_CTX_CHECKPOINTS": str(CHECKPOINTS)} | self._libraries()
         return Launch(tuple(argv), str(model["id"]), tasks, env=around, discreet=LLAMA_DISCREET)
 
     def _ask(self, flag: str) -> subprocess.CompletedProcess[str]:

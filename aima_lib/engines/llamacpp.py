@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from aima_lib.engines.base import (
+    CHECKPOINTS,
     LLAMA_DIALECTS,
     LLAMA_DISCREET,
     LLAMA_OPTIONS,
@@ -19,6 +20,7 @@ from aima_lib.engines.base import (
     batch_of,
     context_of,
     defaults_of,
+    projector_of,
     tasks_of,
 )
 from aima_lib.infra.launch import FOLDER, Launch
@@ -62,6 +64,9 @@ class LlamaCpp:
             "chat_template": str(TEMPLATES / f"{template}.jinja") if template else None,
             "seed": options.get("seed", defaults_of(model).get("seed")),
             "defaults": dict(defaults_of(model)),
+            "projector": str(projector) if (projector := projector_of(model, path)) else None,
+            "cache_type": options.get("cache_type", "f16"),
+            "checkpoints": CHECKPOINTS,
         }
         return Launch(
             # -P keeps this folder's module names (llamacpp, base …) from hiding installed packages.

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import apsw
 
-from aima_lib.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
+from aima_lib.errors import AimaError, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from aima_lib.names import did_you_mean, nearest
 
 T = TypeVar("T")
@@ -26,8 +26,9 @@ Document = dict[str, Any]
 Job = Callable[[apsw.Connection], Any]
 MIGRATIONS = Path(__file__).parent / "migrations"
 GROUP = 512
+NAMED = 1000  # of so many, the newest, the nearest are named
 # The unit that lists the documents of a kind.
-LISTED_BY = {kind: f"{kind}.list" for kind in ("model", "service", "run", "key", "secret")}
+LISTED_BY = {kind: f"{kind}.list" for kind in ("model", "service", "run", "key", "secret", "pipeline")}
 LISTED_BY |= {"instance": "engine.list", "plan": "approval.list"}
 
 
@@ -103,7 +104,7 @@ class Store:
     def missing(self, kind: str, id: str, **equal: Any) -> NotFound:
         """The error that says so and names what is near, among the documents whose fields equal these."""
         where, values = _conditions(kind, equal)
-        ids = [row[0] for row in self.read(f"SELECT id FROM documents WHERE {where}", values)]
+        ids = [row[0] for row in self.read(f"SELECT id FROM documents WHERE {where} ORDER BY rowid DESC LIMIT {NAMED}", values)][::-1]
         unit = LISTED_BY.get(kind)
         hint = did_you_mean(id, ids) or (f"there are: {', '.join(ids[-5:])}" if ids else f"there is no {kind} yet")
         calls = [{"unit": unit, "arguments": {}}] if unit else []
@@ -205,7 +206,7 @@ class Store:
         try:
             outcome = job(db)
             outcome = list(outcome) if isinstance(outcome, apsw.Cursor) else outcome
-        except (apsw.Error, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        except (apsw.Error, AimaError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
             if db.in_transaction:
                 db.execute("ROLLBACK TO job")
                 db.execute("RELEASE job")

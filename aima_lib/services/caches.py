@@ -63,7 +63,7 @@ def find(given: Opened) -> list[Held | Skipped] | None:
         if any(name.startswith("models--") for name in there):
             return _bounded(_hub(given.roots, base, sorted(there)))
     if given.name.startswith("models--") and "snapshots" in names:
-        return _bounded(_snapshot(given.roots, given.path))
+        return _bounded(_snapshots(given.roots, given.path))
     if any(name.lower().endswith(WEIGHTS) for name in names):
         return None
     return _bounded(_tree(given.roots, given.path)) or None
@@ -159,10 +159,10 @@ def _blob(base: Path, layer: Layer) -> Path:
 def _hub(roots: Roots, base: Path, names: Sequence[str]) -> Iterator[Held | Skipped]:
     for name in names:
         if name.startswith("models--"):
-            yield from _snapshot(roots, base / name)
+            yield from _snapshots(roots, base / name)
 
 
-def _snapshot(roots: Roots, folder: Path) -> Iterator[Held | Skipped]:
+def _snapshots(roots: Roots, folder: Path) -> Iterator[Held | Skipped]:
     revisions = _names(roots, folder / "snapshots")
     if not revisions:
         yield Skipped(str(folder), "nothing of it was downloaded")

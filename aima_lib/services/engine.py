@@ -26,10 +26,12 @@ from aima_lib.infra.store import Document, Store
 from aima_lib.launchers import process
 from aima_lib.names import did_you_mean, instance_id, slug
 from aima_lib.services import placement
-from aima_lib.services.admission import Admission, high_bytes
+from aima_lib.services.admission import Admission
 from aima_lib.services.device import DeviceService
 from aima_lib.services.engine_catalog import EngineCatalog, calls_tools
 from aima_lib.services.engine_news import EngineNews
+from aima_lib.services.measurements import Measurements
+from aima_lib.services.measuring import Measuring
 from aima_lib.services.model import ModelService
 from aima_lib.services.readiness import is_ours, says_a_token
 from aima_lib.services.wire import Address, Wire
@@ -50,7 +52,9 @@ class EngineService:
         self._settings, self._home, self._store = config["engines"], home, store
         self._models, self._devices = models, devices
         self._news = EngineNews(events)
-        self._admission = Admission(devices, float(self._settings["memory_reserve_fraction"]))
+        self._measurements = Measurements(store)
+        self._measuring = Measuring(store, devices, self._measurements, lambda id: process.pids(home, id))
+        self._admission = Admission(devices, self._measurements, float(self._settings["memory_reserve_fraction"]))
         self._locks: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
         self._missed: defaultdict[str, int] = defaultdict(int)
         self._probed: dict[str, float] = {}
@@ -141,7 +145,9 @@ class EngineService:
         refuse_unknown(self.catalog.adapter(name), options)
         id, model = instance_id(name, model_id), self._model(model_id)
         found = self._store.peek("instance", id)
-        return id, bool(found and found["status"] in ALIVE), high_bytes(model, options)
+        device, _ = placement.choose(self._devices.devices(), options)
+        needed = self._measurements.high_bytes(model, name, self.catalog.version(name), device["type"], options)
+        return id, bool(found and found["status"] in ALIVE), needed
 
     async def restart(self, instance_id: str, send: Send = silent) -> Document:
         """Stop an instance and start it again as it was. Raises as `stop` and `start` do."""
@@ -181,7 +187,9 @@ class EngineService:
             raise FailedPrecondition(f"port {port} is taken by {holder}", hint="ask for another, or for none", details=taken)
         device, fallback = placement.choose(await self._devices.known(), options)
         retry = _start_call(engine.name, model["id"], options, service_id)
-        async with self._admission.admitted(id, model, device["id"], options, retry):
+        which = (engine.name, self.catalog.version(engine.name))
+        async with self._admission.admitted(id, model, which, device["id"], options, retry):
+            await self._measuring.expect(id, device["id"])
             return await self._begin(engine, model, options, id, port, service_id, device["id"], fallback, send)
 
     async def _begin(
@@ -272,6 +280,7 @@ class EngineService:
         )  # fmt: skip
         self._missed.pop(ready["id"], None)
         self._news.started(ready, adopted=False)
+        await self._measuring.started(ready, self.catalog.version(ready["engine"]))
         return ready
 
     async def _give_up(self, document: Document) -> None:
@@ -324,6 +333,7 @@ class EngineService:
 
     async def _end(self, instance: Document, timeout_seconds: float, reason: str) -> int:
         with anyio.CancelScope(shield=True):
+            await self._measuring.look(instance)
             freed = await anyio.to_thread.run_sync(process.stop, self._home, instance["id"], timeout_seconds)
             await self._store.update("instance", instance["id"], status="stopped", **GONE)
         self._news.stopped(instance, reason, freed)
@@ -416,6 +426,7 @@ class EngineService:
         if time.monotonic() - self._probed.get(id, 0.0) < float(self._settings["probe_seconds"]):
             return
         self._probed[id] = time.monotonic()
+        await self._measuring.look(instance)
         try:
             await is_ours(self.wire, self.address(instance), instance["model_id"])
             self._missed[id] = 0

@@ -79,6 +79,7 @@ class InferenceService:
             FailedPrecondition: it does not run, or cannot do this; `next` holds the call that mends it.
             Unavailable: it is on its way.
         """
+        model = self._meant(model)
         candidates = self._candidates(model)
         for instance, service in candidates:
             if instance is not None and instance["status"] == "ready" and task in instance["tasks"]:
@@ -90,7 +91,7 @@ class InferenceService:
 
         It says the same of a model that is not there: what others have is no business of this caller's.
         """
-        if caller.models is None or (model is not None and self._is_within(model, caller.models)):
+        if caller.models is None or (model is not None and self._is_within(self._meant(model), caller.models)):
             return
         allowed = sorted(caller.models)
         raise PermissionDenied(
@@ -99,6 +100,10 @@ class InferenceService:
             next=[{"unit": "inference.models", "arguments": {}}],
             details={"models": allowed},
         )
+
+    def _meant(self, model: str) -> str:
+        """The name that a name stands for here: config.toml's [models.aliases] comes before whatever is called so."""
+        return str(self._config["models"]["aliases"].get(model, model))
 
     def _is_within(self, model: str, allowed: frozenset[str]) -> bool:
         if model in allowed:

@@ -88,7 +88,7 @@ class Intake:
             hint = "GGUF and safetensors are read; register other formats where they lie with model.create"
             raise InvalidArgument(f"{found.path} is in a format AIMA cannot check ({found.format})", hint=hint)
         folder = self._shelf.blobs.partial / f"import-{token(12)}"
-        weights = [(opened.file, each) for each, opened in found.files if not each.startswith("mmproj-")]
+        weights = [(opened.file, each) for each, opened in found.files]
         with self._shelf.blobs.busy(folder):
             try:
                 facts = await to_thread.run_sync(describe, found.format, weights)

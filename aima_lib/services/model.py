@@ -22,11 +22,11 @@ from aima_lib.infra.store import Store
 from aima_lib.infra.throttle import Throttle
 from aima_lib.infra.web import Web
 from aima_lib.names import slug
-from aima_lib.services import memory
 from aima_lib.services.allowance import Hold, unlimited
 from aima_lib.services.caches import Skipped
 from aima_lib.services.describe import digest_of
 from aima_lib.services.device import DeviceService
+from aima_lib.services.estimates import Estimates, Wish
 from aima_lib.services.fetch import Ways
 from aima_lib.services.intake import Intake
 from aima_lib.services.pulling import Pulling, way_out
@@ -63,6 +63,7 @@ class ModelService:
         self._pulling = Pulling(config["sources"], secrets, store, events, shelf, self._transfers, ways)
         self._intake = Intake(store, shelf)
         self._search = SearchService(self._pulling, self.estimate)
+        self._estimates = Estimates(store, devices, float(config["engines"]["memory_reserve_fraction"]))
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Clear what a crash left and carry transfers until cancelled. A transfer under way then keeps its parts."""
@@ -254,8 +255,11 @@ class ModelService:
         context_length: int | None = None,
         parallel: int = 1,
         device_id: str | None = None,
+        engine: str | None = None,
+        version: str | None = None,
+        cache_type: str = "f16",
     ) -> dict[str, Any]:
-        """Memory by formula, disk, and which devices it fits on now.
+        """Memory, disk, and which devices it fits on now. `version` is that of the engine, where it is known.
 
         Raises:
             NotFound: no such model, repository or device.
@@ -264,28 +268,14 @@ class ModelService:
             raise InvalidArgument("give either model_id or repo", hint="model_id for a model that is here, repo for one that is not")
         if repo is None:
             model = self.get(str(model_id))
-            geometry, weights = model["geometry"], model["size_bytes"]
         else:
             kind = source or guess(repo)
             if kind == LOCAL:
                 raise InvalidArgument(f"{repo} is a path of this machine", hint="import it, then estimate by model_id")
             plan = await self._pulling.plan(kind, Request(repo, revision, file, quantization))
-            geometry, weights = await self._pulling.geometry(plan), plan.size
-        context = context_length or min(memory.DEFAULT_CONTEXT, geometry.get("context_length") or memory.DEFAULT_CONTEXT)
-        needed = memory.estimate(geometry, weights, context, parallel)
-        free = await self._free_memory(device_id)
-        fits = [memory.fit(id, have, needed, geometry, context, parallel) for id, have in free.items()]
-        return {"memory": needed, "disk_bytes": weights, "context_length": context, "parallel": parallel, "fits": fits}
-
-    async def _free_memory(self, device_id: str | None) -> dict[str, int | None]:
-        await self._devices.known()
-        sampled = (await self._devices.metrics(device_id, 1, None))["devices"]
-        reserve = float(self._config["engines"]["memory_reserve_fraction"])
-        free: dict[str, int | None] = {}
-        for sample in sampled:
-            total, used = sample["now"]["memory_total_bytes"], sample["now"]["memory_used_bytes"]
-            free[sample["device_id"]] = None if total is None or used is None else max(0, int(total * (1 - reserve)) - used)
-        return free
+            geometry = await self._pulling.geometry(plan)
+            model = {"geometry": geometry, "size_bytes": plan.size, "quantization": plan.quantization}
+        return await self._estimates.of(model, Wish(context_length, parallel, device_id, engine, version, cache_type))
 
 
 def refuse_beside_a_path(request: Request) -> None:

@@ -124,7 +124,7 @@ class Pulling:
         async with fetch.run() as files:
             self._tell(report, wanted, fetch.meter)
             report({"phase": "verifying", "message": f"reading {wanted}", "completed": plan.size, "total": plan.size})
-            facts = await to_thread.run_sync(describe, plan.format, [(self._place(file), file.name) for file in files if _is_weights(file)])
+            facts = await to_thread.run_sync(describe, plan.format, [(self._place(file), file.name) for file in files])
             facts["license"] = facts["license"] or plan.license
             facts["quantization"] = facts["quantization"] or plan.quantization
             facts["defaults"] = dict(plan.defaults)
@@ -176,11 +176,6 @@ class Pulling:
                 if len(data) >= PEEK:
                     break
         return geometry_of(peek_head(io.BytesIO(data), len(data), part.size or 1 << 50, first.name))
-
-
-def _is_weights(file: File) -> bool:
-    """Eyes of a model that sees are a file of their own, with a head of its own."""
-    return not file.name.startswith("mmproj-")
 
 
 def way_out(config: Mapping[str, Any], **more: Any) -> Egress:

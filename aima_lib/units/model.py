@@ -11,6 +11,7 @@ from aima_lib.gateway import Context
 from aima_lib.infra.change import Change
 from aima_lib.names import slug
 from aima_lib.registry import handles, plans
+from aima_lib.services.estimates import USUAL_ENGINE
 from aima_lib.services.limits import DOWNLOAD
 from aima_lib.sources.base import Query
 
@@ -126,9 +127,19 @@ async def estimate_resources(
     quantization: str | None = None,
     context_length: int | None = None,
     parallel: int = 1,
+    cache_type: str = "f16",
+    engine: str | None = None,
     device_id: str | None = None,
 ) -> Result:
-    return await ctx.services.models.estimate(model_id, repo, source, revision, file, quantization, context_length, parallel, device_id)
+    version = (await ctx.services.engines.catalog.find(engine or USUAL_ENGINE)).version
+    return await ctx.services.models.estimate(
+        model_id, repo, source, revision, file, quantization, context_length, parallel, device_id, engine, version, cache_type
+    )
+
+
+@handles("model.compatibility")
+async def compatibility(ctx: Context) -> Result:
+    return {"rows": await ctx.services.engines.catalog.compatibility(await ctx.services.devices.known())}
 
 
 @handles("model.registry")

@@ -12,11 +12,13 @@ import pytest
 from aima_lib.errors import ApprovalRequired, InvalidArgument
 from aima_lib.gateway import Gateway
 from tests import registries
+from tests.heads import gguf
 from tests.hub import Hub
 from tests.tiny import write_tiny_gguf
 from tests.unit.test_model import Shop, shop
 from tests.workshop import agreed
 
+EYES = gguf({"general.architecture": "clip", "clip.has_vision_encoder": True}, [("v.w", (8,), 0, 32)])
 pytestmark = pytest.mark.anyio
 
 
@@ -40,7 +42,7 @@ def ollama_store(folder: Path, tiny: bytes) -> Path:
     """A store as Ollama lays it out: manifests by host, owner, name and tag; layers by digest."""
     hub = Hub(folder)
     hub.root = folder
-    registries.add_ollama(hub, "tiny:f32", tiny, projector=b"GGUF eyes")
+    registries.add_ollama(hub, "tiny:f32", tiny, projector=EYES)
     registries.add_ollama(hub, "me/other:1", tiny + b"other")
     registries.add_ollama(hub, "broken:1", tiny[:5000])
     for path in sorted((folder / "v2").glob("*/*/*")):

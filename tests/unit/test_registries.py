@@ -17,10 +17,12 @@ from aima_lib.sources import choose, huggingface, oci, ollama, url
 from aima_lib.sources.base import Query, Request
 from aima_lib.sources.roster import guess
 from tests import registries
+from tests.heads import gguf
 from tests.hub import Fault, Hub, furnish, sha256_of
 from tests.tiny import write_tiny_gguf
 from tests.unit.test_model import Shop, shop
 
+EYES = gguf({"general.architecture": "clip", "clip.has_vision_encoder": True}, [("v.w", (8,), 0, 32)])
 pytestmark = pytest.mark.anyio
 
 
@@ -78,7 +80,7 @@ def test_a_repositorys_form_says_where_it_is(repo: str, kind: str) -> None:
 
 
 async def test_a_model_of_ollamas_comes_with_what_its_publisher_set(hub: Hub, here: Shop, tiny: bytes) -> None:
-    digest = registries.add_ollama(hub, "t:f32", tiny, projector=b"GGUF eyes")
+    digest = registries.add_ollama(hub, "t:f32", tiny, projector=EYES)
     model = await here.models.pull("t:f32")
     assert (model["id"], model["source"]["kind"], model["source"]["commit"], model["license"]) == ("t-f32", "ollama", digest, "cc0-1.0")
     assert [file["name"] for file in model["files"]] == ["t-f32.gguf", "mmproj-t-f32.gguf"]

@@ -1,5 +1,4 @@
--- Lists of a kind in the order of their making, without reading the others; and models by what is asked of them.
-CREATE INDEX document_kind ON documents (kind);
+-- Models by what is asked of them.
 CREATE INDEX model_type ON documents (json_extract(body, '$.type')) WHERE kind = 'model';
 CREATE INDEX model_status ON documents (json_extract(body, '$.status')) WHERE kind = 'model';
 CREATE INDEX model_format ON documents (json_extract(body, '$.format')) WHERE kind = 'model';
