@@ -88,7 +88,7 @@ class EngineService:
         """Where an instance answers. Raises FailedPrecondition when it does not run."""
         if not instance["base_url"]:
             raise FailedPrecondition(f"{instance['id']} is {instance['status']}", next=[_logs_call(instance["id"])])
-        return Address(instance["id"], instance["base_url"], self.key(instance))
+        return Address(instance["id"], instance["base_url"], self.key(instance), lines_of(instance))
 
     async def logs(self, instance_id: str, tail: int = 100, since: str | None = None) -> list[str]:
         """The last lines of an instance's output, each with its time, also when it has ended.
@@ -439,6 +439,11 @@ class EngineService:
         served = self.instance(id)["ready_at"] is not None
         lines = process.tail(process.log_of(self._home, id), 20 if served else 200)
         return cause(lines, over.get("returncode"), served=served)
+
+
+def lines_of(instance: Mapping[str, Any]) -> int:
+    """How many kept connections an engine bears: one for each answer it gives at the same time."""
+    return int(instance["options"].get("parallel", 1))
 
 
 def _port_of(instance: Mapping[str, Any]) -> int | None:

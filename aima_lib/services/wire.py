@@ -6,39 +6,37 @@ import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import anyio
 
 from aima_lib.errors import AimaError, FailedPrecondition, InvalidArgument, Unavailable
 from aima_lib.infra import trace
+from aima_lib.infra.pool import Line, Lost, Pool
 from aima_lib.redact import unsaid
 
-if TYPE_CHECKING:
-    import aiohttp
-
-CONNECT_SECONDS = 5.0
 LONGEST_LINE = 32 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where an engine is and what it is called."""
+    """Where an engine is, what it is called, and how many kept connections it bears: llama.cpp has a thread for each, and few of them."""
 
     name: str
     base_url: str
     key: str
+    lines: int = 1
 
 
 class Wire:
-    """The client of every engine. Opened by the first request."""
+    """The client of every engine."""
 
     def __init__(self) -> None:
-        self._session: aiohttp.ClientSession | None = None
+        self._pool = Pool()
 
     async def close(self) -> None:
-        """Let every connection go."""
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        """Let every idle connection go."""
+        self._pool.close()
 
     async def get(self, address: Address, path: str, *, timeout: float, key: bool = True) -> tuple[int, Any]:
         """Status and JSON body of a GET. Raises Unavailable when nothing answers in time."""
@@ -62,7 +60,7 @@ class Wire:
         async with self._request("POST", address, path, body, None, True) as response:
             if response.status != 200:
                 raise translated(address, response.status, _parsed(await response.read()), body)
-            async for data in _events(response.content.iter_any()):
+            async for data in _events(response.pieces()):
                 if data == b"[DONE]":
                     return
                 item = _parsed(data)
@@ -71,34 +69,24 @@ class Wire:
                 yield item
         raise Unavailable(f"{address.name} ended its answer in the middle")
 
-    def open(self, address: Address, path: str, body: Mapping[str, Any]) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+    def open(self, address: Address, path: str, body: Mapping[str, Any]) -> AbstractAsyncContextManager[Line]:
         """The engine's answer as it comes, for a face that passes bytes on. Leaving the block early closes the connection."""
         return self._request("POST", address, path, body, None, True)
 
     @asynccontextmanager
     async def _request(
         self, method: str, address: Address, path: str, body: Mapping[str, Any] | None, timeout: float | None, key: bool
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        import aiohttp
-
-        if self._session is None:
-            # A connection each: engines close idle ones when they like, and a POST that meets such a close is lost. On loopback one costs
-            # a tenth of a millisecond.
-            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True), trust_env=False)
-        limits = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_SECONDS)
+    ) -> AsyncIterator[Line]:
         headers = trace.headers() | ({"Authorization": f"Bearer {address.key}"} if key else {})
+        data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
         try:
-            response = await self._session.request(method, address.base_url + path, json=body, timeout=limits, headers=headers)
-            try:
-                yield response
-            finally:
-                if not response.content.at_eof():
-                    response.close()  # not release: the engine must see that nobody listens any more
-                response.release()
+            with anyio.fail_after(timeout):
+                async with self._pool.ask(method, address.base_url, path, headers, data, address.lines) as answer:
+                    yield answer
         except TimeoutError as error:
-            raise Unavailable(f"{address.name} did not answer within {timeout or CONNECT_SECONDS:g} s") from error
-        except (aiohttp.ClientError, ConnectionError) as error:
-            raise Unavailable(f"{address.name} cannot be reached: {error or type(error).__name__}") from error
+            raise Unavailable(f"{address.name} did not answer within {timeout:g} s") from error
+        except Lost as error:
+            raise Unavailable(f"{address.name} cannot be reached: {error}") from error
 
 
 async def _events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

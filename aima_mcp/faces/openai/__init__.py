@@ -6,11 +6,12 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aima_lib.errors import AimaError, FailedPrecondition, NotFound, Unavailable
 from aima_lib.gateway import Gateway
 from aima_lib.infra import clock
+from aima_lib.infra.pool import Line
 from aima_lib.services.answer import Answer
 from aima_lib.services.inference import Endpoint
 from aima_lib.services.wire import translated
@@ -23,9 +24,6 @@ from aima_mcp.faces.openai.asked import Wrong, checked
 from aima_mcp.faces.openai.relay import Passing, PassingMessages, PassingResponse, figures, parsed, whole
 from aima_mcp.faces.openai.routes import ABSENT, ROUTES, Route
 from aima_mcp.faces.openai.shapes import NoModel, NotReady, reply_error
-
-if TYPE_CHECKING:
-    import aiohttp
 
 __all__ = ["OpenAiFace", "build", "reply_error"]
 BODY_LIMIT = 32 * MIB
@@ -163,8 +161,8 @@ def _passing(route: Route, request: Mapping[str, Any]) -> Passing:
     return PassingMessages() if route.dialect == "anthropic" else Passing()
 
 
-async def _relay_stream(exchange: Exchange, response: aiohttp.ClientResponse, answer: Answer, passing: Passing) -> None:
-    async for chunk in response.content.iter_any():
+async def _relay_stream(exchange: Exchange, response: Line, answer: Answer, passing: Passing) -> None:
+    async for chunk in response.pieces():
         if not exchange.started:
             answer.begun()
             await exchange.start(200, STREAM | shapes.named(answer.id))
