@@ -56,7 +56,7 @@ async def host(home: Home, *, passing: bool = False, registry: Registry | None =
         store = Store(home.path / "aima.db")
         try:
             gateway = _build(home, settings, registry, store)
-            with closing(gateway.services.allowance):
+            with closing(gateway.services.allowance), closing(gateway.services.events):
                 async with _running(gateway, passing):
                     yield gateway
         finally:

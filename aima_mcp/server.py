@@ -141,7 +141,6 @@ def _uvicorn(app: Any, started: Callable[[], None]) -> uvicorn.Server:
             proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=1,
-            h11_max_incomplete_event_size=32 << 10,
         )
     )
 

@@ -7,6 +7,7 @@ waits. The newest events stay in memory; a follower is a cursor into them, and o
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections import Counter, deque
@@ -24,6 +25,8 @@ from aima_lib.registry import Unit
 Event = dict[str, Any]
 KEPT = 4096
 PAGE = 500
+GATHER_SECONDS, MOST_GATHERED = 0.1, 500
+INSERT = "INSERT INTO events (time, type, subject, payload) VALUES (?, ?, ?, ?)"
 log = logging.getLogger(__name__)
 
 
@@ -35,6 +38,8 @@ class Events:
         self._recent: deque[Event] = deque(maxlen=KEPT)
         self._news = anyio.Event()
         self._subscribers: list[Callable[[Event], None]] = []
+        self._gathered: list[tuple[str, str, str | None, Mapping[str, Any]]] = []
+        self._timer: asyncio.TimerHandle | None = None
         self.counts: Counter[str] = Counter()
         rows = store.read("SELECT coalesce(max(seq), 0) FROM events")
         self._last = int(rows[0][0])
@@ -44,8 +49,10 @@ class Events:
         """The number of the newest event that followers can see."""
         return self._last
 
-    def publish(self, type: str, payload: Mapping[str, Any], *, subject: str | None = None) -> None:
+    def publish(self, type: str, payload: Mapping[str, Any], *, subject: str | None = None, gather: bool = False) -> None:
         """Log an event and show it to followers. Never waits.
+
+        gather: one of many of its kind, which may wait a tenth of a second for the others, so that they share a commit.
 
         Raises:
             Internal: no such event, or a payload that breaks its schema.
@@ -53,19 +60,42 @@ class Events:
         unit = self._types.get(type)
         if unit is None or (error := unit.payload.first_error(dict(payload))):
             raise Internal(f"event {type} cannot be published: {'no such event' if unit is None else error}")
-        moment, body = now(), json.dumps(payload, ensure_ascii=False)
+        self._gathered.append((now(), type, subject, payload))
+        if not gather or len(self._gathered) >= MOST_GATHERED:
+            self.flush()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(GATHER_SECONDS, self.flush)
 
-        def append(db: apsw.Connection) -> int:
-            db.execute("INSERT INTO events (time, type, subject, payload) VALUES (?, ?, ?, ?)", (moment, type, subject, body))
-            return db.last_insert_rowid()
+    def flush(self) -> None:
+        """Write down what was gathered, in order."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self._gathered:
+            return
+        events, self._gathered = self._gathered, []
 
-        def show(done: Any) -> None:
+        def append(db: apsw.Connection) -> list[int]:
+            numbers = []
+            for moment, type, subject, payload in events:
+                db.execute(INSERT, (moment, type, subject, json.dumps(payload, ensure_ascii=False)))
+                numbers.append(db.last_insert_rowid())
+            return numbers
+
+        def show(done: asyncio.Future[list[int]]) -> None:
             if not done.cancelled() and done.exception() is None:
-                self._show({"seq": done.result(), "type": type, "time": moment, "subject": subject, "payload": dict(payload)})
+                for number, (moment, type, subject, payload) in zip(done.result(), events, strict=True):
+                    self._show({"seq": number, "type": type, "time": moment, "subject": subject, "payload": dict(payload)})
+                news, self._news = self._news, anyio.Event()
+                news.set()
             elif not done.cancelled():
-                log.error("event %s was not logged: %s", type, done.exception())
+                log.error("%d events, the first %s, were not logged: %s", len(events), events[0][1], done.exception())
 
         self._store.submit(append).add_done_callback(show)
+
+    def close(self) -> None:
+        """Write down what was gathered; the store must be open still."""
+        self.flush()
 
     def subscribe(self, subscriber: Callable[[Event], None]) -> Callable[[], None]:
         """Call `subscriber` with each event from now on, on the loop; it must not wait. Returns the way out."""
@@ -119,8 +149,6 @@ class Events:
         self._recent.append(event)
         self._last = event["seq"]
         self.counts[event["type"]] += 1
-        news, self._news = self._news, anyio.Event()
-        news.set()
         for subscriber in list(self._subscribers):
             try:
                 subscriber(event)

@@ -235,7 +235,7 @@ class InferenceService:
         service_id = endpoint.service["id"] if endpoint.service else None
         meter = self._serving.meters[service_id] if service_id else None
         who = {"request_id": answer.id, "model": endpoint.model, "task": task, "service_id": service_id, "instance_id": id}
-        self._events.publish("inference.request_started", who, subject=id)
+        self._events.publish("inference.request_started", who, subject=id, gather=True)
         code: str | None = "cancelled"
         if meter:
             meter.open += 1
@@ -253,9 +253,9 @@ class InferenceService:
                 meter.open -= 1
                 meter.record(answer.ttft_ms, answer.speed, code not in (None, "cancelled"))
             if code is None:
-                self._events.publish("inference.request_completed", {**who, "duration_ms": duration, "tokens": answer.tokens}, subject=id)
+                self._events.publish("inference.request_completed", {**who, "duration_ms": duration, "tokens": answer.tokens}, subject=id, gather=True)
             else:
-                self._events.publish("inference.request_failed", {**who, "duration_ms": duration, "code": code}, subject=id)
+                self._events.publish("inference.request_failed", {**who, "duration_ms": duration, "code": code}, subject=id, gather=True)
 
     def _told(self, error: AimaError, endpoint: Endpoint) -> AimaError:
         """The error with the calls that lead on, where it has none of its own."""
