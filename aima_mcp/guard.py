@@ -85,10 +85,10 @@ class GuardedProtocol(asyncio.Protocol):
         self._state.connections.add(self)  # type: ignore[arg-type]
         self._owe(HEAD, HEAD_SECONDS)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """Tell whoever works for it."""
         self._is_over = True
-        self._state.connections.discard(self)  # type: ignore[arg-type]
+        self._state.connections.discard(self)
         if self._timer is not None:
             self._timer.cancel()
         self.resume_writing()
@@ -232,7 +232,7 @@ class GuardedProtocol(asyncio.Protocol):
     # Small things
 
     def _start(self, cycle: Cycle) -> None:
-        task = cycle.begin(self._app)  # type: ignore[arg-type]
+        task = cycle.begin(self._app)
         task.add_done_callback(self._state.tasks.discard)
         self._state.tasks.add(task)
 

@@ -30,12 +30,13 @@ class Lost(Exception):
 
 
 class Line(asyncio.Protocol):
-    """One connection, with one request at a time. It is the answer to that request too: status, kind and a body that comes as it is read."""
+    """One connection, with one request at a time; and the answer to it: status, kind, and a body that comes as it is read."""
 
     transport: asyncio.Transport
 
     def __init__(self) -> None:
         self.is_open, self.since, self.uses = True, 0.0, 0
+        self.url, self.kept = "", False
         self._reset()
 
     def _reset(self) -> None:
@@ -57,6 +58,11 @@ class Line(asyncio.Protocol):
         self.uses += 1
         self.transport.write(data)
         while not self.headed:
+            await self._more()
+
+    async def first(self) -> None:
+        """Return when something of the body is here, or all of it. Raises Lost."""
+        while not (self._pieces or self.done):
             await self._more()
 
     async def pieces(self) -> AsyncIterator[bytes]:
@@ -188,7 +194,15 @@ class Pool:
 
     @asynccontextmanager
     async def ask(self, method: str, url: str, path: str, headers: Mapping[str, str], body: bytes | None, keep: int) -> AsyncIterator[Line]:
-        """The answer to a request, its body not read yet. Leaving the block early closes the line.
+        """The answer to a request, its body not read yet. Leaving the block early closes the line. See `begin`."""
+        line = await self.begin(method, url, path, headers, body, keep)
+        try:
+            yield line
+        finally:
+            self.end(line)
+
+    async def begin(self, method: str, url: str, path: str, headers: Mapping[str, str], body: bytes | None, keep: int) -> Line:
+        """The answer to a request, its body not read yet; `end` must follow.
 
         keep: how many kept lines the host bears; a request beyond those gets a line of its own.
 
@@ -201,17 +215,25 @@ class Pool:
         line: Line | None = None
         try:
             line = await self._begun(url, data)
-            yield line
+            line.url, line.kept = url, kept
+            return line
         finally:
-            self._open[url] -= 1
-            if line is not None:
-                if kept and line.is_free:
-                    line.since = time.monotonic()
-                    self._idle[url].append(line)
-                else:
-                    line.close()
-            if not self._open[url] and not self._idle[url]:
-                del self._open[url], self._idle[url]
+            if line is None:
+                self._count_off(url)
+
+    def end(self, line: Line) -> None:
+        """Keep the line for the next request if its answer is whole, else close it."""
+        if line.kept and line.is_free:
+            line.since = time.monotonic()
+            self._idle[line.url].append(line)
+        else:
+            line.close()
+        self._count_off(line.url)
+
+    def _count_off(self, url: str) -> None:
+        self._open[url] -= 1
+        if not self._open[url] and not self._idle[url]:
+            del self._open[url], self._idle[url]
 
     async def _begun(self, url: str, data: bytes) -> Line:
         """A line on which the answer to `data` has begun."""
@@ -238,7 +260,7 @@ class Pool:
         parts, loop = urlsplit(url), asyncio.get_running_loop()
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                _, line = await loop.create_connection(Line, parts.hostname, parts.port or 80)
+                _, line = await loop.create_connection(Line, parts.hostname or "", parts.port or 80)
         except TimeoutError as error:
             raise Lost(f"no connection within {CONNECT_SECONDS:g} s", heard=False, reached=False) from error
         except OSError as error:

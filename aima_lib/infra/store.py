@@ -43,6 +43,7 @@ class Store:
         self._reader = _connect(path)
         self.changes: Counter[str] = Counter()  # by kind: moves whenever a document of it may have changed
         self._touched: set[str] = set()  # the writer's
+        self._watchers: list[Callable[[set[str]], None]] = []
         self._jobs: queue.SimpleQueue[tuple[Job, asyncio.Future[Any]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._write, name="aima-store", daemon=True)
         self._thread.start()
@@ -158,6 +159,10 @@ class Store:
         self._jobs.put((job, future))
         return future
 
+    def watch(self, watcher: Callable[[set[str]], None]) -> None:
+        """Call `watcher` with the kinds whose documents may have changed, on the loop; it must not wait."""
+        self._watchers.append(watcher)
+
     # The writer's thread
 
     def _touching(self, db: apsw.Connection, kind: str) -> apsw.Connection:
@@ -219,6 +224,8 @@ class Store:
     def _settle(self, outcomes: list[tuple[asyncio.Future[Any], Any, BaseException | None]], touched: set[str]) -> None:
         """On the loop: the group is on disk."""
         self.changes.update(touched)
+        for watcher in self._watchers if touched else ():
+            watcher(touched)
         for future, value, error in outcomes:
             if future.cancelled():
                 continue

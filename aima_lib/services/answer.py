@@ -18,6 +18,7 @@ class Answer:
     def __init__(self, id: str) -> None:
         self.id, self.began = id, time.monotonic()
         self.usage: dict[str, Any] | None = None
+        self.instance_id: str | None = None  # who answers
         self.pieces = 0  # of the stream so far: a token each, or nearly
         self._first: float | None = None
         self._texts: dict[str, list[str]] = {"content": [], "reasoning_content": []}

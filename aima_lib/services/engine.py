@@ -24,9 +24,10 @@ from aima_lib.infra.launch import Launch
 from aima_lib.infra.progress import Send, silent
 from aima_lib.infra.store import Document, Store
 from aima_lib.launchers import process
-from aima_lib.names import did_you_mean, instance_id, slug
+from aima_lib.names import did_you_mean, instance_id, replica_id, slug
 from aima_lib.services import placement
 from aima_lib.services.admission import Admission, high_bytes
+from aima_lib.services.ceiling import Ceiling
 from aima_lib.services.device import DeviceService
 from aima_lib.services.engine_catalog import EngineCatalog, calls_tools
 from aima_lib.services.engine_news import EngineNews
@@ -37,6 +38,7 @@ from aima_lib.services.wire import Address, Wire
 log = logging.getLogger(__name__)
 WATCH_SECONDS = 0.5
 MISSES = 3  # probes without an answer before an engine counts as unhealthy: a long prompt may keep it busy
+BATCHED = 32
 ALIVE = ("starting", "ready")
 GONE: Document = {"health": "unknown", "pid": None, "keeper_pid": None, "base_url": None, "tasks": [], "tools": None}
 
@@ -50,6 +52,7 @@ class EngineService:
         self._settings, self._home, self._store = config["engines"], home, store
         self._models, self._devices = models, devices
         self._news = EngineNews(events)
+        self._ceiling = Ceiling(self._settings["memory_limit_gib"])
         self._admission = Admission(devices, float(self._settings["memory_reserve_fraction"]))
         self._locks: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
         self._missed: defaultdict[str, int] = defaultdict(int)
@@ -84,11 +87,18 @@ class EngineService:
         """The API key of this start."""
         return process.read_key(self._home, instance["id"])
 
+    def slots(self, instance: Mapping[str, Any]) -> int:
+        """How many requests an instance answers at the same time: what it was started for, or many where the engine batches by itself."""
+        given = instance["options"].get("parallel")
+        if given is None:
+            given = 1 if "parallel" in self.catalog.adapter(instance["engine"]).options else BATCHED
+        return int(given)
+
     def address(self, instance: Mapping[str, Any]) -> Address:
         """Where an instance answers. Raises FailedPrecondition when it does not run."""
         if not instance["base_url"]:
             raise FailedPrecondition(f"{instance['id']} is {instance['status']}", next=[_logs_call(instance["id"])])
-        return Address(instance["id"], instance["base_url"], self.key(instance), lines_of(instance))
+        return Address(instance["id"], instance["base_url"], self.key(instance), self.slots(instance))
 
     async def logs(self, instance_id: str, tail: int = 100, since: str | None = None) -> list[str]:
         """The last lines of an instance's output, each with its time, also when it has ended.
@@ -116,6 +126,7 @@ class EngineService:
         send: Send = silent,
         *,
         service_id: str | None = None,
+        replica: int = 1,
     ) -> Document:
         """Start an engine for a model; returns when it has said a token. A start that already runs is joined.
 
@@ -130,7 +141,7 @@ class EngineService:
         refuse_unknown(engine, chosen)
         if model.get("format") not in engine.formats:
             raise InvalidArgument(f"{name} reads {', '.join(engine.formats)}; {model_id} is {model.get('format')}")
-        id = instance_id(name, service_id or model_id)
+        id = replica_id(name, service_id or model_id, replica)
         async with self._locks[id]:
             if running := await self._running(id, model_id, chosen, port, send):
                 return running
@@ -142,6 +153,10 @@ class EngineService:
         id, model = instance_id(name, model_id), self._model(model_id)
         found = self._store.peek("instance", id)
         return id, bool(found and found["status"] in ALIVE), high_bytes(model, options)
+
+    def needed_bytes(self, name: str, model_id: str, options: Mapping[str, Any]) -> int | None:
+        """The memory that an engine with this model may take, or None where nobody knows."""
+        return self.foresee(name, model_id, options)[2]
 
     async def restart(self, instance_id: str, send: Send = silent) -> Document:
         """Stop an instance and start it again as it was. Raises as `stop` and `start` do."""
@@ -181,6 +196,8 @@ class EngineService:
             raise FailedPrecondition(f"port {port} is taken by {holder}", hint="ask for another, or for none", details=taken)
         device, fallback = placement.choose(await self._devices.known(), options)
         retry = _start_call(engine.name, model["id"], options, service_id)
+        alive = [each for each in self._store.find("instance") if each["status"] in ALIVE and each["id"] != id]
+        self._ceiling.refuse(self.needed_bytes(engine.name, model["id"], options), model["id"], device["id"], alive, self.needed_bytes)
         async with self._admission.admitted(id, model, device["id"], options, retry):
             return await self._begin(engine, model, options, id, port, service_id, device["id"], fallback, send)
 
@@ -335,7 +352,7 @@ class EngineService:
         await anyio.to_thread.run_sync(process.clear, self._home, instance_id)
 
     def _refuse_used(self, instances: list[Document], force: bool) -> None:
-        wanted = {service["id"]: service for service in self._store.find("service", desired_replicas=1)}
+        wanted = {service["id"] for service in self._store.find("service") if service["desired_replicas"]}
         users = [instance["service_id"] for instance in instances if instance["service_id"] in wanted]
         if users and not force:
             calls = [{"unit": "service.stop", "arguments": {"service_id": user}} for user in users]
@@ -439,11 +456,6 @@ class EngineService:
         served = self.instance(id)["ready_at"] is not None
         lines = process.tail(process.log_of(self._home, id), 20 if served else 200)
         return cause(lines, over.get("returncode"), served=served)
-
-
-def lines_of(instance: Mapping[str, Any]) -> int:
-    """How many kept connections an engine bears: one for each answer it gives at the same time."""
-    return int(instance["options"].get("parallel", 1))
 
 
 def _port_of(instance: Mapping[str, Any]) -> int | None:

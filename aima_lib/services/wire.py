@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,12 +41,12 @@ class Wire:
     async def get(self, address: Address, path: str, *, timeout: float, key: bool = True) -> tuple[int, Any]:
         """Status and JSON body of a GET. Raises Unavailable when nothing answers in time."""
         async with self._request("GET", address, path, None, timeout, key) as response:
-            return response.status, _parsed(await response.read())
+            return response.status, parsed(await response.read())
 
     async def post(self, address: Address, path: str, body: Mapping[str, Any], *, timeout: float | None = None) -> Any:
         """JSON body of a POST. Raises AimaError for anything but 200."""
         async with self._request("POST", address, path, body, timeout, True) as response:
-            answer = _parsed(await response.read())
+            answer = parsed(await response.read())
             if response.status != 200:
                 raise translated(address, response.status, answer, body)
             return answer
@@ -58,16 +58,17 @@ class Wire:
             AimaError: the engine refused, or went away in the middle.
         """
         async with self._request("POST", address, path, body, None, True) as response:
-            if response.status != 200:
-                raise translated(address, response.status, _parsed(await response.read()), body)
-            async for data in _events(response.pieces()):
-                if data == b"[DONE]":
-                    return
-                item = _parsed(data)
-                if "error" in item:
-                    raise translated(address, int(item["error"].get("code") or 500), item, body)
+            async for item in events(address, response, body):
                 yield item
-        raise Unavailable(f"{address.name} ended its answer in the middle")
+
+    async def begin(self, address: Address, path: str, data: bytes) -> Line:
+        """The engine's answer to a POST as it comes; `end` must follow. Raises Lost."""
+        headers = trace.headers() | {"Authorization": f"Bearer {address.key}"}
+        return await self._pool.begin("POST", address.base_url, path, headers, data, address.lines)
+
+    def end(self, line: Line) -> None:
+        """Done with an answer: one that is left in its middle is cut off, which frees the engine's slot."""
+        self._pool.end(line)
 
     def open(self, address: Address, path: str, body: Mapping[str, Any]) -> AbstractAsyncContextManager[Line]:
         """The engine's answer as it comes, for a face that passes bytes on. Leaving the block early closes the connection."""
@@ -80,13 +81,35 @@ class Wire:
         headers = trace.headers() | ({"Authorization": f"Bearer {address.key}"} if key else {})
         data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
         try:
-            with anyio.fail_after(timeout):
+            with nullcontext() if timeout is None else anyio.fail_after(timeout):
                 async with self._pool.ask(method, address.base_url, path, headers, data, address.lines) as answer:
                     yield answer
         except TimeoutError as error:
             raise Unavailable(f"{address.name} did not answer within {timeout:g} s") from error
         except Lost as error:
             raise Unavailable(f"{address.name} cannot be reached: {error}") from error
+
+
+async def whole(address: Address, line: Line, request: Any) -> Any:
+    """An answer's JSON body. Raises AimaError for anything but 200."""
+    answer = parsed(await line.read())
+    if line.status != 200:
+        raise translated(address, line.status, answer, request)
+    return answer
+
+
+async def events(address: Address, line: Line, request: Any) -> AsyncGenerator[dict[str, Any], None]:
+    """The events of an answer, until [DONE]. Raises AimaError when the engine refused, or ended in the middle."""
+    if line.status != 200:
+        raise translated(address, line.status, parsed(await line.read()), request)
+    async for data in _events(line.pieces()):
+        if data == b"[DONE]":
+            return
+        item = parsed(data)
+        if "error" in item:
+            raise translated(address, int(item["error"].get("code") or 500), item, request)
+        yield item
+    raise Unavailable(f"{address.name} ended its answer in the middle")
 
 
 async def _events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -107,7 +130,8 @@ async def _events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         yield b"\n".join(data)
 
 
-def _parsed(body: bytes) -> Any:
+def parsed(body: bytes) -> Any:
+    """What an engine said as JSON; what is none, as an error."""
     try:
         return json.loads(body)
     except ValueError:

@@ -168,7 +168,7 @@ def vllm_router(folder: Path) -> Iterator[Subject]:
     with engine(folder) as behind:
         where = port()
         command = [str(PEERS / "vr/bin/vllm-router"), "--host", "127.0.0.1", "--port", str(where), "--worker-urls", behind.url]
-        command += ["--policy", "round_robin", "--log-level", "warn", "--prometheus-port", str(port())]
+        command += ["--policy", "round_robin", "--log-level", "warning", "--prometheus-port", str(port())]
         yield from _peer("vllm-router", command, where, "any", folder / "router.log", {})
 
 
@@ -208,7 +208,9 @@ async def stream(subject: Subject, firsts: list[float], counts: list[int], until
     host, _, where = subject.url.removeprefix("http://").partition(":")
     body = json.dumps({"model": subject.model, "stream": True, "messages": [{"role": "user", "content": "hello"}]}).encode()
     fields = "".join(f"{name}: {value}\r\n" for name, value in headers(subject.key).items())
-    asked = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}:{where}\r\n{fields}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    asked = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}:{where}\r\n{fields}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
     while time.monotonic() < until:
         began = time.monotonic()
         reader, writer = await asyncio.open_connection(host, int(where))
