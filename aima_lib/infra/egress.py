@@ -143,14 +143,20 @@ class Egress:
             target = after
         raise InvalidArgument(f"{shown(url)}: more than {MOST_REDIRECTS} redirects", hint="name another mirror")
 
+    async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> int:
+        """The status that a POST is answered with. A redirect is an answer like any other, and not followed. Raises as `open` does."""
+        async with self._answer(url, place(url), SAID | dict(headers), body) as answer:
+            return answer.status_code
+
     @asynccontextmanager
-    async def _answer(self, url: str, target: Place, headers: Mapping[str, str]) -> AsyncIterator[Response]:
+    async def _answer(self, url: str, target: Place, headers: Mapping[str, str], body: bytes | None = None) -> AsyncIterator[Response]:
         import httpx
 
         limits = httpx.Timeout(self._stall, connect=self._connect, pool=None).as_dict()
         try:
             transport = await self._transport(target)
-            request = httpx.Request("GET", url, headers=dict(headers), extensions={"timeout": limits})
+            method = "GET" if body is None else "POST"
+            request = httpx.Request(method, url, headers=dict(headers), content=body, extensions={"timeout": limits})
             response = await transport.handle_async_request(request)
             response.request = request
             try:

@@ -9,6 +9,7 @@ from typing import Any
 from aima_lib.infra.events import Events
 from aima_lib.infra.home import Home
 from aima_lib.infra.store import Store
+from aima_lib.infra.trace import Tracer
 from aima_lib.services.allowance import Allowance
 from aima_lib.services.approvals import Approvals
 from aima_lib.services.audit import Audit
@@ -43,3 +44,4 @@ class Services:
     audit: Audit
     freeze: Freeze
     allowance: Allowance
+    tracer: Tracer | None = None

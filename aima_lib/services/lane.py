@@ -53,6 +53,7 @@ class Seat:
     tokens: int
     scope: anyio.CancelScope | None = None
     judged: bool = False
+    since: float = field(default_factory=time.monotonic)
 
     @property
     def endpoint(self) -> Endpoint:

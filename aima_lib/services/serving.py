@@ -12,6 +12,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from aima_lib.engines.base import refuse_unknown
 from aima_lib.errors import AimaError, AlreadyExists, FailedPrecondition, NotFound, Unavailable
+from aima_lib.infra import lineage
 from aima_lib.infra.clock import now
 from aima_lib.infra.events import Events
 from aima_lib.infra.progress import Send, silent
@@ -280,7 +281,8 @@ class ServingService:
             return None
         said = {"said": service["error"]} if service["error"] else {}
         why = f": {service['error']}" if service["error"] else ""
-        calls = [_call("service.start", service_id)]
+        explain = [{"unit": "event.explain", "arguments": {"subject": service_id}}] if service["error"] else []
+        calls = [_call("service.start", service_id), *explain]
         return FailedPrecondition(f"the service {service_id} is {service['status']}{why}", hint="start it", next=calls, details=said)
 
     async def bring_up(self, service_id: str) -> None:
@@ -344,20 +346,25 @@ class ServingService:
             instance = self._store.peek("instance", id)
             if id in self._given_up or (instance and instance["status"] in ALIVE):
                 return
-            why = instance["error"] if instance and instance["error"] else "it did not run, though it is wanted"
-            if self._restarts.is_spent(id):
-                deaths, window = self._restarts.deaths(id), self._restarts.window_seconds
-                await self._give_up(record, id, f"{deaths} deaths in {window:g} s; the last: {why}")
-                return
-            payload = {"service_id": service_id, "model_id": record["model_id"], "cause": why, **self._restarts.attempt(id)}
-            self._events.publish("service.restarted", payload, subject=service_id)
-            try:
-                await self._bring_up(record, silent, only=number)
-            except AimaError as error:
-                log.warning("service %s: %s", service_id, error)
-                after = self._store.peek("instance", id)
-                is_new = after is not None and after != instance
-                self._restarts.note(id, after["started_at"] if after and is_new else None)
+            died = self._events.latest("engine.error", id) if instance and instance["status"] == "failed" else None
+            with lineage.after(died):
+                await self._revive(record, id, number, instance)
+
+    async def _revive(self, record: Document, id: str, number: int, instance: Document | None) -> None:
+        why = instance["error"] if instance and instance["error"] else "it did not run, though it is wanted"
+        if self._restarts.is_spent(id):
+            deaths, window = self._restarts.deaths(id), self._restarts.window_seconds
+            await self._give_up(record, id, f"{deaths} deaths in {window:g} s; the last: {why}")
+            return
+        payload = {"service_id": record["id"], "model_id": record["model_id"], "cause": why, **self._restarts.attempt(id)}
+        self._events.publish("service.restarted", payload, subject=record["id"])
+        try:
+            await self._bring_up(record, silent, only=number)
+        except AimaError as error:
+            log.warning("service %s: %s", record["id"], error)
+            after = self._store.peek("instance", id)
+            is_new = after is not None and after != instance
+            self._restarts.note(id, after["started_at"] if after and is_new else None)
 
     async def _give_up(self, record: Document, instance_id: str, why: str) -> None:
         """An engine died too often. The service goes on with the others; with none left it has failed."""
@@ -472,7 +479,8 @@ def wanted_replicas(record: Mapping[str, Any]) -> int:
 
 def _how_to_go_on(error: AimaError, service_id: str) -> AimaError:
     """The same error, which also names the calls that lead on from a failed service."""
-    calls = [*error.next, _call("service.start", service_id), _call("service.delete", service_id)]
+    explain = {"unit": "event.explain", "arguments": {"subject": service_id}}
+    calls = [*error.next, explain, _call("service.start", service_id), _call("service.delete", service_id)]
     hint = f"{error.hint or 'mend the cause'}; the service {service_id} stays as failed until it is started or deleted"
     return type(error)(f"service {service_id}: {error}", hint=hint, next=calls, details=error.details)
 

@@ -61,8 +61,8 @@ class Turns:
         self.lanes.pop(service_id, None)
 
     @asynccontextmanager
-    async def taken(self, lane: Lane, caller: str, path: str, request: Mapping[str, Any]) -> AsyncIterator[tuple[Endpoint, Line]]:
-        """An endpoint, and its answer, of which something has come: the first bytes of a stream, or the head. Where an engine fails before
+    async def taken(self, lane: Lane, caller: str, path: str, request: Mapping[str, Any]) -> AsyncIterator[tuple[Seat, Line]]:
+        """A seat, and the answer there, of which something has come: the first bytes of a stream, or the head. Where an engine fails before
         that, another is asked, or the same once it is back.
 
         Raises:
@@ -70,7 +70,7 @@ class Turns:
         """
         seat, line = await self._begun(lane, caller, path, request)
         try:
-            yield seat.endpoint, line
+            yield seat, line
         except Lost as error:
             raise Unavailable(f"{seat.endpoint.instance['id']} went away in the middle of its answer: {error}") from error
         finally:

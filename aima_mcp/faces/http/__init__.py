@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -33,6 +32,7 @@ class HttpFace:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
+        self._frames = sse.Frames()
         self._units = {f"/units/{unit.domain}/{unit.action}": unit for unit in gateway.registry.of("command", "query")}
 
     async def units(self, exchange: Exchange) -> None:
@@ -66,11 +66,12 @@ class HttpFace:
         if len(uris) > 1 or set(exchange.query) - {"uri"}:
             raise InvalidArgument("/resources takes one uri and nothing else", hint="GET /resources?uri=aima://devices")
         if not uris:
+            negotiated(exchange, JSON)
             seen = [unit for unit in self._gateway.registry.of("resource") if exchange.caller.may(unit.definition["scope"])]
             await exchange.reply_json({"resources": [_shown(unit) for unit in seen]})
         elif negotiated(exchange, JSON, sse.MEDIA_TYPE) == JSON or exchange.method == "HEAD":
             found = await exchange.while_connected(lambda: self._gateway.read(uris[0], caller=exchange.caller))
-            await _reply_tagged(exchange, strict_json.write(found["content"]), found["mimeType"])
+            await exchange.reply_tagged(strict_json.write(found["content"]), found["mimeType"])
         else:
             await self._watch(exchange, uris[0])
 
@@ -84,13 +85,13 @@ class HttpFace:
         after = _cursor(exchange)
         if after is None:
             after = self._gateway.services.events.last
-        following = self._gateway.follow(after, types, caller=exchange.caller)
+        following = self._gateway.pages(after, types, caller=exchange.caller)
         stream = EventStream(exchange)
 
         async def follow() -> None:
-            await stream.open()
-            async for event in following:
-                await stream.event(event["type"], event, event["seq"])
+            await stream.open(after)
+            async for page in following:
+                await stream.write([self._frames.of(event) for event in page])
 
         if exchange.method == "HEAD":
             await stream.close()
@@ -146,18 +147,6 @@ class HttpFace:
 
         await exchange.while_connected(watch, stream.beat)
         await stream.close()
-
-
-async def _reply_tagged(exchange: Exchange, body: bytes, media_type: str) -> None:
-    """Answer whole, or 304 where the client has just this already."""
-    tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
-    known = [entry.strip().removeprefix("W/") for entry in ",".join(exchange.headers.getlist("if-none-match")).split(",")]
-    headers = {"etag": tag, "cache-control": "private, no-cache"}
-    if tag in known or "*" in known:
-        await exchange.start(304, headers)
-        await exchange.write(b"", more=False)
-    else:
-        await exchange.reply(200, body, media_type, headers)
 
 
 def refuse_method(exchange: Exchange, *allowed: str) -> None:

@@ -69,7 +69,7 @@ class OpenAiFace:
 
     async def _ask(self, exchange: Exchange, route: Route, named: Mapping[str, str]) -> None:
         request = checked(route, await exchange.json(BODY_LIMIT))
-        with self._counted(route.unit):
+        with self._counted(route.unit), self._gateway.traced(route.unit, exchange.caller):
             self._gateway.allow(route.unit, exchange.caller, request)
             if route.counts:
                 endpoint = self._resolve(request["model"], route)
