@@ -25,9 +25,12 @@ KEEP_ALIVE_SECONDS = 30
 FRAME_BYTES, FRAME_RATIO = 64 << 10, 16
 MOST, FILES = 12_000, 32_768
 HEAD, BODY, NOTHING = range(3)  # what the client owes
-REFUSAL = b"HTTP/1.1 %s\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+REFUSAL = b"HTTP/1.1 %b\r\nContent-Type: application/problem+json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b"
+PROBLEM = b'{"type":"about:blank","title":"%b","status":%b,"code":"invalid_argument","message":"%b"}'
 FULL = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n"
-BAD, LATE, LONG = b"400 Bad Request", b"408 Request Timeout", b"431 Request Header Fields Too Large"
+BAD = b"400 Bad Request", b"this is no HTTP/1.1 request"
+LATE = b"408 Request Timeout", b"the head of this request did not end in time"
+LONG = b"431 Request Header Fields Too Large", b"the head of this request does not end"
 
 
 def open_more() -> None:
@@ -70,6 +73,7 @@ class GuardedProtocol(asyncio.Protocol):
         self._taking: Cycle | None = None  # whose body comes
         self._owed, self._due, self._timer = HEAD, 0.0, cast("asyncio.TimerHandle | None", None)
         self._url, self._headers, self._frame = b"", list[tuple[bytes, bytes]](), 0
+        self._refusal: tuple[bytes, bytes] | None = None
         self._writable: asyncio.Future[None] | None = None
         self._is_held = self._is_over = False
 
@@ -97,7 +101,7 @@ class GuardedProtocol(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Read what came. Whatever means two things, or nothing, ends the connection."""
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._refusal is not None:
             return
         if self._owed == NOTHING:
             self._owe(HEAD, HEAD_SECONDS)
@@ -204,7 +208,7 @@ class GuardedProtocol(asyncio.Protocol):
 
     def resume_reading(self) -> None:
         """Let it go on."""
-        if self._is_held and not self._is_over and len(self._queue) < 2:
+        if self._is_held and not self._is_over and len(self._queue) < 2 and self._refusal is None:
             self._is_held = False
             self.transport.resume_reading()
 
@@ -219,6 +223,8 @@ class GuardedProtocol(asyncio.Protocol):
         self.resume_reading()
         if self._queue:
             self._start(self._queue[0])
+        elif self._refusal is not None:
+            self._refuse(self._refusal)
         elif self._owed == NOTHING:
             self._rest()
 
@@ -246,13 +252,18 @@ class GuardedProtocol(asyncio.Protocol):
             "raw_path": raw, "query_string": query, "root_path": "", "headers": self._headers, "state": self._app_state.copy(),
         }  # fmt: skip
 
-    def _refuse(self, status: bytes) -> None:
-        """End the connection, saying why where nothing else is being said."""
-        if not self._queue:
-            self.write(REFUSAL % status)
-            self.transport.close()
-        else:
+    def _refuse(self, why: tuple[bytes, bytes]) -> None:
+        """End the connection, saying why once the requests before are answered. In the middle of a request there is nothing to say."""
+        if self._taking is not None:
             self.abort()
+        elif self._queue:
+            self._refusal = why
+            self.pause_reading()
+        else:
+            status, title = why[0].partition(b" ")[::2]
+            body = PROBLEM % (title, status, why[1])
+            self.write(REFUSAL % (why[0], len(body), body))
+            self.transport.close()
 
     def _rest(self) -> None:
         """Between requests."""
