@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-import time
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,12 +31,12 @@ from aima_lib.services.device import DeviceService
 from aima_lib.services.engine_catalog import EngineCatalog, calls_tools
 from aima_lib.services.engine_news import EngineNews
 from aima_lib.services.model import ModelService
+from aima_lib.services.probes import Probes
 from aima_lib.services.readiness import is_ours, says_a_token
 from aima_lib.services.wire import Address, Wire
 
 log = logging.getLogger(__name__)
 WATCH_SECONDS = 0.5
-MISSES = 3  # probes without an answer before an engine counts as unhealthy: a long prompt may keep it busy
 BATCHED = 32
 ALIVE = ("starting", "ready")
 GONE: Document = {"health": "unknown", "pid": None, "keeper_pid": None, "base_url": None, "tasks": [], "tools": None}
@@ -55,8 +54,7 @@ class EngineService:
         self._ceiling = Ceiling(self._settings["memory_limit_gib"])
         self._admission = Admission(devices, float(self._settings["memory_reserve_fraction"]))
         self._locks: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
-        self._missed: defaultdict[str, int] = defaultdict(int)
-        self._probed: dict[str, float] = {}
+        self._probes = Probes(float(self._settings["probe_seconds"]))
         self.wire = Wire()
         self.catalog = EngineCatalog(roster(config), store, self.wire)
 
@@ -287,7 +285,7 @@ class EngineService:
             "instance", document["id"], status="ready", health="healthy", ready_at=now(), base_url=address.base_url,
             tasks=list(launch.tasks), tools=calls_tools(properties[1]), device=placed["device"], placement=placed, error=None,
         )  # fmt: skip
-        self._missed.pop(ready["id"], None)
+        self._probes.forget(ready["id"])
         self._news.started(ready, adopted=False)
         return ready
 
@@ -396,7 +394,8 @@ class EngineService:
                 if fresh and fresh["status"] in ALIVE and fresh["pid"] == instance["pid"]:
                     await self._bury(fresh)
         elif instance["status"] == "ready":
-            await self._probe(instance)
+            if self._probes.is_due(instance["id"]):  # one that hangs takes its time, and the others are watched meanwhile
+                starts.start_soon(self._probe, instance)
         else:
             starts.start_soon(self._go_on, instance)
 
@@ -430,18 +429,26 @@ class EngineService:
 
     async def _probe(self, instance: Document) -> None:
         id = instance["id"]
-        if time.monotonic() - self._probed.get(id, 0.0) < float(self._settings["probe_seconds"]):
-            return
-        self._probed[id] = time.monotonic()
-        try:
-            await is_ours(self.wire, self.address(instance), instance["model_id"])
-            self._missed[id] = 0
-        except (Unavailable, FailedPrecondition):
-            self._missed[id] += 1
-        health = "healthy" if not self._missed[id] else "unhealthy" if self._missed[id] >= MISSES else instance["health"]
+        address, wait = self.address(instance), float(self._settings["probe_timeout_seconds"])
+        health = await self._probes.judge(instance, lambda: is_ours(self.wire, address, instance["model_id"], wait))
         if health != instance["health"] and not self._locks[id].locked() and self._store.peek("instance", id):
             await self._store.update("instance", id, health=health)
             self._news.health(instance, health)
+        silent = self._probes.silent_seconds(id)
+        if health == "unhealthy" and silent > float(self._settings["hung_seconds"]):
+            await self._end_hung(instance, f"it answered no probe for {silent:.0f} s, and was ended")
+
+    async def _end_hung(self, instance: Document, why: str) -> None:
+        id = instance["id"]
+        async with self._locks[id]:
+            current = self._store.peek("instance", id)
+            if current is None or current["status"] != "ready" or current["pid"] != instance["pid"]:
+                return
+            await anyio.to_thread.run_sync(process.stop, self._home, id, 0.0)
+            await self._store.update("instance", id, status="failed", error=why, **GONE)
+        self._probes.forget(id)
+        self._news.error(instance, why)
+        self._news.stopped(instance, "died", None)
 
     # Small things
 

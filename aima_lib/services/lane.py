@@ -238,7 +238,8 @@ class Lane:
         if mine >= self._limits.queue_of_caller:
             message = f"{mine} requests of {caller} wait for {self.name} already"
             raise ResourceExhausted(message, hint=f"ask again in {seconds} s", details=details | {"retry_after_seconds": seconds})
-        raise Unavailable(f"{all} requests wait for {self.name} already", hint=f"ask again in {seconds} s", details=details)
+        message = f"{all} requests wait for {self.name} already"
+        raise Unavailable(message, hint=f"ask again in {seconds} s", details=details | {"retry_after_seconds": seconds})
 
     def _move(self) -> None:
         """Seat whoever can be."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any, cast
 
 import anyio
@@ -102,13 +102,13 @@ class Turns:
 
     async def _first(self, lane: Lane, seat: Seat, path: str, data: bytes, *, is_last: bool) -> Line:
         """The answer, when something of it is here. Raises Lost."""
-        seat.scope, line, begun = anyio.CancelScope(), cast("Line | None", None), False
+        line, begun = cast("Line | None", None), False
         try:
-            with seat.scope as scope:
+            with anyio.CancelScope() if lane.is_wide else nullcontext() as seat.scope:
                 line = await self._wire.begin(seat.endpoint.address, path, data)
                 if line.status == 200 and line.content_type == "text/event-stream":
                     await line.first()
-            if scope.cancelled_caught or line is None:
+            if line is None or (seat.scope is not None and seat.scope.cancelled_caught):
                 raise Lost("it answers neither this nor its probes", heard=False)
             if line.status in AGAIN and not is_last:
                 raise Lost(f"it answered {line.status}")
