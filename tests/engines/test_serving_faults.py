@@ -232,7 +232,10 @@ async def test_two_models_that_do_not_fit_together_take_turns(hosted: Hosted) ->
         await serve(hosted, "other")
     assert {"unit": "service.stop", "arguments": {"service_id": "tiny"}} in refused.value.next
     assert refused.value.details["would_fit_without"] == ["tiny"]
-    await hosted.call("service.delete", service_id="other")
+    await hosted.call("service.stop", service_id="tiny")
+    await hosted.call("service.start", service_id="other")
+    await hosted.gateway.services.serving.put_down("other", 5, unloaded=True)
+    await hosted.call("service.start", service_id="tiny")
     results: list[Asked] = []
     began = time.monotonic()
 
@@ -327,20 +330,24 @@ async def test_clients_that_leave_in_the_middle_free_their_seats(hosted: Hosted)
     await hosted.until(lambda: hosted.gateway.services.serving.meters["tiny"].open == 0)
 
 
+def left_of(home: Home) -> tuple[int, int, list[str]]:
+    """Processes that name the home, sockets of this one, and files of instances."""
+    named = [each for each in psutil.process_iter(["cmdline"]) if str(home.path) in " ".join(each.info["cmdline"] or ())]
+    files = sorted(str(path.relative_to(home.path)) for path in (home.path / "instances").rglob("*"))
+    return len(named), len(psutil.Process().net_connections()), files
+
+
 async def test_a_service_that_starts_and_stops_leaves_nothing(hosted: Hosted, home: Home) -> None:
     await serve(hosted)
     await hosted.call("service.stop", service_id="tiny")
-    me = psutil.Process()
-    folders = sorted(path.name for path in (home.path / "instances").rglob("*"))
-    before = len(me.children(recursive=True)), len(me.net_connections()), folders
+    before = left_of(home)
     for _ in range(4 * LOAD):
         await hosted.call("service.start", service_id="tiny")
         assert (await ask(hosted, tokens=1)).error is None
         await hosted.call("service.stop", service_id="tiny")
-    folders = sorted(path.name for path in (home.path / "instances").rglob("*"))
-    after = len(me.children(recursive=True)), len(me.net_connections()), folders
-    print(f"{4 * LOAD} starts and stops: {before[0]} → {after[0]} processes, {before[1]} → {after[1]} connections")
-    assert after == before
+    after = left_of(home)
+    print(f"{4 * LOAD} starts and stops: {after[0]} processes, {after[1]} sockets, {len(after[2])} files, as before")
+    assert after == before and after[0] == 0
 
 
 async def test_what_is_being_answered_may_end_before_its_service_stops(hosted: Hosted) -> None:
