@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from typing import Any
 
@@ -134,12 +135,13 @@ async def test_a_seat_passes_on_and_a_lane_without_endpoints_waits_or_says_why()
 @pytest.mark.anyio
 async def test_a_seat_given_to_somebody_who_left_in_that_moment_is_free_again() -> None:
     lane = Lane("s", LIMITS)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(lane.enter, "x", 1)
-        await anyio.wait_all_tasks_blocked()
-        tasks.cancel_scope.cancel()
-        lane.update([endpoint("a")], nobody)
-        assert lane.seated == 1
+    waiting = asyncio.ensure_future(lane.enter("x", 1))
+    await anyio.wait_all_tasks_blocked()
+    lane.update([endpoint("a")], nobody)
+    assert lane.seated == 1
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
     assert (lane.seated, lane.waiting) == (0, 0)
 
 
