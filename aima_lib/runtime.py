@@ -12,6 +12,7 @@ from anyio.abc import TaskStatus
 
 from aima_lib import __version__, config, units
 from aima_lib.errors import AimaError, FailedPrecondition
+from aima_lib.flows.triggers import Triggers
 from aima_lib.gateway import Gateway
 from aima_lib.infra.egress import Egress
 from aima_lib.infra.events import Events
@@ -33,6 +34,7 @@ from aima_lib.services.model import ModelService
 from aima_lib.services.oauth import OAuth
 from aima_lib.services.secrets import SecretService
 from aima_lib.services.serving import ServingService
+from aima_lib.services.vectors import VectorService
 
 if TYPE_CHECKING:
     from aima_lib.infra.telemetry import Telemetry
@@ -84,8 +86,8 @@ def _build(home: Home, settings: config.Config, registry: Registry, store: Store
     approvals = Approvals(settings["policy"], home, store, events)
     audit = Audit(home, store, settings["audit"]["retention_days"])
     services = Services(
-        settings, home, store, events, devices, models, engines, serving, inference, keys, secrets, oauth, approvals, audit, freeze,
-        allowance, telemetry,
+        settings, home, store, events, devices, models, engines, serving, inference, keys, secrets, VectorService(store), oauth, approvals,
+        audit, freeze, allowance, telemetry,
     )  # fmt: skip
     return Gateway(registry, services, Runs(store, registry))
 
@@ -118,6 +120,7 @@ async def _running(gateway: Gateway, passing: bool, telemetry: Telemetry | None)
             await loops.start(_kept_up, services.serving.run)
             if services.freeze.record is None and (taken := await gateway.runs.recover()):
                 log.info("took up again: %s", ", ".join(taken))
+            await loops.start(_kept_up, Triggers(gateway).run)
         try:
             yield
         finally:

@@ -29,7 +29,7 @@ from tests.world import ROOTS, HostProcess, World, build_wheel, furnish, install
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Engines of tests die soon after their host, and nothing reaches beyond this machine.
-CONFIG = "[engines]\ngrace_seconds = 2\n"
+CONFIG = '[models.aliases]\nsmall-model = "tiny"\n[engines]\ngrace_seconds = 2\n'
 
 
 @pytest.fixture(scope="session")

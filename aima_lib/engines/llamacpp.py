@@ -10,7 +10,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from aima_lib.engines.base import LLAMA_DIALECTS, LLAMA_DISCREET, LLAMA_OPTIONS, TEMPLATES, Found, batch_of, context_of, tasks_of
+from aima_lib.engines.base import (
+    CHECKPOINTS,
+    LLAMA_DIALECTS,
+    LLAMA_DISCREET,
+    LLAMA_OPTIONS,
+    TEMPLATES,
+    Found,
+    batch_of,
+    context_of,
+    defaults_of,
+    projector_of,
+    tasks_of,
+)
 from aima_lib.infra.launch import FOLDER, Launch
 
 SERVER = Path(__file__).with_name("llamacpp_server.py")
@@ -50,7 +62,11 @@ class LlamaCpp:
             "embedding": "embed" in tasks,
             "pooling": options.get("pooling"),
             "chat_template": str(TEMPLATES / f"{template}.jinja") if template else None,
-            "seed": options.get("seed"),
+            "seed": options.get("seed", defaults_of(model).get("seed")),
+            "defaults": dict(defaults_of(model)),
+            "projector": str(projector) if (projector := projector_of(model, path)) else None,
+            "cache_type": options.get("cache_type", "f16"),
+            "checkpoints": CHECKPOINTS,
         }
         return Launch(
             # -P keeps this folder's module names (llamacpp, base …) from hiding installed packages.

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import apsw
 
-from aima_lib.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
+from aima_lib.errors import AimaError, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from aima_lib.names import did_you_mean, nearest
 
 T = TypeVar("T")
@@ -27,8 +27,9 @@ Document = dict[str, Any]
 Job = Callable[[apsw.Connection], Any]
 MIGRATIONS = Path(__file__).parent / "migrations"
 GROUP = 512
+NAMED = 1000  # of so many, the newest, the nearest are named
 # The unit that lists the documents of a kind.
-LISTED_BY = {kind: f"{kind}.list" for kind in ("model", "service", "run", "key", "secret")}
+LISTED_BY = {kind: f"{kind}.list" for kind in ("model", "service", "run", "key", "secret", "pipeline")}
 LISTED_BY |= {"instance": "engine.list", "plan": "approval.list"}
 
 
@@ -84,7 +85,14 @@ class Store:
     def count(self, kind: str, **equal: Any) -> int:
         """How many documents `find` would see without a limit."""
         where, values = _conditions(kind, equal)
+        if not values and (known := self.read("SELECT count FROM document_counts WHERE kind = ?", (kind,))):
+            return int(known[0][0])
         return int(self.read(f"SELECT count(*) FROM documents WHERE {where}", values)[0][0])
+
+    def ids(self, kind: str, prefix: str = "") -> set[str]:
+        """The ids of a kind that begin so."""
+        rows = self.read("SELECT id FROM documents WHERE kind = ? AND id >= ? AND id < ?", (kind, prefix, f"{prefix}\U0010ffff"))
+        return {str(row[0]) for row in rows}
 
     def read(self, sql: str, values: tuple[Any, ...] | Mapping[str, Any] = ()) -> list[tuple[Any, ...]]:
         """Rows of a SELECT. For tables that are not documents.
@@ -100,7 +108,7 @@ class Store:
     def missing(self, kind: str, id: str, **equal: Any) -> NotFound:
         """The error that says so and names what is near, among the documents whose fields equal these."""
         where, values = _conditions(kind, equal)
-        ids = [row[0] for row in self.read(f"SELECT id FROM documents WHERE {where}", values)]
+        ids = [row[0] for row in self.read(f"SELECT id FROM documents WHERE {where} ORDER BY rowid DESC LIMIT {NAMED}", values)][::-1]
         unit = LISTED_BY.get(kind)
         hint = did_you_mean(id, ids) or (f"there are: {', '.join(ids[-5:])}" if ids else f"there is no {kind} yet")
         calls = [{"unit": unit, "arguments": {}}] if unit else []
@@ -213,7 +221,7 @@ class Store:
         try:
             outcome = job(db)
             outcome = list(outcome) if isinstance(outcome, apsw.Cursor) else outcome
-        except (apsw.Error, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        except (apsw.Error, AimaError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
             if db.in_transaction:
                 db.execute("ROLLBACK TO job")
                 db.execute("RELEASE job")
@@ -274,7 +282,7 @@ def _connect(path: Path) -> apsw.Connection:
         for _ in db.execute("PRAGMA journal_mode=WAL"):
             pass
         db.execute("PRAGMA synchronous=FULL")
-    except apsw.NotADBError:
+    except (apsw.NotADBError, apsw.CorruptError):
         pass  # the integrity check that follows says it in our words
     return db
 
@@ -287,8 +295,9 @@ def _translated(error: Exception) -> Exception:
 
 def _conditions(kind: str, equal: Mapping[str, Any]) -> tuple[str, tuple[Any, ...]]:
     given = {key: value for key, value in equal.items() if value is not None}
-    clauses = ["kind = ?", *(f"json_extract(body, '$.{key}') = ?" for key in given)]
-    return " AND ".join(clauses), (kind, *given.values())
+    assert kind.isidentifier()  # it stands in the text: an index of one kind is not found by a value that is bound later
+    clauses = [f"kind = '{kind}'", *(f"json_extract(body, '$.{key}') = ?" for key in given)]
+    return " AND ".join(clauses), tuple(given.values())
 
 
 def _dumps(document: Mapping[str, Any]) -> str:

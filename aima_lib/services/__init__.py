@@ -22,6 +22,7 @@ from aima_lib.services.model import ModelService
 from aima_lib.services.oauth import OAuth
 from aima_lib.services.secrets import SecretService
 from aima_lib.services.serving import ServingService
+from aima_lib.services.vectors import VectorService
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class Services:
     inference: InferenceService
     keys: KeyService
     secrets: SecretService
+    vectors: VectorService
     oauth: OAuth | None
     approvals: Approvals
     audit: Audit

@@ -10,23 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from aima_lib.errors import InvalidArgument
-from aima_lib.infra.gguf import FILE_TYPES, Head, read_head
+from aima_lib.infra import geometry
+from aima_lib.infra.apart import read_apart
+from aima_lib.infra.facts import FACTS
+from aima_lib.infra.gguf import Head
 from aima_lib.infra.roots import Absent, Opened
-from aima_lib.infra.safetensors import count_parameters, read_config
 
+__all__ = ["FACTS", "TYPES", "describe", "digest_of", "geometry_of", "weights_in"]
 TYPES = ("llm", "vlm", "asr", "tts", "embedding", "diffusion", "video_gen", "detection", "rerank")
-# Architectures of GGUF files that only embed.
-EMBEDDERS = (
-    "bert",
-    "nomic-bert",
-    "nomic-bert-moe",
-    "jina-bert-v2",
-    "jina-bert-v3",
-    "modern-bert",
-    "neo-bert",
-    "t5encoder",
-    "gemma-embedding",
-)
 SUFFIXES = {
     ".gguf": "gguf",
     ".safetensors": "safetensors",
@@ -35,108 +26,27 @@ SUFFIXES = {
     ".plan": "tensorrt",
     ".pt": "pytorch",
     ".pth": "pytorch",
+    ".ckpt": "pytorch",
 }
+# What may be a Python pickle by its name.
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 SHARD, MOST_FILES = re.compile(r"-\d{5}-of-(\d{5})$"), 400
 # A file, and the name it goes by: while it is downloaded it lies under another.
 Named = tuple[Path, str]
-FACTS = ("type", "quantization", "parameters", "context_length", "architecture", "license", "capabilities", "geometry")
 
 
 def describe(format: str, files: Sequence[Named]) -> dict[str, Any]:
-    """type, quantization, parameters, context_length, architecture, license, capabilities and geometry, None where unknown.
+    """The fields of FACTS, None where unknown, read in a child process with little memory and little time.
 
     Raises:
         InvalidArgument: a file is broken; the message names it and the offset.
     """
-    if format == "gguf":
-        return _gguf(files)
-    if format == "safetensors":
-        return _safetensors(files)
-    return {**dict.fromkeys(FACTS), "capabilities": [], "geometry": {}}
-
-
-def _gguf(files: Sequence[Named]) -> dict[str, Any]:
-    heads = [read_head(path, name) for path, name in files]
-    first = heads[0]
-    if (kind := first.metadata.get("general.type", "model")) not in ("model", "mmproj") or first.metadata.get(
-        "general.architecture"
-    ) == "clip":
-        raise InvalidArgument(
-            f"{files[0][1]} is an addition to a model ({kind}), not a model by itself", hint="import the model's own file"
-        )
-    geometry = geometry_of(first)
-    architecture = first.metadata.get("general.architecture")
-    embeds = architecture in EMBEDDERS
-    chats = "tokenizer.chat_template" in first.metadata
-    return {
-        "type": "embedding" if embeds else "llm",
-        "quantization": FILE_TYPES.get(first.metadata.get("general.file_type", -1)),
-        "parameters": sum(head.parameters for head in heads) or None,
-        "context_length": geometry["context_length"],
-        "architecture": architecture,
-        "license": first.metadata.get("general.license"),
-        "capabilities": ["embed"] if embeds else ["chat", "complete"] if chats else ["complete"],
-        "geometry": geometry,
-    }
+    return read_apart(format, files)
 
 
 def geometry_of(head: Head) -> dict[str, Any]:
-    """The numbers that a memory estimate needs, None where the file does not say."""
-    width, heads = head.of_architecture("embedding_length"), head.of_architecture("attention.head_count")
-    count = max(heads) if isinstance(heads, list) and heads else heads
-    each = width // count if isinstance(width, int) and isinstance(count, int) and count else None
-    kv = head.of_architecture("attention.head_count_kv")
-    return {
-        "block_count": head.of_architecture("block_count"),
-        "head_count": count,
-        "head_count_kv": kv if kv is not None else heads,
-        "key_length": head.of_architecture("attention.key_length") or each,
-        "value_length": head.of_architecture("attention.value_length") or each,
-        "embedding_length": width,
-        "feed_forward_length": _largest(head.of_architecture("feed_forward_length")),
-        "vocabulary_size": head.lengths.get("tokenizer.ggml.tokens") or head.of_architecture("vocab_size"),
-        "context_length": head.of_architecture("context_length"),
-        "sliding_window": head.of_architecture("attention.sliding_window"),
-        "tensor_bytes": dict(head.bytes_by_type),
-    }
-
-
-def _largest(value: Any) -> Any:
-    return max(value, default=None) if isinstance(value, list) else value
-
-
-def _safetensors(files: Sequence[Named]) -> dict[str, Any]:
-    counted = [count_parameters(path, name) for path, name in files if name.endswith(".safetensors")]
-    config = next((read_config(path) for path, name in files if name == "config.json"), {})
-    text = config["text_config"] if isinstance(config.get("text_config"), dict) else config
-    heads, width = text.get("num_attention_heads"), text.get("hidden_size")
-    each = text.get("head_dim") or (width // heads if isinstance(heads, int) and heads and isinstance(width, int) else None)
-    names = config.get("architectures")
-    architecture = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else config.get("model_type")
-    chats = isinstance(architecture, str) and architecture.endswith("ForCausalLM")
-    numbers = {
-        "block_count": text.get("num_hidden_layers"),
-        "head_count": heads,
-        "head_count_kv": text.get("num_key_value_heads", heads),
-        "key_length": each,
-        "value_length": each,
-        "embedding_length": width,
-        "feed_forward_length": text.get("intermediate_size"),
-        "vocabulary_size": text.get("vocab_size"),
-        "context_length": text.get("max_position_embeddings"),
-        "sliding_window": text.get("sliding_window"),
-    }
-    geometry = {key: value if isinstance(value, int) else None for key, value in numbers.items()}
-    return {
-        "type": "llm" if chats else None,
-        "quantization": next((kind for _, kind in counted if kind), None),
-        "parameters": sum(count for count, _ in counted) or None,
-        "context_length": geometry["context_length"],
-        "architecture": architecture if isinstance(architecture, str) else None,
-        "license": None,
-        "capabilities": ["chat", "complete"] if chats else [],
-        "geometry": geometry | {"tensor_bytes": {}},
-    }
+    """The numbers that a memory estimate needs, None where the head of a GGUF does not say."""
+    return geometry.of_gguf(head)
 
 
 def digest_of(files: Sequence[tuple[str, str]]) -> str:
@@ -162,6 +72,9 @@ def weights_in(given: Opened, keep: Callable[[Opened], Opened]) -> tuple[str, li
         return _folder(keep(given.roots.open(str(given.path.parent))), given.beside, keep)
     if kind == "gguf":
         return kind, _shards(given, keep)
+    if kind == "onnx":
+        names = (f"{given.name}_data", f"{given.name}.data", "config.json", "tokenizer_config.json")
+        return kind, [given, *(opened for name in names if (opened := _file(given.beside, name, keep)))]
     return kind or "unknown", [given]
 
 
@@ -202,8 +115,17 @@ def _folder(folder: Opened, reach: Callable[[str], Opened], keep: Callable[[Open
     ggufs = [name for name in names if name.lower().endswith(".gguf") and "mmproj" not in name.lower()]
     first = next((opened for name in ggufs if (opened := _file(reach, name, keep))), None)
     if first is None:
-        raise InvalidArgument(f"{folder.path} holds neither GGUF nor safetensors", hint="give the path of the weights")
+        raise _nothing(folder, names)
     shards = _shards(first, keep)
     if len(ggufs) > len(shards):
         raise InvalidArgument(f"{folder.path} holds {len(ggufs)} models: {', '.join(ggufs[:5])}", hint="give the path of one")
-    return "gguf", shards
+    projectors = [name for name in names if name.lower().endswith(".gguf") and "mmproj" in name.lower()]
+    return "gguf", shards + [opened for name in projectors[:1] if (opened := _file(reach, name, keep))]
+
+
+def _nothing(folder: Opened, names: Sequence[str]) -> InvalidArgument:
+    message = f"{folder.path} holds neither GGUF nor safetensors"
+    if pickles := [name for name in names if name.endswith(PICKLES)]:
+        message += f"; {', '.join(pickles[:3])} may be a Python pickle, which runs whatever code it carries: AIMA never loads one"
+        return InvalidArgument(message, hint="take the same model as safetensors or GGUF")
+    return InvalidArgument(message, hint="give the path of the weights")

@@ -25,11 +25,13 @@ from aima_lib.infra.store import Document, Store
 from aima_lib.launchers import process
 from aima_lib.names import did_you_mean, instance_id, replica_id, slug
 from aima_lib.services import placement
-from aima_lib.services.admission import Admission, high_bytes
+from aima_lib.services.admission import Admission
 from aima_lib.services.ceiling import Ceiling
 from aima_lib.services.device import DeviceService
 from aima_lib.services.engine_catalog import EngineCatalog, calls_tools
 from aima_lib.services.engine_news import EngineNews
+from aima_lib.services.measurements import Measurements
+from aima_lib.services.measuring import Measuring
 from aima_lib.services.model import ModelService
 from aima_lib.services.probes import Probes
 from aima_lib.services.readiness import is_ours, says_a_token
@@ -52,7 +54,9 @@ class EngineService:
         self._models, self._devices = models, devices
         self._news = EngineNews(events)
         self._ceiling = Ceiling(self._settings["memory_limit_gib"])
-        self._admission = Admission(devices, float(self._settings["memory_reserve_fraction"]))
+        self._measurements = Measurements(store)
+        self._measuring = Measuring(store, devices, self._measurements, lambda id: process.pids(home, id))
+        self._admission = Admission(devices, self._measurements, float(self._settings["memory_reserve_fraction"]))
         self._locks: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
         self._probes = Probes(float(self._settings["probe_seconds"]))
         self.wire = Wire()
@@ -150,7 +154,9 @@ class EngineService:
         refuse_unknown(self.catalog.adapter(name), options)
         id, model = instance_id(name, model_id), self._model(model_id)
         found = self._store.peek("instance", id)
-        return id, bool(found and found["status"] in ALIVE), high_bytes(model, options)
+        device, _ = placement.choose(self._devices.devices(), options)
+        needed = self._measurements.high_bytes(model, name, self.catalog.version(name), device["type"], options)
+        return id, bool(found and found["status"] in ALIVE), needed
 
     def needed_bytes(self, name: str, model_id: str, options: Mapping[str, Any]) -> int | None:
         """The memory that an engine with this model may take, or None where nobody knows."""
@@ -196,7 +202,9 @@ class EngineService:
         retry = _start_call(engine.name, model["id"], options, service_id)
         alive = [each for each in self._store.find("instance") if each["status"] in ALIVE and each["id"] != id]
         self._ceiling.refuse(self.needed_bytes(engine.name, model["id"], options), model["id"], device["id"], alive, self.needed_bytes)
-        async with self._admission.admitted(id, model, device["id"], options, retry):
+        which = (engine.name, self.catalog.version(engine.name))
+        async with self._admission.admitted(id, model, which, device["id"], options, retry):
+            await self._measuring.expect(id, device["id"])
             return await self._begin(engine, model, options, id, port, service_id, device["id"], fallback, send)
 
     async def _begin(
@@ -287,6 +295,7 @@ class EngineService:
         )  # fmt: skip
         self._probes.forget(ready["id"])
         self._news.started(ready, adopted=False)
+        await self._measuring.started(ready, self.catalog.version(ready["engine"]))
         return ready
 
     async def _give_up(self, document: Document) -> None:
@@ -339,6 +348,7 @@ class EngineService:
 
     async def _end(self, instance: Document, timeout_seconds: float, reason: str) -> int:
         with anyio.CancelScope(shield=True):
+            await self._measuring.look(instance)
             freed = await anyio.to_thread.run_sync(process.stop, self._home, instance["id"], timeout_seconds)
             await self._store.update("instance", instance["id"], status="stopped", **GONE)
         self._news.stopped(instance, reason, freed)
@@ -430,7 +440,12 @@ class EngineService:
     async def _probe(self, instance: Document) -> None:
         id = instance["id"]
         address, wait = self.address(instance), float(self._settings["probe_timeout_seconds"])
-        health = await self._probes.judge(instance, lambda: is_ours(self.wire, address, instance["model_id"], wait))
+
+        async def ask() -> None:
+            await self._measuring.look(instance)
+            await is_ours(self.wire, address, instance["model_id"], wait)
+
+        health = await self._probes.judge(instance, ask)
         if health != instance["health"] and not self._locks[id].locked() and self._store.peek("instance", id):
             await self._store.update("instance", id, health=health)
             self._news.health(instance, health)

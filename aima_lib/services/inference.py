@@ -70,6 +70,7 @@ class InferenceService:
             FailedPrecondition: it does not run, or cannot do this; `next` holds the call that mends it.
             Unavailable: it is on its way.
         """
+        model = self._meant(model)
         candidates = self._candidates(model)
         for instance, service in candidates:
             is_wanted = service is None or service["desired_replicas"]
@@ -96,7 +97,7 @@ class InferenceService:
 
         It says the same of a model that is not there: what others have is no business of this caller's.
         """
-        if caller.models is None or (model is not None and self._is_within(model, caller.models)):
+        if caller.models is None or (model is not None and self._is_within(self._meant(model), caller.models)):
             return
         allowed = sorted(caller.models)
         raise PermissionDenied(
@@ -105,6 +106,10 @@ class InferenceService:
             next=[{"unit": "inference.models", "arguments": {}}],
             details={"models": allowed},
         )
+
+    def _meant(self, model: str) -> str:
+        """The name that a name stands for here: config.toml's [models.aliases] comes before whatever is called so."""
+        return str(self._config["models"]["aliases"].get(model, model))
 
     def _is_within(self, model: str, allowed: frozenset[str]) -> bool:
         if model in allowed:
