@@ -45,8 +45,11 @@ async def delete(home: Path, toml: str) -> None:
 
 def here(home: Path) -> int:
     """Bytes of parts, by what is written beside them, and of what is joined."""
-    parts = [arrived(path) for path in (home / "models/partial").glob("*/*.part")]
-    return sum(parts) + sum(path.stat().st_size for path in (home / "models/partial").glob("*/*.whole"))
+    try:
+        parts = [arrived(path) for path in (home / "models/partial").glob("*/*.part")]
+        return sum(parts) + sum(path.stat().st_size for path in (home / "models/partial").glob("*/*.whole"))
+    except FileNotFoundError:  # they became a model meanwhile
+        return -1
 
 
 def attempt(seconds: float | None, work: list[object], seen: Callable[[], int] | None = None) -> bool:
