@@ -64,7 +64,7 @@ async def host(home: Home, *, passing: bool = False, registry: Registry | None =
         try:
             telemetry = _telemetry(settings)
             gateway = _build(home, settings, registry, store, telemetry)
-            with closing(gateway.services.allowance):
+            with closing(gateway.services.allowance), closing(gateway.services.events):
                 async with _running(gateway, passing, telemetry):
                     yield gateway
         finally:

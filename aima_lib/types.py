@@ -359,12 +359,16 @@ class Service(TypedDict):
     engine: str
     options: EngineOptions
     status: Literal['starting', 'running', 'stopped', 'failed', 'stopping']
-    health: Literal['healthy', 'unhealthy', 'unknown']
+    health: Literal['healthy', 'degraded', 'unhealthy', 'unknown']
     desired_replicas: int
     ready_replicas: int
     endpoints: list[dict[str, Any]]
     placement: dict[str, Any] | None
     metrics: ServiceMetrics
+    idle_unload_seconds: float | None
+    pinned: bool
+    priority: int
+    unloaded: bool
     instance_id: str
     error: str | None
     created_at: str
@@ -379,6 +383,8 @@ class ServiceMetrics(TypedDict):
     tokens_per_second: float | None
     error_rate: float | None
     queue_depth: int
+    waiting: int
+    retried: int
     window_seconds: float
 
 
@@ -824,6 +830,12 @@ class ServiceLogsResult(TypedDict):
     lines: list[str]
 
 
+class ServiceScaleResult(TypedDict):
+    """ServiceScaleResult"""
+
+    service: Service
+
+
 class ServiceStartResult(TypedDict):
     """ServiceStartResult"""
 
@@ -835,6 +847,8 @@ class ServiceStatusResult(TypedDict):
 
     service: Service
     instance: dict[str, Any] | None
+    instances: list[dict[str, Any]]
+    queue: dict[str, Any]
     metrics: ServiceMetrics
     restarts: int
 

@@ -12,6 +12,7 @@ import json
 import os
 import queue
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,6 +42,9 @@ class Store:
         self._refuse_damage()
         self._migrate()
         self._reader = _connect(path)
+        self.changes: Counter[str] = Counter()  # by kind: moves whenever a document of it may have changed
+        self._touched: set[str] = set()  # the writer's
+        self._watchers: list[Callable[[set[str]], None]] = []
         self._jobs: queue.SimpleQueue[tuple[Job, asyncio.Future[Any]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._write, name="aima-store", daemon=True)
         self._thread.start()
@@ -118,15 +122,16 @@ class Store:
         Raises:
             AlreadyExists: its id is taken.
         """
+        sql = "INSERT INTO documents VALUES (?, ?, ?)"
         try:
-            await self.submit(lambda db: db.execute("INSERT INTO documents VALUES (?, ?, ?)", (kind, document["id"], _dumps(document))))
+            await self.submit(lambda db: self._touching(db, kind).execute(sql, (kind, document["id"], _dumps(document))))
         except apsw.ConstraintError as error:
             raise AlreadyExists(f"there is a {kind} called {document['id']!r} already") from error
 
     async def put(self, kind: str, document: Mapping[str, Any]) -> None:
         """Add or replace a document."""
         sql = "INSERT INTO documents VALUES (?, ?, ?) ON CONFLICT (kind, id) DO UPDATE SET body = excluded.body"
-        await self.submit(lambda db: db.execute(sql, (kind, document["id"], _dumps(document))))
+        await self.submit(lambda db: self._touching(db, kind).execute(sql, (kind, document["id"], _dumps(document))))
 
     async def update(self, kind: str, id: str, **changes: Any) -> Document:
         """Merge `changes` into a document, atomically; returns the whole.
@@ -138,7 +143,7 @@ class Store:
         def merge(db: apsw.Connection) -> Document | None:
             for (body,) in db.execute("SELECT body FROM documents WHERE kind = ? AND id = ?", (kind, id)).fetchall():
                 merged = _loads(str(body)) | changes
-                db.execute("UPDATE documents SET body = ? WHERE kind = ? AND id = ?", (_dumps(merged), kind, id))
+                self._touching(db, kind).execute("UPDATE documents SET body = ? WHERE kind = ? AND id = ?", (_dumps(merged), kind, id))
                 return merged
             return None
 
@@ -151,7 +156,7 @@ class Store:
         """Remove a document; says whether it was there."""
 
         def remove(db: apsw.Connection) -> bool:
-            db.execute("DELETE FROM documents WHERE kind = ? AND id = ?", (kind, id))
+            self._touching(db, kind).execute("DELETE FROM documents WHERE kind = ? AND id = ?", (kind, id))
             return bool(db.changes())
 
         return await self.submit(remove)
@@ -162,7 +167,16 @@ class Store:
         self._jobs.put((job, future))
         return future
 
+    def watch(self, watcher: Callable[[set[str]], None]) -> None:
+        """Call `watcher` with the kinds whose documents may have changed, on the loop; it must not wait."""
+        self._watchers.append(watcher)
+
     # The writer's thread
+
+    def _touching(self, db: apsw.Connection, kind: str) -> apsw.Connection:
+        """The connection, to change a document of this kind by."""
+        self._touched.add(kind)
+        return db
 
     def _write(self) -> None:
         while (first := self._jobs.get()) is not None:
@@ -194,8 +208,9 @@ class Store:
                 return
             lost = (outcomes[0][2] if outcomes else None) or _translated(error)
             outcomes = [(future, None, lost) for _, future in group]
+        touched, self._touched = self._touched, set()
         try:
-            group[0][1].get_loop().call_soon_threadsafe(_settle, outcomes)
+            group[0][1].get_loop().call_soon_threadsafe(self._settle, outcomes, touched)
         except RuntimeError:  # the loop is closed: nobody waits any more, and what was committed stays
             return
 
@@ -213,6 +228,19 @@ class Store:
             return None, _translated(error)
         db.execute("RELEASE job")
         return outcome, None
+
+    def _settle(self, outcomes: list[tuple[asyncio.Future[Any], Any, BaseException | None]], touched: set[str]) -> None:
+        """On the loop: the group is on disk."""
+        self.changes.update(touched)
+        for watcher in self._watchers if touched else ():
+            watcher(touched)
+        for future, value, error in outcomes:
+            if future.cancelled():
+                continue
+            if error is None:
+                future.set_result(value)
+            else:
+                future.set_exception(error)
 
     # Opening
 
@@ -257,16 +285,6 @@ def _connect(path: Path) -> apsw.Connection:
     except (apsw.NotADBError, apsw.CorruptError):
         pass  # the integrity check that follows says it in our words
     return db
-
-
-def _settle(outcomes: list[tuple[asyncio.Future[Any], Any, BaseException | None]]) -> None:
-    for future, value, error in outcomes:
-        if future.cancelled():
-            continue
-        if error is None:
-            future.set_result(value)
-        else:
-            future.set_exception(error)
 
 
 def _translated(error: Exception) -> Exception:

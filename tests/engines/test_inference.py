@@ -95,8 +95,8 @@ async def test_what_cannot_be_is_said_with_what_can(served: Hosted) -> None:
     assert missing.value.hint == "did you mean tiny?"
     await served.tiny("idle")
     with pytest.raises(FailedPrecondition, match="nothing serves it") as idle:
-        await served.call("inference.chat", model="idle", messages=HELLO)
-    assert idle.value.next == [{"unit": "service.create", "arguments": {"model_id": "idle"}}]
+        await served.call("inference.embed", model="idle", input="one")
+    assert idle.value.next == [{"unit": "service.create", "arguments": {"model_id": "idle", "options": {"embedding": True}}}]
 
 
 async def test_embedding_wants_a_model_served_for_it(served: Hosted) -> None:
