@@ -65,7 +65,6 @@ class Flow:
         self._calls: Calls | None = None
         self._tasks: TaskGroup | None = None
         self.failure: AimaError | None = None
-        self.output: Any = None
 
     # Forward
 
@@ -137,7 +136,7 @@ class Flow:
         if len(self._values) < len(self.steps) or self.failure is not None or self.row.state != "forward":
             return
         try:
-            self.output = self.result()
+            self.result()  # what it says must be there
             self.row.state = "done"
         except InvalidArgument as error:
             self._fail(InvalidArgument(f"output: {error}", hint=error.hint))

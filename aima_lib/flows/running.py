@@ -13,6 +13,7 @@ from aima_lib.errors import AimaError, Cancelled, FailedPrecondition, InvalidArg
 from aima_lib.flows.calls import Calls
 from aima_lib.flows.document import Pipeline
 from aima_lib.flows.engine import Flow
+from aima_lib.flows.inputs import input_schema
 from aima_lib.flows.journal import FlowRow, Journal
 from aima_lib.flows.shelf import Edition, Shelf, effective
 from aima_lib.flows.telling import Telling
@@ -47,13 +48,13 @@ async def run(ctx: Context, pipeline_id: str, given: Mapping[str, Any]) -> Mappi
     telling = Telling(row, edition.pipeline, ctx.services.events)
     caller = effective(ctx.caller, edition.creator)
     given = _filled(edition.pipeline, given)
-    if fresh:
-        telling.publish("started", version=row.version, caller=ctx.caller.name, parent=ctx.runs.get(ctx.run_id).get("parent"))
-        if refusal := _refusal(ctx.registry, shelf, edition, caller, given):
-            telling.publish("failed", status="failed", code=refusal.code, step=None, undone=[], not_undone=[])
-            raise refusal
+    telling.publish_once("started", version=row.version, caller=ctx.caller.name, parent=ctx.runs.get(ctx.run_id).get("parent"))
     flow = Flow(row, edition.pipeline, journal, given, primaries(ctx.registry, edition.pipeline), telling)
-    telling.know(flow.records.values())
+    if not flow.records and row.state == "forward" and (refusal := _refusal(ctx.registry, shelf, edition, caller, given)):
+        telling.publish_once("failed", status="failed", code=refusal.code, step=None, undone=[], not_undone=[])
+        raise refusal
+    if not fresh:
+        telling.know(flow.records.values())
     creator = edition.creator.name if edition.creator else None
     calls = Calls(ctx, row, journal, caller, creator, telling.progress, flow.paused)
     failure: AimaError | None = None
@@ -74,11 +75,9 @@ async def _carried_out(ctx: Context, flow: Flow, calls: Calls) -> Any:
     row = flow.row
     if row.state == "forward" and not ctx.runs.is_cancelled(row.run_id):
         await flow.forward(calls, _left(row, flow.pipeline))
-        if flow.failure is None:
-            flow.telling.publish("completed", duration_ms=_took(row), steps=len(flow.steps))
-            return flow.output
     if row.state == "done":
         flow.restore()
+        flow.telling.publish_once("completed", duration_ms=_took(row), steps=len(flow.steps))
         return flow.result()
     raise _told(flow, *await flow.unwind(calls))
 
@@ -91,7 +90,7 @@ def _told(flow: Flow, well: list[str], badly: list[str]) -> AimaError:
         error.next = [{"unit": "pipeline.status", "arguments": {"run_id": flow.row.run_id}}]
     status = "cancelled" if isinstance(error, Cancelled) and "step" not in error.details else "failed"
     step = error.details.get("step")
-    flow.telling.publish("failed", status=status, code=error.code, step=step, undone=well, not_undone=badly)
+    flow.telling.publish_once("failed", status=status, code=error.code, step=step, undone=well, not_undone=badly)
     return error
 
 
@@ -118,10 +117,9 @@ def _refusal(registry: Registry, shelf: Shelf, edition: Edition, caller: Caller,
         return FailedPrecondition(
             f"{pipeline.name} calls what is not here: {', '.join(missing)}", hint="another version of AIMA may have it"
         )
-    if pipeline.input is not None:
-        schema = {"additionalProperties": False, **pipeline.input, "type": "object"}
-        if error := Judge(schema).first_error(dict(given)):
-            return InvalidArgument(f"input: {error}", hint=f"{pipeline.name} takes: {', '.join(pipeline.input.get('properties', {}))}")
+    schema = input_schema(pipeline, registry)
+    if wrong := Judge(schema).first_error(dict(given)):
+        return InvalidArgument(f"input: {wrong}", hint=f"{pipeline.name} takes: {', '.join(schema['properties']) or 'nothing'}")
     try:
         for step in pipeline.steps:
             for name in (step.type, *([step.compensate.type] if step.compensate else [])):

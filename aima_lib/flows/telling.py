@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import anyio
@@ -14,6 +14,7 @@ from aima_lib.infra.events import Events
 from aima_lib.infra.progress import Send
 
 EVERY_SECONDS = 0.05
+MOST_LOGGED = 1000
 UNDER_WAY = ("started", "retrying", "waiting")
 SHOWN = {"started": "running"}
 
@@ -31,22 +32,28 @@ class Telling:
         self._news = anyio.Event()
 
     def know(self, records: Iterable[Record]) -> None:
-        """What was recorded before this host: no event is published of it again."""
+        """What was recorded before this host. An event of it that the other did not come to log is logged now."""
+        told = {(event["payload"]["step"], event["payload"]["compensation"]) for event in self._logged("step_completed", MOST_LOGGED)}
         for record in records:
             self._note(record)
+            if record.is_final and record.item == WHOLE and (record.step, record.undo) not in told:
+                self._tell(record)
 
     def hear(self, record: Record) -> None:
         """A call has begun, or ended."""
         self._note(record)
         if record.is_final and record.item == WHOLE:
-            took = None
-            if record.started_at and record.finished_at:
-                took = round((parse(record.finished_at) - parse(record.started_at)).total_seconds() * 1000)
-            step = self._steps[record.step]
-            unit = step.compensate.type if record.undo and step.compensate else step.type
-            error = (record.error or {}).get("code")
-            told = {"step": record.step, "unit": unit, "status": record.status, "attempts": record.attempts, "duration_ms": took}
-            self.publish("step_completed", **told, compensation=record.undo, code=error)
+            self._tell(record)
+
+    def _tell(self, record: Record) -> None:
+        took = None
+        if record.started_at and record.finished_at:
+            took = round((parse(record.finished_at) - parse(record.started_at)).total_seconds() * 1000)
+        step = self._steps[record.step]
+        unit = step.compensate.type if record.undo and step.compensate else step.type
+        error = (record.error or {}).get("code")
+        told = {"step": record.step, "unit": unit, "status": record.status, "attempts": record.attempts, "duration_ms": took}
+        self.publish("step_completed", **told, compensation=record.undo, code=error)
 
     def progress(self, record: Record, item: Mapping[str, Any] | None) -> None:
         """A call that is a run says how far it is; without an item, its own row has changed."""
@@ -59,6 +66,14 @@ class Telling:
         """An event of this run."""
         told = {"run_id": self._row.run_id, "pipeline_id": self._row.pipeline_id, **payload}
         self._events.publish(f"pipeline.{name}", told, subject=self._row.run_id)
+
+    def publish_once(self, name: str, **payload: Any) -> None:
+        """An event that a run has one of, whichever of its hosts comes to log it."""
+        if not self._logged(name, 1):
+            self.publish(name, **payload)
+
+    def _logged(self, name: str, most: int) -> Sequence[Mapping[str, Any]]:
+        return self._events.page(0, most, (f"pipeline.{name}",), self._row.run_id)
 
     async def report(self, send: Send) -> None:
         """Send progress when there is news, and not too often; until cancelled."""

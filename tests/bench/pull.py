@@ -64,6 +64,7 @@ async def pull(home: Path, url: str, cdn: str, name: str) -> dict[str, float]:
     if lanes := os.environ.get("AIMA_BENCH_LANES"):
         toml += f"[downloads]\nlanes = {lanes}\n"
     async with shop(home, toml, stall_seconds=60, pace=None) as here:
+        await here.models.pull(REPO, file="warm.gguf")  # what the first pull loads, it loads once
         before = resource.getrusage(resource.RUSAGE_SELF)
         began = time.perf_counter()
         await here.models.pull(REPO, file=name)
@@ -84,7 +85,7 @@ def against_curl(folder: Path) -> None:
     source = folder / "hub/hf" / REPO
     source.mkdir(parents=True)
     sizes = {"large.gguf": SIZE, "small.gguf": SIZE // 8}
-    for name, size in sizes.items():
+    for name, size in {**sizes, "warm.gguf": MIB}.items():
         write(source / name, size)
     mine: dict[str, list[dict[str, float]]] = {name: [] for name in sizes}
     theirs: list[dict[str, float]] = []

@@ -118,6 +118,18 @@ class Host:
         self.seen = len(written)
         self.recorded = {row for row in self.rows() if row[0]}
 
+    def judge_events(self, runs: int) -> None:
+        """Each run has one beginning, one end, and one event of each step and each compensation."""
+        each = "type, subject, json_extract(payload, '$.step'), json_extract(payload, '$.compensation')"
+        with sqlite3.connect(self.home / "aima.db") as db:
+            sql = f"SELECT {each}, count(*) FROM events WHERE type LIKE 'pipeline.%' AND type <> 'pipeline.created' GROUP BY {each}"
+            found = db.execute(sql).fetchall()
+        db.close()
+        twice = [row for row in found if row[-1] > 1]
+        assert not twice, twice
+        ends = Counter(row[0] for row in found)
+        assert (ends["pipeline.started"], ends["pipeline.completed"] + ends["pipeline.failed"]) == (runs, runs), ends
+
     def left(self) -> list[str]:
         """The runs that have not ended."""
         with sqlite3.connect(self.home / "aima.db") as db:
@@ -161,6 +173,7 @@ def test_pipelines_outlive_kills(python: Path, tmp_path: Path) -> None:
             pass
         ended = host.ended()
         host.judge()
+        host.judge_events(BATCH)
         for kind, document in zip(kinds, documents, strict=True):
             totals[compared(kind, document, undisturbed[document["name"]], ended[document["name"]], rough)] += 1
         kills, batch = kills + host.kills, batch + 1
@@ -183,6 +196,7 @@ def test_a_cancel_outlives_kills(python: Path, tmp_path: Path) -> None:
             judge_undone(document, run, folder)
             totals[run["status"]] += 1
         host.judge()
+        host.judge_events(BATCH)
         assert host.left() == []
         kills, batch = kills + host.kills, batch + 1
     print(f"\n{kills} kills over {batch * BATCH} pipelines that were cancelled: {dict(totals)}")

@@ -300,6 +300,8 @@ def test_every_unit_answers_in_every_form(unit: dict[str, Any], capsys: pytest.C
     found = definition(unit["name"])
     assert found is not None
     for line, form in ((["--json"], "json"), (["-o", "yaml"], "yaml"), (["--output=json"], "json"), ([], "table")):
+        if line == ["--output=json"] and "output" in found["inputSchema"]["properties"]:
+            continue  # it is the unit's own
         command = UnitCommand(found)
         assert output.form_in(command.make_context(command.name, list(line)).params) == form == output.form_of(line)
 
@@ -307,6 +309,8 @@ def test_every_unit_answers_in_every_form(unit: dict[str, Any], capsys: pytest.C
 @pytest.mark.parametrize("line", OWN, ids=shlex.join)
 def test_json_and_yaml_say_the_same_and_nothing_else(line: list[str], home: Home) -> None:
     (home.path / "config.toml").write_text("[server]\nport = 0\n", encoding="utf-8")
+    if line[0] == "events":  # which a fresh home has none of until its devices are found, and that may take longer than the command
+        assert aima(home, "device", "detect").returncode == 0
     as_json, as_yaml, plain = (aima(home, *line, *form) for form in (["--json"], ["-o", "yaml"], []))
     assert as_json.returncode == as_yaml.returncode == plain.returncode == 0, as_yaml.stderr
     assert "\x1b" not in plain.stdout + plain.stderr + as_yaml.stdout, "no colour in a pipe"

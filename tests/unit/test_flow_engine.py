@@ -244,8 +244,12 @@ async def test_the_next_host_goes_on_from_the_last_record(toys: Toys) -> None:
         await toys.began("e2")
     async with toys.host() as gateway:
         run = (await gateway.call("run.wait", {"run_id": begun["id"]}))["run"]
+        events = gateway.services.events.page(0, 100, ["pipeline.*"], subject=begun["id"])
     assert (run["status"], run["attempts"]) == ("succeeded", 2)
     assert sorted(toys.done) == ["a", "b", "c", "d", "e1", "e2", "e3"]
+    told = [event["payload"].get("step", event["type"]) for event in events]
+    assert sorted(told) == ["a", "b", "c", "d", "e", "pipeline.completed", "pipeline.started"]
+    assert (told[0], told[-1]) == ("pipeline.started", "pipeline.completed")
     assert lines(toys.folder).count("a begin") == lines(toys.folder).count("e1 begin") == 1
 
 
@@ -299,9 +303,9 @@ async def test_pipelines_are_nested_three_deep_and_no_deeper(toys: Toys) -> None
     async with toys.host() as gateway:
         await gateway.call("pipeline.create", pipeline(step("a", "toy.look"), name="p0", output="${steps.a.value}"))
         for i in range(1, 4):
-            inner = {"id": "inner", "type": "pipeline.run", "input": {"pipeline_id": "${input.inner}", "input": {"inner": f"p{i - 2}"}}}
-            if i == 1:
-                inner["input"] = {"pipeline_id": "p0"}
+            # by a name that is not known before, or the check would say it
+            given = {"pipeline_id": "${input.inner}", "input": {"inner": f"p{i - 2}"} if i > 2 else {}}
+            inner = {"id": "inner", "type": "pipeline.run", "input": given if i > 1 else {"pipeline_id": "p0"}}
             await gateway.call("pipeline.create", pipeline(inner, name=f"p{i}", output="${steps.inner.response}"))
         assert (await gateway.call("pipeline.run", {"pipeline_id": "p2", "input": {"inner": "p1"}}))["output"] == "a"
         with pytest.raises(FailedPrecondition, match="at most 3 deep"):
@@ -447,12 +451,37 @@ async def test_a_step_gives_no_secret_to_the_journal(toys: Toys) -> None:
             await gateway.call("pipeline.create", pipeline({"id": "k", "type": "key.create", "approval": True, "input": given}))
 
 
+async def test_an_event_that_a_host_did_not_come_to_log_is_logged_by_the_next(toys: Toys) -> None:
+    async with toys.host() as gateway:
+        await run(gateway, pipeline(step("a"), step("b", "toy.once", "a")), key="k")
+        sql = "DELETE FROM events WHERE type IN ('pipeline.completed', 'pipeline.step_completed') AND seq > (SELECT min(seq) FROM events)"
+        await gateway.services.store.submit(lambda db: db.execute(sql))
+        await gateway.services.store.update("run", "pipeline-run-k", status="running", result=None)
+    async with toys.host() as gateway:
+        assert (await gateway.call("run.wait", {"run_id": "pipeline-run-k"}))["run"]["status"] == "succeeded"
+        events = gateway.services.events.page(0, 100, ["pipeline.*"], subject="pipeline-run-k")
+    assert [event["payload"].get("step", event["type"]) for event in events] == ["pipeline.started", "a", "b", "pipeline.completed"]
+    assert toys.done == ["a", "b"]
+
+
 async def test_a_forgotten_run_leaves_no_rows(toys: Toys) -> None:
     async with toys.host() as gateway:
         await run(gateway, pipeline(step("a")), key="k")
         await gateway.services.store.delete("run", "pipeline-run-k")
         assert gateway.services.store.read("SELECT count(*) FROM steps")[0][0] == 0
         assert gateway.services.store.read("SELECT count(*) FROM flows")[0][0] == 0
+
+
+async def test_an_input_that_does_not_fit_is_refused_before_the_first_call(toys: Toys) -> None:
+    plain = pipeline(step("a"), step("b", "toy.once", "a", seconds="${input.seconds}"), name="plain")
+    declared = {"type": "object", "required": ["seconds"], "properties": {"seconds": {"type": "number"}, "x": {"default": 1}}}
+    async with toys.host() as gateway:
+        for document in (plain, {**plain, "name": "declared", "input": declared}):
+            for given in ({"seconds": "long"}, {"seconds": 0, "second": 1}):
+                with pytest.raises(InvalidArgument, match="input: "):
+                    await run(gateway, document, **given)
+            await run(gateway, document, seconds=0)
+    assert toys.done == ["a", "b"] * 2
 
 
 async def test_a_long_chain_of_skips_is_no_deep_recursion(toys: Toys) -> None:

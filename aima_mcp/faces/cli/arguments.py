@@ -216,6 +216,8 @@ def _listed(spec: Mapping[str, Any], value: Any) -> Any:
     """What was repeated, as a list; once is a text where the schema takes a text as well."""
     if not isinstance(value, tuple):
         return value
+    if len(value) == 1 and isinstance(value[0], str) and kind_of(spec.get("items", {})) != "string" and value[0].lstrip().startswith("["):
+        return read_json(value[0], "a list")
     return value[0] if len(value) == 1 and kind_of(spec) != "array" else list(value)
 
 
