@@ -26,7 +26,10 @@ from aima_lib.services.device import DeviceService
 from aima_lib.services.engine import EngineService
 from aima_lib.services.freeze import Freeze
 from aima_lib.services.inference import InferenceService
+from aima_lib.services.installing import Installing
 from aima_lib.services.keys import KeyService
+from aima_lib.services.media import Media
+from aima_lib.services.modalities import Modalities
 from aima_lib.services.model import ModelService
 from aima_lib.services.oauth import OAuth
 from aima_lib.services.secrets import SecretService
@@ -77,9 +80,11 @@ def _build(home: Home, settings: config.Config, registry: Registry, store: Store
     keys, oauth = KeyService(home, store, events, allowance), OAuth.configured(settings, home)
     approvals = Approvals(settings["policy"], home, store, events)
     audit = Audit(home, store, settings["audit"]["retention_days"])
+    installing, media = Installing(settings, home.path, engines.catalog, models), Media(settings, home.path, store, events)
+    modalities = Modalities(inference, engines, media, allowance)
     services = Services(
         settings, home, store, events, devices, models, engines, serving, inference, keys, secrets, oauth, approvals, audit, freeze,
-        allowance,
+        allowance, installing, media, modalities,
     )  # fmt: skip
     return Gateway(registry, services, Runs(store, registry))
 
@@ -88,7 +93,7 @@ def _build(home: Home, settings: config.Config, registry: Registry, store: Store
 async def _running(gateway: Gateway, passing: bool) -> AsyncIterator[None]:
     services = gateway.services
     async with anyio.create_task_group() as loops, anyio.create_task_group() as work:
-        await loops.start(_kept_up, Retention(services.store, services.config["events"], services.audit.prune).run)
+        await loops.start(_kept_up, Retention(services.store, services.config["events"], services.audit.prune, services.media.prune).run)
         await services.devices.detect()
         await services.engines.adopt()
         for service in (services.devices, services.models, services.engines):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,6 +39,26 @@ class Found:
         return self.reason is None
 
 
+@dataclass(frozen=True, slots=True)
+class Install:
+    """What an engine's own environment is made of: packages, pinned, its own first; modules whose import shows that it works; disk."""
+
+    packages: tuple[str, ...]
+    modules: tuple[str, ...]
+    disk_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Builtin:
+    """A model that comes with its engine."""
+
+    id: str
+    type: str
+    format: str = "builtin"
+    files: tuple[Path, ...] = ()
+    license: str | None = None
+
+
 class Engine(Protocol):
     """One adapter. `options` names the options it understands; their bounds stand in schemas/types/engine_options.json."""
 
@@ -45,8 +66,15 @@ class Engine(Protocol):
     title: str
     formats: tuple[str, ...]
     tasks: tuple[str, ...]
-    options: frozenset[str]
-    dialects: tuple[str, ...]  # whose HTTP APIs it speaks: openai (which AIMA itself needs), responses, anthropic
+    types: tuple[str, ...] = ()  # of models that it serves; all when empty
+    needs: tuple[str, ...] = ()  # patterns of files that a model must have, by which formats that share a name are told apart
+    options: frozenset[str] = frozenset()
+    dialects: tuple[str, ...] = (
+        "openai",
+    )  # whose HTTP APIs it speaks: openai (which AIMA itself needs), responses, anthropic; worker: ours
+    devices: tuple[str, ...] = ("cpu", "gpu")
+    install: Install | None = None  # None: nothing that engine.install could fetch
+    builtin: Builtin | None = None
 
     def find(self) -> Found:
         """Look whether the engine is here. May take a second: call it in a thread."""
@@ -59,6 +87,21 @@ class Engine(Protocol):
     def plan(self, model: Mapping[str, Any], path: Path, device: Mapping[str, Any], options: Mapping[str, Any]) -> Launch:
         """How to start it. Pure."""
         ...
+
+
+def misfit(engine: Engine, model: Mapping[str, Any]) -> str | None:
+    """Why an engine cannot serve a model, or None."""
+    id, kind = model["id"], model.get("type")
+    if model.get("format") not in engine.formats:
+        return f"{engine.name} reads {', '.join(engine.formats)}; {id} is {model.get('format')}"
+    if engine.types and kind is not None and kind not in engine.types:
+        return f"{engine.name} serves {', '.join(engine.types)}; {id} is {kind}"
+    names = [str(file["name"]) for file in model.get("files", ())]
+    if absent := [pattern for pattern in engine.needs if not any(fnmatchcase(name, pattern) for name in names)]:
+        return f"{engine.name} needs {', '.join(absent)} beside the weights, which {id} has not"
+    if engine.builtin and "builtin" in engine.formats and model.get("format") == "builtin" and id != engine.builtin.id:
+        return f"{engine.name} has {engine.builtin.id}; {id} belongs to another engine"
+    return None
 
 
 def refuse_unknown(engine: Engine, options: Mapping[str, Any]) -> None:

@@ -10,20 +10,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from aima_lib.engines.base import LLAMA_DIALECTS, LLAMA_DISCREET, LLAMA_OPTIONS, TEMPLATES, Found, batch_of, context_of, tasks_of
+from aima_lib.engines.base import LLAMA_DIALECTS, LLAMA_DISCREET, LLAMA_OPTIONS, TEMPLATES, Engine, Found, batch_of, context_of, tasks_of
 from aima_lib.engines.cause import illegal_instruction
 from aima_lib.infra.launch import FOLDER, PORT, Launch, environment
 
 ASK_SECONDS = 10
 
 
-class LlamaServer:
+class LlamaServer(Engine):
     """A binary of the user's, which may know GPUs that the embedded build does not."""
 
     name = "llama-server"
     title = "llama.cpp (llama-server)"
     formats: tuple[str, ...] = ("gguf",)
     tasks: tuple[str, ...] = ("chat", "complete", "embed")
+    types: tuple[str, ...] = ("llm", "vlm", "embedding")
     options = LLAMA_OPTIONS
     dialects: tuple[str, ...] = LLAMA_DIALECTS
 

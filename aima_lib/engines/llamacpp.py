@@ -10,19 +10,20 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from aima_lib.engines.base import LLAMA_DIALECTS, LLAMA_DISCREET, LLAMA_OPTIONS, TEMPLATES, Found, batch_of, context_of, tasks_of
+from aima_lib.engines.base import LLAMA_DIALECTS, LLAMA_DISCREET, LLAMA_OPTIONS, TEMPLATES, Engine, Found, batch_of, context_of, tasks_of
 from aima_lib.infra.launch import FOLDER, Launch
 
 SERVER = Path(__file__).with_name("llamacpp_server.py")
 
 
-class LlamaCpp:
+class LlamaCpp(Engine):
     """The default engine: one `pip install` away, no binary to look for."""
 
     name = "llamacpp"
     title = "llama.cpp (embedded)"
     formats: tuple[str, ...] = ("gguf",)
     tasks: tuple[str, ...] = ("chat", "complete", "embed")
+    types: tuple[str, ...] = ("llm", "vlm", "embedding")
     options = LLAMA_OPTIONS
     dialects: tuple[str, ...] = LLAMA_DIALECTS
 

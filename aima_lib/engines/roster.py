@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from aima_lib.engines.base import Engine
+from aima_lib.engines.espeak import Espeak
+from aima_lib.engines.faster_whisper import FasterWhisper
 from aima_lib.engines.llama_server import LlamaServer
 from aima_lib.engines.llamacpp import LlamaCpp
+from aima_lib.infra.environments import Environments
 
 
-def roster(config: Mapping[str, Any]) -> dict[str, Engine]:
+def roster(config: Mapping[str, Any], home: Path) -> dict[str, Engine]:
     """One adapter each; the first that is installed and fits is the default."""
     engines: list[Engine] = [LlamaCpp(), LlamaServer(config["engines"]["llama_server"])]
+    own = Environments(home / "engines")
+    engines += [FasterWhisper(own), Espeak(own, config["engines"]["espeak_ng"])]
     return {engine.name: engine for engine in engines}

@@ -25,6 +25,7 @@ class Launch:
 
     In `argv`, `{folder}` is the instance's private folder and `{port}` the port the launcher chose. `files` are written into that
     folder, readable by the owner alone, before the start. With `announces` the engine chooses its port and says so in ready.json.
+    `probe` is a path whose POST computes a little, where the tasks have none that does.
     `discreet` are patterns of lines of its output that repeat a request: of those the log keeps what comes before the pattern.
     """
 
@@ -34,6 +35,7 @@ class Launch:
     env: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     announces: bool = False
+    probe: str | None = None
     discreet: tuple[str, ...] = ()
 
 

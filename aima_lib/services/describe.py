@@ -36,6 +36,8 @@ SUFFIXES = {
     ".pt": "pytorch",
     ".pth": "pytorch",
 }
+CHECKED = ("gguf", "safetensors", "onnx", "ctranslate2")  # formats whose files are looked into
+BESIDE = (".json", ".jinja", ".txt", ".model")
 SHARD, MOST_FILES = re.compile(r"-\d{5}-of-(\d{5})$"), 400
 # A file, and the name it goes by: while it is downloaded it lies under another.
 Named = tuple[Path, str]
@@ -52,7 +54,27 @@ def describe(format: str, files: Sequence[Named]) -> dict[str, Any]:
         return _gguf(files)
     if format == "safetensors":
         return _safetensors(files)
-    return {**dict.fromkeys(FACTS), "capabilities": [], "geometry": {}}
+    unknown: dict[str, Any] = {**dict.fromkeys(FACTS), "capabilities": [], "geometry": {}}
+    return unknown | {"type": _plain_type(format, files)} if format in CHECKED else unknown
+
+
+def _plain_type(format: str, files: Sequence[Named]) -> str | None:
+    """What an ONNX or CTranslate2 model is for, where its files tell.
+
+    Raises:
+        InvalidArgument: the weights do not begin as that format does.
+    """
+    path, name = files[0]
+    with path.open("rb") as stream:
+        head = stream.read(8)
+    # ONNX: a protobuf whose first field is the version of its form. CTranslate2: a small number, then the length of a name.
+    if not (head[:1] == b"\x08" if format == "onnx" else len(head) == 8 and 0 < int.from_bytes(head[:4], "little") < 64):
+        raise InvalidArgument(f"{name} does not begin as {format} does", hint="was it fetched whole?")
+    names = {name for _, name in files}
+    if format == "onnx":
+        return "tts" if f"{name}.json" in names else None
+    config = next((read_config(path) for path, name in files if name == "config.json"), {})
+    return "asr" if "suppress_ids" in config or "lang_ids" in config else None
 
 
 def _gguf(files: Sequence[Named]) -> dict[str, Any]:
@@ -162,6 +184,9 @@ def weights_in(given: Opened, keep: Callable[[Opened], Opened]) -> tuple[str, li
         return _folder(keep(given.roots.open(str(given.path.parent))), given.beside, keep)
     if kind == "gguf":
         return kind, _shards(given, keep)
+    if kind == "onnx":
+        names = (f"{given.name}.json", f"{given.path.stem}.json", f"{given.path.stem}.txt")
+        return kind, [given, *(opened for name in names if (opened := _file(given.beside, name, keep)))]
     return kind or "unknown", [given]
 
 
@@ -193,17 +218,35 @@ def _file(reach: Callable[[str], Opened], name: str, keep: Callable[[Opened], Op
 def _folder(folder: Opened, reach: Callable[[str], Opened], keep: Callable[[Opened], Opened]) -> tuple[str, list[Opened]]:
     names = [name for name in folder.names() if not name.startswith(".")]
     tensors = [name for name in names if name.endswith(".safetensors")]
-    wanted = tensors + [name for name in names if tensors and name.endswith((".json", ".jinja", ".txt", ".model"))]
+    wanted = tensors + [name for name in names if tensors and name.endswith(BESIDE)]
     if len(wanted) > MOST_FILES:
         raise InvalidArgument(f"{folder.path} holds {len(wanted)} files of a model, at most {MOST_FILES} are read")
     files = [opened for name in wanted if (opened := _file(reach, name, keep))]
     if any(file.name.endswith(".safetensors") for file in files):
         return "safetensors", files
+    if "model.bin" in names and "config.json" in names:
+        others = [name for name in names if name.endswith(BESIDE)]
+        return "ctranslate2", [opened for name in ("model.bin", *others) if (opened := _file(reach, name, keep))]
+    if onnx := [name for name in names if name.endswith(".onnx")]:
+        return "onnx", _onnx(folder, onnx, names, reach, keep)
     ggufs = [name for name in names if name.lower().endswith(".gguf") and "mmproj" not in name.lower()]
     first = next((opened for name in ggufs if (opened := _file(reach, name, keep))), None)
     if first is None:
-        raise InvalidArgument(f"{folder.path} holds neither GGUF nor safetensors", hint="give the path of the weights")
+        raise InvalidArgument(
+            f"{folder.path} holds neither GGUF nor safetensors, ONNX nor CTranslate2", hint="give the path of the weights"
+        )
     shards = _shards(first, keep)
     if len(ggufs) > len(shards):
         raise InvalidArgument(f"{folder.path} holds {len(ggufs)} models: {', '.join(ggufs[:5])}", hint="give the path of one")
     return "gguf", shards
+
+
+def _onnx(
+    folder: Opened, onnx: list[str], names: list[str], reach: Callable[[str], Opened], keep: Callable[[Opened], Opened]
+) -> list[Opened]:
+    """The one network of a folder, and what its engines read beside it: settings, tokenizers, labels, voices, weights of their own file."""
+    first = "model.onnx" if "model.onnx" in onnx else onnx[0]
+    if len(onnx) > 1 and first != "model.onnx":
+        raise InvalidArgument(f"{folder.path} holds {len(onnx)} models: {', '.join(onnx[:5])}", hint="give the path of one")
+    others = [name for name in names if name.endswith((*BESIDE, ".npz", ".bin", ".onnx_data"))]
+    return [opened for name in (first, *others[:MOST_FILES]) if (opened := _file(reach, name, keep))]

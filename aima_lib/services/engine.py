@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
-from aima_lib.engines.base import Engine, refuse_unknown
+from aima_lib.engines.base import Engine, misfit, refuse_unknown
 from aima_lib.engines.cause import cause
 from aima_lib.engines.roster import roster
 from aima_lib.errors import AimaError, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, Unavailable
@@ -55,7 +55,7 @@ class EngineService:
         self._missed: defaultdict[str, int] = defaultdict(int)
         self._probed: dict[str, float] = {}
         self.wire = Wire()
-        self.catalog = EngineCatalog(roster(config), store, self.wire)
+        self.catalog = EngineCatalog(roster(config, home), store, self.wire)
 
     # What there is
 
@@ -128,8 +128,8 @@ class EngineService:
         """
         engine, model, chosen = self.catalog.adapter(name), self._model(model_id), dict(options or {})
         refuse_unknown(engine, chosen)
-        if model.get("format") not in engine.formats:
-            raise InvalidArgument(f"{name} reads {', '.join(engine.formats)}; {model_id} is {model.get('format')}")
+        if why := misfit(engine, model):
+            raise InvalidArgument(why, next=[{"unit": "engine.list", "arguments": {}}])
         id = instance_id(name, service_id or model_id)
         async with self._locks[id]:
             if running := await self._running(id, model_id, chosen, port, send):
@@ -179,7 +179,7 @@ class EngineService:
         if port is not None and (holder := await anyio.to_thread.run_sync(process.port_holder, port)):
             taken = {"port": port, "holder": holder}
             raise FailedPrecondition(f"port {port} is taken by {holder}", hint="ask for another, or for none", details=taken)
-        device, fallback = placement.choose(await self._devices.known(), options)
+        device, fallback = placement.choose(await self._devices.known(), options, engine.devices)
         retry = _start_call(engine.name, model["id"], options, service_id)
         async with self._admission.admitted(id, model, device["id"], options, retry):
             return await self._begin(engine, model, options, id, port, service_id, device["id"], fallback, send)
@@ -241,7 +241,7 @@ class EngineService:
             if url is not None:
                 try:
                     address = Address(id, url, key)
-                    await says_a_token(self.wire, address, launch.alias, launch.tasks)
+                    await says_a_token(self.wire, address, launch)
                     return address
                 except Unavailable:
                     pass  # not yet: it loads, or it has just died, which the next look will say

@@ -15,7 +15,7 @@ from aima_lib.infra.progress import Send
 from aima_lib.infra.roots import Opened
 from aima_lib.infra.store import Store
 from aima_lib.names import slug, token
-from aima_lib.services.describe import describe, digest_of, weights_in
+from aima_lib.services.describe import CHECKED, describe, digest_of, weights_in
 from aima_lib.services.fetch import File
 from aima_lib.services.shelf import Model, Shelf
 from aima_lib.sources.huggingface import SHARD
@@ -41,8 +41,8 @@ class Intake:
     async def _take(
         self, given: Path, whole: bool, format: str, opened: list[Opened], name: str | None, type: str | None, mode: str, send: Send
     ) -> Model:
-        if format not in ("gguf", "safetensors"):
-            hint = "GGUF and safetensors are read; register other formats where they lie with model.create"
+        if format not in CHECKED:
+            hint = f"{', '.join(CHECKED)} are read; register other formats where they lie with model.create"
             raise InvalidArgument(f"{given} is in a format AIMA cannot check ({format})", hint=hint)
         folder = self._shelf.blobs.partial / f"import-{token(12)}"
         try:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 from aima_lib.errors import Unavailable
+from aima_lib.infra.launch import Launch
 from aima_lib.services.wire import Address, Wire
 
 PROBE_SECONDS = 5.0
 TOKEN_SECONDS = 120.0
 
 
-async def says_a_token(wire: Wire, address: Address, alias: str, tasks: Collection[str]) -> None:
+async def says_a_token(wire: Wire, address: Address, launch: Launch) -> None:
     """Return when this is our engine, with our model, and it computes.
 
     The key was made for this start alone: what refuses a stranger and accepts it is the process we started, whoever else may
@@ -21,13 +21,16 @@ async def says_a_token(wire: Wire, address: Address, alias: str, tasks: Collecti
     Raises:
         AimaError: it is not, or not yet.
     """
+    alias, tasks = launch.alias, launch.tasks
     await is_ours(wire, address, alias)
     status, _ = await wire.get(address, "/v1/models", timeout=PROBE_SECONDS, key=False)
     if status != 401 and "chat" in tasks:
         status, _ = await wire.get(address, "/props", timeout=PROBE_SECONDS, key=False)
     if status != 401:
         raise Unavailable(f"what listens at {address.base_url} asks for no key: it is not the engine that was started")
-    if "chat" in tasks:
+    if launch.probe:
+        await wire.post(address, launch.probe, {"model": alias}, timeout=TOKEN_SECONDS)
+    elif "chat" in tasks:
         body: dict[str, Any] = {"model": alias, "prompt": "a", "max_tokens": 1, "temperature": 0}
         await wire.post(address, "/v1/completions", body, timeout=TOKEN_SECONDS)
     else:

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 5.0
 LONGEST_LINE = 32 << 20
+LARGEST_ANSWER = 512 << 20
+
+
+class Form(dict[str, Any]):
+    """A body that goes as multipart/form-data: texts, and files as (name, bytes)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,19 @@ class Wire:
                 raise translated(address, response.status, answer, body)
             return answer
 
+    async def fetch(self, address: Address, path: str, body: Mapping[str, Any]) -> tuple[Mapping[str, str], bytes]:
+        """Headers and bytes of a POST that answers with a file. Raises AimaError for anything but 200."""
+        async with self._request("POST", address, path, body, None, True) as response:
+            if response.status != 200:
+                raise translated(address, response.status, _parsed(await response.read()), body)
+            parts, size = list[bytes](), 0
+            async for part in response.content.iter_any():
+                parts.append(part)
+                size += len(part)
+                if size > LARGEST_ANSWER:
+                    raise Unavailable(f"{address.name} answered more than {LARGEST_ANSWER >> 20} MiB")
+            return {name.lower(): value for name, value in response.headers.items()}, b"".join(parts)
+
     async def stream(self, address: Address, path: str, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """The events of a streamed POST, until [DONE]. Closing the iterator closes the connection, which frees the engine's slot.
 
@@ -62,6 +80,9 @@ class Wire:
         async with self._request("POST", address, path, body, None, True) as response:
             if response.status != 200:
                 raise translated(address, response.status, _parsed(await response.read()), body)
+            if response.content_type == "application/json":  # an engine that does not stream this gives all of it at once
+                yield _parsed(await response.read())
+                return
             async for data in _events(response.content.iter_any()):
                 if data == b"[DONE]":
                     return
@@ -88,7 +109,8 @@ class Wire:
         limits = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_SECONDS)
         headers = trace.headers() | ({"Authorization": f"Bearer {address.key}"} if key else {})
         try:
-            response = await self._session.request(method, address.base_url + path, json=body, timeout=limits, headers=headers)
+            sent: dict[str, Any] = {"data": _form(body)} if isinstance(body, Form) else {"json": body}
+            response = await self._session.request(method, address.base_url + path, timeout=limits, headers=headers, **sent)
             try:
                 yield response
             finally:
@@ -99,6 +121,18 @@ class Wire:
             raise Unavailable(f"{address.name} did not answer within {timeout or CONNECT_SECONDS:g} s") from error
         except (aiohttp.ClientError, ConnectionError) as error:
             raise Unavailable(f"{address.name} cannot be reached: {error or type(error).__name__}") from error
+
+
+def _form(fields: Form) -> aiohttp.FormData:
+    import aiohttp
+
+    form = aiohttp.FormData()
+    for name, value in fields.items():
+        if isinstance(value, tuple):
+            form.add_field(name, value[1], filename=value[0], content_type="application/octet-stream")
+        else:
+            form.add_field(name, value)
+    return form
 
 
 async def _events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
