@@ -96,6 +96,8 @@ def misfit(engine: Engine, model: Mapping[str, Any]) -> str | None:
         return f"{engine.name} reads {', '.join(engine.formats)}; {id} is {model.get('format')}"
     if engine.types and kind is not None and kind not in engine.types:
         return f"{engine.name} serves {', '.join(engine.types)}; {id} is {kind}"
+    if kind is None and engine.types and "llm" not in engine.types and not engine.needs:
+        return f"{engine.name} serves {', '.join(engine.types)}; what {id} is for is not known: import it with its type"
     names = [str(file["name"]) for file in model.get("files", ())]
     if absent := [pattern for pattern in engine.needs if not any(fnmatchcase(name, pattern) for name in names)]:
         return f"{engine.name} needs {', '.join(absent)} beside the weights, which {id} has not"

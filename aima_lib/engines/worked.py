@@ -24,7 +24,7 @@ class Worked(Engine):
     dialects: tuple[str, ...] = ("openai", "worker")
     devices: tuple[str, ...] = ("cpu",)
     options: frozenset[str] = WORKER_OPTIONS
-    module: ClassVar[str]
+    module: ClassVar[str] = ""
     extra: ClassVar[str | None] = None
 
     def __init__(self, environments: Environments) -> None:
@@ -47,7 +47,6 @@ class Worked(Engine):
         tasks, own = self.tasks_for(model), self._environments.find(self.name)
         spec = {
             **{name: value for name, value in options.items() if name != "port"},
-            **self.more(model),
             "module": self.module,
             "path": str(path),
             "files": [str(path.with_name(str(file["name"]))) for file in model.get("files", ())],
@@ -56,6 +55,7 @@ class Worked(Engine):
             "port": options.get("port") or 0,
             "parallel": int(options.get("parallel", 1)),
             "device": "gpu" if device.get("type") == "gpu" and "gpu" in self.devices else "cpu",
+            **self.more(model),
         }
         return Launch(
             argv=(str(own.python) if own else sys.executable, "-P", str(SERVER), FOLDER),
