@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -112,12 +113,12 @@ class Installing:
             raise
 
     def _empty(self, folder: Path, bytes_needed: int) -> None:
-        """A fresh environment without pip: the one that AIMA has puts things into it."""
+        """A fresh environment, without pip where AIMA has one that can put things into it."""
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             need_room(folder.parent, bytes_needed)
             shutil.rmtree(folder, ignore_errors=True)
-            venv.create(folder, with_pip=False, symlinks=True)
+            venv.create(folder, with_pip=_brings_its_own(), symlinks=True)
         except OSError as error:
             raise disk_error(error, folder.parent) from error
 
@@ -150,7 +151,13 @@ def _installer(folder: Path, packages: Sequence[str], index: str | None) -> list
     where = ["--index-url", index] if index else []
     if uv := shutil.which("uv"):
         return [uv, "pip", "install", "--quiet", "--python", str(folder / "bin/python"), *where, *packages]
-    return [sys.executable, "-m", "pip", "--python", str(folder / "bin/python"), "install", "--quiet", *where, *packages]
+    python = str(folder / "bin/python")
+    pip = [python, "-m", "pip"] if _brings_its_own() else [sys.executable, "-m", "pip", "--python", python]
+    return [*pip, "install", "--quiet", *where, *packages]
+
+
+def _brings_its_own() -> bool:
+    return shutil.which("uv") is None and importlib.util.find_spec("pip") is None
 
 
 def _failed(failure: str, said: str, index: str | None) -> AimaError:

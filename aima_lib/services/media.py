@@ -29,6 +29,8 @@ URI, FILE, DATA = "aima://blob/", "file:", "data:"
 INLINE_BYTES = 8 << 10  # more than that is no reply that anybody wants to read
 LARGEST_BYTES = 256 << 20
 FORMS = f"give base64, file:PATH, or {URI}ID"
+# Where the system's own list has older names, or none.
+KINDS = {".wav": "audio/wav", ".flac": "audio/flac", ".opus": "audio/ogg", ".m4a": "audio/mp4", ".webp": "image/webp"}
 SHOWN = ("id", "media_type", "size_bytes", "sha256", "source", "created_at", "expires_at")
 
 
@@ -73,7 +75,9 @@ class Media:
                 what = "a folder" if opened.is_folder else f"{opened.size} bytes"
                 raise InvalidArgument(f"{field}: {path} is {what}", hint=f"a file of 1 to {LARGEST_BYTES} bytes can be read")
             with open(opened.file, "rb") as stream:
-                return stream.read(LARGEST_BYTES + 1)[:LARGEST_BYTES], mimetypes.guess_type(path)[0]
+                return stream.read(LARGEST_BYTES + 1)[:LARGEST_BYTES], KINDS.get(opened.path.suffix.lower()) or mimetypes.guess_type(path)[
+                    0
+                ]
 
     # Out
 
