@@ -152,7 +152,7 @@ class EngineOptions(TypedDict):
     pooling: NotRequired[Literal['mean', 'cls', 'last']]
     chat_template: NotRequired[Literal['qwen-tools']]
     seed: NotRequired[int]
-    compute_type: NotRequired[Literal['int8', 'int8_float32', 'int8_float16', 'int16', 'float16', 'bfloat16', 'float32']]
+    compute_type: NotRequired[str]
     beam_size: NotRequired[int]
     voice: NotRequired[str]
     steps: NotRequired[int]

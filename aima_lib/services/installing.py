@@ -107,10 +107,10 @@ class Installing:
             packages = json.loads(await self._run([str(folder / "bin/python"), "-c", FREEZE], CHECK_SECONDS, "FailedPrecondition"))
             record = {"name": engine.name, "version": chosen, "packages": packages, "installed_at": now()}
             await to_thread.run_sync(write_private, folder / RECORD, json.dumps(record, indent=1))
-        except BaseException:
-            with anyio.CancelScope(shield=True):
-                await to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
-            raise
+        finally:
+            if not (folder / RECORD).exists():
+                with anyio.CancelScope(shield=True):
+                    await to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
 
     def _empty(self, folder: Path, bytes_needed: int) -> None:
         """A fresh environment, without pip where AIMA has one that can put things into it."""

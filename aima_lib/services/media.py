@@ -44,14 +44,16 @@ class Media:
 
     # In
 
-    async def take(self, given: str, caller: Caller, field: str) -> tuple[bytes, str | None]:
-        """The bytes that `given` means, and their media type where it is known.
+    async def take(self, given: str | bytes, caller: Caller, field: str) -> tuple[bytes, str | None]:
+        """The bytes that `given` means (or is), and their media type where it is known.
 
         Raises:
             InvalidArgument: it is neither base64 nor one of the other forms, or there is nothing in it.
             PermissionDenied: its file is beneath no root.
             NotFound: no such blob, or somebody else's.
         """
+        if isinstance(given, bytes):
+            return given, None
         if given.startswith(URI):
             record = self._record(given.removeprefix(URI), caller)
             return await to_thread.run_sync(self._path(record).read_bytes), str(record["media_type"])

@@ -71,7 +71,7 @@ class Modalities:
         self, endpoint: Endpoint, answer: Answer, audio: bytes, media_type: str | None, request: Request, send: Send
     ) -> Mapping[str, Any]:
         form = Form(model=endpoint.model, file=(f"audio.{_suffix(audio, media_type)}", audio), response_format="verbose_json")
-        form |= _given(request, "language", "prompt", "timestamps")
+        form |= _given(request, "language", "prompt", "timestamps", "temperature")
         if request.get("timestamps") == "word":
             form["timestamp_granularities[]"] = "word"
         if "worker" in self._dialects(endpoint):

@@ -18,7 +18,7 @@ from aima_mcp.faces import strict_json
 from aima_mcp.faces.http import refuse_method
 from aima_mcp.faces.http.exchange import MIB, Exchange
 from aima_mcp.faces.http.problem import Refused
-from aima_mcp.faces.openai import shapes
+from aima_mcp.faces.openai import media, shapes
 from aima_mcp.faces.openai.asked import Wrong, checked
 from aima_mcp.faces.openai.relay import Passing, PassingMessages, PassingResponse, figures, parsed, whole
 from aima_mcp.faces.openai.routes import ABSENT, ROUTES, Route
@@ -42,6 +42,7 @@ class OpenAiFace:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
+        self._media = media.MediaPaths(gateway, self._serving)
 
     async def __call__(self, exchange: Exchange) -> None:
         """Answer a request under /v1."""
@@ -62,13 +63,19 @@ class OpenAiFace:
         if route := ROUTES.get(exchange.path):
             refuse_method(exchange, "POST")
             await self._ask(exchange, route, named)
+        elif further := media.ROUTES.get(exchange.path):
+            refuse_method(exchange, "POST")
+            asked = await self._media.fields(exchange, further)
+            with self._counted(further.unit):
+                self._gateway.allow(further.unit, exchange.caller, asked)
+                await self._media.answer(exchange, asked, dict(named))
         elif exchange.path == "/v1/models" or exchange.path.startswith("/v1/models/"):
             refuse_method(exchange, "GET", "HEAD")
             await self._models(exchange, exchange.path.removeprefix("/v1/models").removeprefix("/"), named)
         elif what := ABSENT.get(exchange.path):
-            raise NotFound(f"no engine here can {what}: engines here chat, complete and embed", hint="GET /v1/models lists what answers")
+            raise NotFound(f"no engine here can {what}", hint="GET /v1/models lists what answers")
         else:
-            raise NotFound(f"nothing at {exchange.path[:200]}", hint=f"there are: /v1/models, {', '.join(ROUTES)}")
+            raise NotFound(f"nothing at {exchange.path[:200]}", hint=f"there are: /v1/models, {', '.join([*ROUTES, *media.ROUTES])}")
 
     async def _ask(self, exchange: Exchange, route: Route, named: Mapping[str, str]) -> None:
         request = checked(route, await exchange.json(BODY_LIMIT))
@@ -87,12 +94,7 @@ class OpenAiFace:
                 await exchange.while_connected(lambda: self._relay(exchange, endpoint, route, request))
 
     def _resolve(self, model: str, route: Route) -> Endpoint:
-        try:
-            endpoint = self._gateway.services.inference.resolve(model, route.task)
-        except FailedPrecondition as error:
-            raise NotReady(error) from error
-        except NotFound as error:
-            raise NoModel(error) from error
+        endpoint = self._serving(model, route.task)
         engine = self._gateway.services.engines.catalog.adapter(endpoint.instance["engine"])
         if route.dialect not in engine.dialects:
             paths = [path for path, other in ROUTES.items() if other.dialect in engine.dialects]
@@ -101,6 +103,14 @@ class OpenAiFace:
                 f"{model} runs on {engine.name}, which speaks {', '.join(engine.dialects)}, not {route.dialect}", hint=hint
             )
         return endpoint
+
+    def _serving(self, model: str, task: str) -> Endpoint:
+        try:
+            return self._gateway.services.inference.resolve(model, task)
+        except FailedPrecondition as error:
+            raise NotReady(error) from error
+        except NotFound as error:
+            raise NoModel(error) from error
 
     async def _relay(self, exchange: Exchange, endpoint: Endpoint, route: Route, request: Mapping[str, Any]) -> None:
         services = self._gateway.services
