@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -18,8 +19,9 @@ from aima_mcp.faces.http.sse import EventStream
 
 BODY_LIMIT = 4 * MIB
 LONGEST_KEY = 255
-JSON = "application/json"
+JSON, BYTES = "application/json", "application/octet-stream"
 READS = ("GET", "HEAD")
+ATTACHED = {"content-disposition": "attachment"}  # whatever its maker says it is, no browser shall show it as a page of ours
 NO_STORE = {"cache-control": "no-store"}
 
 
@@ -68,11 +70,19 @@ class HttpFace:
         if not uris:
             seen = [unit for unit in self._gateway.registry.of("resource") if exchange.caller.may(unit.definition["scope"])]
             await exchange.reply_json({"resources": [_shown(unit) for unit in seen]})
-        elif negotiated(exchange, JSON, sse.MEDIA_TYPE) == JSON or exchange.method == "HEAD":
-            found = await exchange.while_connected(lambda: self._gateway.read(uris[0], caller=exchange.caller))
-            await _reply_tagged(exchange, strict_json.write(found["content"]), found["mimeType"])
-        else:
+            return
+        known = self._gateway.registry.resource(uris[0])
+        offers = (JSON, BYTES, sse.MEDIA_TYPE) if known and known[0].holds_file else (JSON, sse.MEDIA_TYPE)
+        kind = negotiated(exchange, *offers)
+        if kind == sse.MEDIA_TYPE and exchange.method != "HEAD":
             await self._watch(exchange, uris[0])
+            return
+        found = await exchange.while_connected(lambda: self._gateway.read(uris[0], caller=exchange.caller))
+        if kind == BYTES:
+            content = found["content"]
+            await _reply_tagged(exchange, base64.b64decode(content["content"]), content["media_type"], ATTACHED)
+        else:
+            await _reply_tagged(exchange, strict_json.write(found["content"]), JSON if known and known[0].holds_file else found["mimeType"])
 
     async def events(self, exchange: Exchange) -> None:
         """Follow events."""
@@ -148,11 +158,11 @@ class HttpFace:
         await stream.close()
 
 
-async def _reply_tagged(exchange: Exchange, body: bytes, media_type: str) -> None:
+async def _reply_tagged(exchange: Exchange, body: bytes, media_type: str, more: Mapping[str, str] | None = None) -> None:
     """Answer whole, or 304 where the client has just this already."""
     tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
     known = [entry.strip().removeprefix("W/") for entry in ",".join(exchange.headers.getlist("if-none-match")).split(",")]
-    headers = {"etag": tag, "cache-control": "private, no-cache"}
+    headers = {"etag": tag, "cache-control": "private, no-cache", **(more or {})}
     if tag in known or "*" in known:
         await exchange.start(304, headers)
         await exchange.write(b"", more=False)

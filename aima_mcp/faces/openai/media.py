@@ -100,7 +100,17 @@ class MediaPaths:
 
     async def answer(self, exchange: Exchange, asked: dict[str, Any], named: Words) -> None:
         """Answer, once the caller is known to be allowed to."""
-        await exchange.while_connected(lambda: self._answers[exchange.path](exchange, asked, named))
+        wrongs: list[Wrong] = []
+
+        async def work() -> None:
+            try:
+                await self._answers[exchange.path](exchange, asked, named)
+            except Wrong as wrong:
+                wrongs.append(wrong)
+
+        await exchange.while_connected(work)
+        if wrongs:
+            raise wrongs[0]
 
     @property
     def _modalities(self) -> Modalities:
