@@ -73,7 +73,7 @@ def _build(home: Home, settings: config.Config, registry: Registry, store: Store
     devices = DeviceService(settings, store, events)
     secrets = SecretService(home, store)
     models = ModelService(settings, home.path, store, events, devices, secrets)
-    engines = EngineService(settings, home.path, store, events, models, devices)
+    engines = EngineService(settings, home.path, store, events, models, devices, secrets)
     serving = ServingService(settings, store, events, models, engines)
     inference = InferenceService(settings, store, events, engines, serving)
     allowance, freeze = Allowance(settings["budgets"], store), Freeze(store, events)

@@ -140,7 +140,7 @@ class EngineFeatures(TypedDict):
 
 
 class EngineOptions(TypedDict):
-    """How an engine runs a model. What is left out is the engine's default."""
+    """How an engine runs a model; each engine takes some, see engine.features. Left out: its default."""
 
     context_length: NotRequired[int]
     parallel: NotRequired[int]
@@ -156,6 +156,10 @@ class EngineOptions(TypedDict):
     beam_size: NotRequired[int]
     voice: NotRequired[str]
     steps: NotRequired[int]
+    dtype: NotRequired[Literal['auto', 'float16', 'bfloat16', 'float32']]
+    memory_fraction: NotRequired[float]
+    tensor_parallel: NotRequired[int]
+    eager: NotRequired[bool]
 
 
 class Error(TypedDict):
@@ -227,7 +231,7 @@ class Model(TypedDict):
     id: str
     name: str
     type: str | None
-    format: Literal['gguf', 'safetensors', 'onnx', 'tensorrt', 'pytorch', 'ctranslate2', 'builtin']
+    format: Literal['gguf', 'safetensors', 'onnx', 'tensorrt', 'pytorch', 'ctranslate2', 'builtin', 'remote']
     status: Literal['ready', 'corrupt']
     size_bytes: int
     digest: str | None

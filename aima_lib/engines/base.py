@@ -84,6 +84,10 @@ class Engine(Protocol):
         """Names of the GPUs this build can use; None when it cannot be asked without starting it. Call it in a thread."""
         ...
 
+    def suits(self, model: Mapping[str, Any]) -> str | None:  # noqa: ARG002
+        """Why it cannot serve a model whose format and type it knows, or None."""
+        return None
+
     def plan(self, model: Mapping[str, Any], path: Path, device: Mapping[str, Any], options: Mapping[str, Any]) -> Launch:
         """How to start it. Pure."""
         ...
@@ -103,7 +107,7 @@ def misfit(engine: Engine, model: Mapping[str, Any]) -> str | None:
         return f"{engine.name} needs {', '.join(absent)} beside the weights, which {id} has not"
     if engine.builtin and "builtin" in engine.formats and model.get("format") == "builtin" and id != engine.builtin.id:
         return f"{engine.name} has {engine.builtin.id}; {id} belongs to another engine"
-    return None
+    return engine.suits(model)
 
 
 def refuse_unknown(engine: Engine, options: Mapping[str, Any]) -> None:

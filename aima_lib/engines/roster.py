@@ -14,6 +14,10 @@ from aima_lib.engines.llama_server import LlamaServer
 from aima_lib.engines.llamacpp import LlamaCpp
 from aima_lib.engines.onnx import Onnx
 from aima_lib.engines.piper import Piper
+from aima_lib.engines.remote import Ollama, Remote
+from aima_lib.engines.sglang import Sglang
+from aima_lib.engines.transformers import Transformers
+from aima_lib.engines.vllm import Vllm
 from aima_lib.infra.environments import Environments
 
 
@@ -22,4 +26,5 @@ def roster(config: Mapping[str, Any], home: Path) -> dict[str, Engine]:
     engines: list[Engine] = [LlamaCpp(), LlamaServer(config["engines"]["llama_server"])]
     own = Environments(home / "engines")
     engines += [FasterWhisper(own), Onnx(own), Piper(own), Kokoro(own), Espeak(own, config["engines"]["espeak_ng"])]
+    engines += [Vllm(own), Sglang(own), Transformers(own), Remote(config["engines"]["remotes"]), Ollama(config["engines"]["remotes"])]
     return {engine.name: engine for engine in engines}

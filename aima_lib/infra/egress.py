@@ -144,13 +144,23 @@ class Egress:
         raise InvalidArgument(f"{shown(url)}: more than {MOST_REDIRECTS} redirects", hint="name another mirror")
 
     @asynccontextmanager
-    async def _answer(self, url: str, target: Place, headers: Mapping[str, str]) -> AsyncIterator[Response]:
+    async def send(self, method: str, url: str, headers: Mapping[str, str], content: bytes = b"") -> AsyncIterator[Response]:
+        """The response to one request with a body, whatever its status, its own body not read yet. No redirect is followed: what is sent
+        is meant for the place that was named. Raises as `open` does.
+        """
+        async with self._answer(url, place(url), SAID | dict(headers), method, content) as answer:
+            yield answer
+
+    @asynccontextmanager
+    async def _answer(
+        self, url: str, target: Place, headers: Mapping[str, str], method: str = "GET", content: bytes = b""
+    ) -> AsyncIterator[Response]:
         import httpx
 
         limits = httpx.Timeout(self._stall, connect=self._connect, pool=None).as_dict()
         try:
             transport = await self._transport(target)
-            request = httpx.Request("GET", url, headers=dict(headers), extensions={"timeout": limits})
+            request = httpx.Request(method, url, headers=dict(headers), content=content or None, extensions={"timeout": limits})
             response = await transport.handle_async_request(request)
             response.request = request
             try:

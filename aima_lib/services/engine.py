@@ -7,6 +7,7 @@ import secrets
 import time
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from aima_lib.services.engine_catalog import EngineCatalog, calls_tools
 from aima_lib.services.engine_news import EngineNews
 from aima_lib.services.model import ModelService
 from aima_lib.services.readiness import is_ours, says_a_token
+from aima_lib.services.secrets import SecretService
 from aima_lib.services.wire import Address, Wire
 
 log = logging.getLogger(__name__)
@@ -45,10 +47,17 @@ class EngineService:
     """Starts, watches, adopts and stops engine processes. What it knows of them is in the store, kind `instance`."""
 
     def __init__(
-        self, config: Mapping[str, Any], home: Path, store: Store, events: Events, models: ModelService, devices: DeviceService
+        self,
+        config: Mapping[str, Any],
+        home: Path,
+        store: Store,
+        events: Events,
+        models: ModelService,
+        devices: DeviceService,
+        secrets: SecretService,
     ) -> None:
         self._settings, self._home, self._store = config["engines"], home, store
-        self._models, self._devices = models, devices
+        self._models, self._devices, self._secrets = models, devices, secrets
         self._news = EngineNews(events)
         self._admission = Admission(devices, float(self._settings["memory_reserve_fraction"]))
         self._locks: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
@@ -195,6 +204,8 @@ class EngineService:
             "options": dict(options), "service_id": service_id, "log_path": str(process.log_of(self._home, id)), "error": None,
         }  # fmt: skip
         launch = self._plan(document)
+        told = {name: self._secrets.read(secret) or "" for name, secret in launch.secrets.items()}
+        launch = replace(launch, files={**launch.files, **told})
         await self._store.put("instance", document)
         await self._news.progress(document, "starting", f"starting {engine.name} with {model['id']} on {device_id}", send)
         key, grace = secrets.token_urlsafe(32), float(self._settings["grace_seconds"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from aima_lib.infra.progress import Send
 from aima_lib.infra.roots import Opened
 from aima_lib.infra.store import Store
 from aima_lib.names import slug, token
-from aima_lib.services.describe import CHECKED, describe, digest_of, weights_in
+from aima_lib.services.describe import CHECKED, FACTS, describe, digest_of, weights_in
 from aima_lib.services.fetch import File
 from aima_lib.services.shelf import Model, Shelf
 from aima_lib.sources.huggingface import SHARD
@@ -24,8 +25,8 @@ from aima_lib.sources.huggingface import SHARD
 class Intake:
     """Imports and registrations of one home."""
 
-    def __init__(self, store: Store, shelf: Shelf) -> None:
-        self._store, self._shelf = store, shelf
+    def __init__(self, store: Store, shelf: Shelf, remotes: Collection[str] = ()) -> None:
+        self._store, self._shelf, self._endpoints = store, shelf, {"ollama", *remotes}
 
     async def take(self, path: str, name: str | None, type: str | None, mode: str, send: Send) -> Model:
         """Take weights into the home: checked, hashed, under their digest.
@@ -66,9 +67,20 @@ class Intake:
         Raises:
             AlreadyExists: the name belongs to something else.
         """
+        endpoint, _, there = path.partition(":")
+        if there and endpoint in self._endpoints:
+            return await self._register_remote(name, type, path, there)
         with ExitStack() as held:
             given, found, opened = await to_thread.run_sync(self._locate, path, held)
             return await self._register(name, type, given.path, format, source, found, opened)
+
+    async def _register_remote(self, name: str, type: str, path: str, there: str) -> Model:
+        id, present = slug(name), self._store.peek("model", slug(name))
+        if present is not None and present["source"]["path"] == path and present["type"] == type:
+            return present
+        self._shelf.named(name, True, None)
+        facts = dict.fromkeys(FACTS) | {"type": type, "capabilities": [], "geometry": {}}
+        return await self._shelf.refer(id, "remote", [], facts, {"kind": "remote", "path": path, "repo": there})
 
     async def _register(
         self, name: str, type: str, given: Path, format: str | None, source: str | None, found: str, opened: list[Opened]

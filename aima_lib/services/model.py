@@ -52,7 +52,7 @@ class ModelService:
         self._shelf = Shelf(Blobs(home / "models"), store, events, Roots(config["files"]["roots"], home / "models"))
         self._web, self._transfers = web or Web(way_out(config)), Transfers()
         self._pulling = Pulling(config["sources"], secrets, store, events, self._shelf, self._transfers, self._web, pace or Pace())
-        self._intake = Intake(store, self._shelf)
+        self._intake = Intake(store, self._shelf, config["engines"]["remotes"])
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Clear what a crash left and carry transfers until cancelled. A transfer under way then keeps its parts."""

@@ -39,6 +39,8 @@ def observed(
         return dict(instance["placement"])
     processor = next(device["id"] for device in devices if device["type"] == "cpu")
     if announced is not None and "on" in announced:
+        if announced["on"] == "elsewhere":
+            return dict(instance["placement"])
         if announced["on"] != "gpu":
             return _fallen(processor, f"{instance['engine']} found no GPU that it can use: it computes on the CPU")
     elif announced is not None:

@@ -23,7 +23,7 @@ from aima_lib.services.describe import FACTS, digest_of
 from aima_lib.services.fetch import File, noted
 
 Model = dict[str, Any]
-ELSEWHERE = ("external", "builtin")  # kinds of models whose files are not ours to remove
+ELSEWHERE = ("external", "builtin", "remote")  # kinds of models whose files are not ours to remove
 
 
 class Shelf:
@@ -35,6 +35,8 @@ class Shelf:
 
     def folder(self, model: Mapping[str, Any]) -> Path:
         """Where the model's files lie."""
+        if model["source"]["kind"] == "remote":
+            return Path("/")
         if model["source"]["kind"] in ELSEWHERE:
             path = Path(model["source"]["path"] or "/")
             return path if path.is_dir() else path.parent

@@ -13,7 +13,7 @@ import importlib
 import json
 import os
 import select
-import socket  # noqa: TID251
+import socket
 import sys
 import threading
 import time
