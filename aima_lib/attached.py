@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -58,6 +59,11 @@ class Attached:
     def url(self) -> str:
         """Where the host is."""
         return self._http.url
+
+    @property
+    def store(self) -> Path | None:
+        """The host's store, where it is on this machine and we come as its owner."""
+        return self._home.path / "aima.db" if self._home is not None and self._owns else None
 
     async def caller(self) -> Caller:
         """Who the key says we are."""

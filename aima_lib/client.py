@@ -9,26 +9,34 @@ from __future__ import annotations
 import asyncio
 import inspect
 import keyword
-import queue
+import sqlite3
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, aclosing, asynccontextmanager, suppress
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import anyio
 from anyio.abc import TaskGroup
-from anyio.from_thread import start_blocking_portal
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from aima_lib.attached import Attached
 from aima_lib.door import Door
 from aima_lib.errors import AimaError, FailedPrecondition, InvalidArgument
+from aima_lib.infra import sql
 from aima_lib.infra.home import Home
+from aima_lib.infra.progress import Send
 from aima_lib.registry import Registry, Unit
+from aima_lib.results import Result
+
+if TYPE_CHECKING:
+    from aima_lib.gateway import Gateway
 
 _END = object()
+WAIT_SECONDS = 45
+Work = Callable[[Send], Awaitable[Mapping[str, Any]]]
 _OPEN: set[Aima] = set()
 
 
@@ -90,67 +98,103 @@ class AsyncAima:
         self, name: str, arguments: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None, token: str | None = None
     ) -> Mapping[str, Any]:
         """Call a unit by name and return its output. Raises AimaError; ApprovalRequired where it takes its plan's `token`."""
-        return await self.door.call(name, arguments, key=idempotency_key, token=token)
+        return Result(await self.door.call(name, arguments, key=idempotency_key, token=token))
 
     async def start(
         self, name: str, arguments: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None, token: str | None = None
     ) -> Mapping[str, Any]:
-        """Start a durable unit and return its run at once; `run.wait` waits for it."""
-        return await self.door.start(name, arguments, key=idempotency_key, token=token)
+        """Start a durable unit and return its run at once; `follow` iterates over what it does."""
+        return Result(await self.door.start(name, arguments, key=idempotency_key, token=token))
 
     async def plan(self, name: str, arguments: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
         """What a command would change, without doing it."""
-        return await self.door.plan(name, arguments)
+        return Result(await self.door.plan(name, arguments))
 
     async def apply(self, plan: Mapping[str, Any]) -> Mapping[str, Any]:
         """Do what was planned, if it is still the same."""
         return await self.call(plan["unit"], plan["arguments"], token=plan["token"])
 
     def stream(self, name: str, /, **arguments: Any) -> AsyncStream:
-        """Iterate over a call's progress or tokens; `.result` holds its output afterwards."""
+        """Iterate over a call's progress or tokens; `.result` holds its output afterwards. Leaving it ends the call."""
         door = self.door
+        return self._streamed(lambda send: door.call(name, arguments, send=send))
+
+    def follow(self, run_id: str) -> AsyncStream:
+        """Iterate over a run's progress until it ends; `.result` is the run then. Leaving it leaves the run as it is."""
+        door = self.door
+        return self._streamed(lambda send: _until_ended(door, run_id, send))
+
+    def _streamed(self, work: Work) -> AsyncStream:
         assert self._tasks is not None
-        return AsyncStream(door, self._tasks, name, arguments)
+        return AsyncStream(self._tasks, work)
 
     async def read(self, uri: str) -> Mapping[str, Any]:
         """What is at a resource's URI now."""
-        return (await self.door.read(uri))["content"]  # type: ignore[no-any-return]
+        return Result((await self.door.read(uri))["content"])
 
     def events(self, after: int | None = None, types: tuple[str, ...] = ()) -> AsyncIterator[Mapping[str, Any]]:
-        """Events after number `after`, then live ones."""
+        """Events after number `after`, then live ones, as Door.follow has them. It ends, or raises Unavailable, when the host does."""
         return self.door.follow(after, types)
+
+    async def sql(self) -> sqlite3.Connection:
+        """A read-only connection to the home's store, for this thread: live where another process hosts it, of a copy where this one does.
+
+        Close it when done. Its table `documents` (kind, id, body as JSON) holds models, services, runs; `events` the log.
+
+        Raises:
+            FailedPrecondition: the store is on another machine, or its owner's and the key is not.
+        """
+        path, ours = _store(self.door)
+        if not ours:
+            return sql.reading(path)
+        with sql.folder() as folder:
+            return sql.reading(await anyio.to_thread.run_sync(sql.copy_of, path, folder))
 
     def __getattr__(self, domain: str) -> _Domain:
         return _domain(self.call, domain)
+
+    def __dir__(self) -> Iterable[str]:
+        return [*super().__dir__(), *_domains()]
 
 
 class AsyncStream:
     """The items of one call, as they come."""
 
-    def __init__(self, door: Door, tasks: TaskGroup, name: str, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, tasks: TaskGroup, work: Work) -> None:
         self.result: Mapping[str, Any] | None = None
         self._error: AimaError | None = None
         self._scope = anyio.CancelScope()
         self._send, self._items = anyio.create_memory_object_stream[Mapping[str, Any]](64)
-        tasks.start_soon(self._run, door, name, arguments)
+        tasks.start_soon(self._run, work)
 
-    async def _run(self, door: Door, name: str, arguments: Mapping[str, Any]) -> None:
+    async def _run(self, work: Work) -> None:
         async with self._send:
             try:
                 with self._scope:
-                    self.result = await door.call(name, arguments, send=self._send.send)
+                    self.result = Result(await work(self._send.send))
             except AimaError as error:
                 self._error = error
 
     async def __aiter__(self) -> AsyncIterator[Mapping[str, Any]]:
         try:
-            async for item in self._items:
+            while (item := await self.next()) is not _END:
                 yield item
-        finally:  # a reader that leaves early ends the call
-            self._scope.cancel()
-            self._items.close()
-        if self._error is not None:
-            raise self._error
+        finally:
+            self.leave()
+
+    async def next(self) -> Any:
+        """The next item, or _END. Raises the call's error."""
+        try:
+            return await self._items.receive()
+        except anyio.EndOfStream:
+            if self._error is not None:
+                raise self._error from None
+            return _END
+
+    def leave(self) -> None:
+        """A reader that leaves early ends the call."""
+        self._scope.cancel()
+        self._items.close()
 
 
 class Aima:
@@ -187,7 +231,7 @@ class Aima:
     def start(
         self, name: str, arguments: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None, token: str | None = None
     ) -> Mapping[str, Any]:
-        """Start a durable unit and return its run at once; `run.wait` waits for it."""
+        """Start a durable unit and return its run at once; `follow` iterates over what it does."""
         return self._portal.call(lambda: self._aima.start(name, arguments, idempotency_key=idempotency_key, token=token))
 
     def plan(self, name: str, arguments: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
@@ -199,8 +243,32 @@ class Aima:
         return self._portal.call(self._aima.apply, plan)
 
     def stream(self, name: str, /, **arguments: Any) -> Stream:
-        """Iterate over a call's progress or tokens; `.result` holds its output afterwards."""
-        return Stream(self, name, arguments)
+        """Iterate over a call's progress or tokens; `.result` holds its output afterwards. Leaving it ends the call."""
+        return Stream(self._portal, lambda: self._aima.stream(name, **arguments))
+
+    def follow(self, run_id: str) -> Stream:
+        """Iterate over a run's progress until it ends; `.result` is the run then. Leaving it leaves the run as it is."""
+        return Stream(self._portal, lambda: self._aima.follow(run_id))
+
+    def events(self, after: int | None = None, types: tuple[str, ...] = ()) -> Iterator[Mapping[str, Any]]:
+        """Events after number `after`, then live ones, as Door.follow has them. It ends, or raises Unavailable, when the host does."""
+        return iter(Stream(self._portal, lambda: self._aima._streamed(lambda send: _passed(self._aima.events(after, types), send))))
+
+    def sql(self) -> sqlite3.Connection:
+        """A read-only connection to the home's store, for this thread: live where another process hosts it, of a copy where this one does.
+
+        Close it when done. Its table `documents` (kind, id, body as JSON) holds models, services, runs; `events` the log.
+
+            pandas.read_sql("SELECT id, body ->> 'status' AS status FROM documents WHERE kind = 'model'", aima.sql())
+
+        Raises:
+            FailedPrecondition: the store is on another machine, or its owner's and the key is not.
+        """
+        path, ours = _store(self._aima.door)
+        if not ours:
+            return sql.reading(path)
+        with sql.folder() as folder:
+            return sql.reading(sql.copy_of(path, folder))
 
     def read(self, uri: str) -> Mapping[str, Any]:
         """What is at a resource's URI now."""
@@ -208,6 +276,9 @@ class Aima:
 
     def __getattr__(self, domain: str) -> _Domain:
         return _domain(self.call, domain)
+
+    def __dir__(self) -> Iterable[str]:
+        return [*super().__dir__(), *_domains()]
 
 
 @cache
@@ -225,29 +296,62 @@ def _await_exit() -> None:
 class Stream:
     """The items of one blocking call, as they come."""
 
-    def __init__(self, aima: Aima, name: str, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, portal: BlockingPortal, begin: Callable[[], AsyncStream]) -> None:
         self.result: Mapping[str, Any] | None = None
-        self._aima, self._name, self._arguments = aima, name, arguments
+        self._portal, self._begin = portal, begin
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
-        items: queue.SimpleQueue[Any] = queue.SimpleQueue()
-
-        async def send(item: Mapping[str, Any]) -> None:
-            items.put(item)
-
-        async def run() -> Mapping[str, Any]:
-            try:
-                return await self._aima._aima.door.call(self._name, self._arguments, send=send)
-            finally:
-                items.put(_END)
-
-        future = self._aima._portal.start_task_soon(run)
+        stream = self._portal.call(self._begin)
         try:
-            while (item := items.get()) is not _END:
+            while (item := self._next(stream)) is not _END:
                 yield item
-            self.result = future.result()
+            self.result = stream.result
         finally:
-            future.cancel()
+            with suppress(RuntimeError):  # the client was closed meanwhile, and the call with it
+                self._portal.call(stream.leave)
+
+    def _next(self, stream: AsyncStream) -> Any:
+        future = self._portal.start_task_soon(stream.next)
+        try:
+            return future.result()
+        finally:
+            future.cancel()  # at Ctrl-C somebody still waits there
+
+
+async def _until_ended(door: Door, run_id: str, send: Send) -> Mapping[str, Any]:
+    """Wait for a run, by calls that no proxy takes for dead; the run."""
+    told: Mapping[str, Any] | None = None
+
+    async def news(item: Mapping[str, Any]) -> None:
+        nonlocal told
+        if item != told:  # each wait begins with the newest item
+            told = item
+            await send(item)
+
+    while True:
+        waited = await door.call("run.wait", {"run_id": run_id, "timeout_seconds": WAIT_SECONDS}, send=news)
+        run: Mapping[str, Any] = waited["run"]
+        if run["status"] != "running":
+            return run
+
+
+async def _passed(items: AsyncIterator[Mapping[str, Any]], send: Send) -> Mapping[str, Any]:
+    async with aclosing(cast("AsyncGenerator[Mapping[str, Any]]", items)) as open_:
+        async for item in open_:
+            await send(item)
+    return {}
+
+
+def _store(door: Door) -> tuple[Path, bool]:
+    """The store's file, and whether this process is the one that hosts it."""
+    if not isinstance(door, Attached):
+        return cast("Gateway", door).services.store.path, True
+    if door.store is None:
+        hint = "open the home itself, as its owner, on the machine that it is on"
+        raise FailedPrecondition(
+            "SQL reads the file that the host keeps, which is not to be had by URL or with a key of one's own", hint=hint
+        )
+    return door.store, False
 
 
 class _Domain:
@@ -259,13 +363,17 @@ class _Domain:
             setattr(self, name, _method(call, unit))
 
 
-_DESCRIBED: list[Registry] = []
+@cache
+def _described() -> Registry:
+    return Registry.described()
+
+
+def _domains() -> set[str]:
+    return {unit.domain for unit in _described().of("command", "query")}
 
 
 def _domain(call: Callable[..., Any], domain: str) -> _Domain:
-    if not _DESCRIBED:
-        _DESCRIBED.append(Registry.described())
-    units = [unit for unit in _DESCRIBED[0].of("command", "query") if unit.domain == domain]
+    units = [unit for unit in _described().of("command", "query") if unit.domain == domain]
     if domain.startswith("_") or not units:
         raise AttributeError(f"AIMA has no domain called {domain!r}")
     return _Domain(call, units)
@@ -290,8 +398,16 @@ def _method(call: Callable[..., Any], unit: Unit) -> Any:
             )
             for key, spec in sorted(schema["properties"].items(), key=lambda item: item[0] not in required)
         ]
+        + [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in _beside(unit)]
     )
     return method
+
+
+def _beside(unit: Unit) -> list[str]:
+    """What a method takes beside its unit's properties."""
+    taken = unit.definition["inputSchema"]["properties"]
+    token = ["token"] if unit.kind == "command" and "token" not in taken else []
+    return (["idempotency_key"] if unit.durable else []) + token
 
 
 @asynccontextmanager

@@ -95,5 +95,9 @@ class Door(Protocol):
         ...
 
     def follow(self, after: int | None = None, types: Collection[str] = (), *, caller: Caller = OWNER) -> AsyncIterator[Mapping[str, Any]]:
-        """Events {seq, type, time, subject, payload} after number `after`, then live ones."""
+        """Events (types/event.json) after number `after`, then live ones; from now on without it.
+
+        Where the log has dropped what followed `after`, {type: lagged, payload: {after, first, last}} comes first. The `seq` of the last
+        that came is where to go on, also with another host of the same home: then nothing comes twice, and nothing is left out.
+        """
         ...

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -26,7 +27,7 @@ from aima_lib.errors import (
     NotFound,
     PermissionDenied,
 )
-from aima_lib.infra import trace
+from aima_lib.infra import lineage, trace
 from aima_lib.infra.change import Change
 from aima_lib.infra.progress import Send, silent
 from aima_lib.names import did_you_mean, nearest
@@ -50,6 +51,7 @@ class Context:
     send: Send = silent
     streams: bool = False
     run_id: str | None = None
+    key: str | None = None
 
     @property
     def services(self) -> Services:
@@ -65,7 +67,8 @@ class Context:
 
     async def call(self, name: str, arguments: Mapping[str, Any], token: str | None = None) -> Mapping[str, Any]:
         """Call another unit as the same caller."""
-        return await self.gateway.call(name, arguments, caller=self.caller, send=self.send if self.streams else None, token=token)
+        send = self.send if self.streams else None
+        return await self.gateway.call(name, arguments, caller=self.caller, send=send, key=self.key, token=token)
 
 
 class Gateway:
@@ -89,10 +92,19 @@ class Gateway:
         token: str | None = None,
     ) -> Mapping[str, Any]:
         """See Door.call."""
+        with lineage.within(lineage.call_id()), self.traced(name, caller):
+            return await self._call(name, arguments, caller, send, key, token)
+
+    async def _call(
+        self, name: str, arguments: Mapping[str, Any] | None, caller: Caller, send: Send | None, key: str | None, token: str | None
+    ) -> Mapping[str, Any]:
         unit, given = self._checked(name, arguments, caller)
+        if key is not None and (refusal := _refused_key(unit)):
+            self._note_refusal(unit, caller, given, refusal)
+            raise refusal
         plan_id = await self._permitted(unit, given, caller, token)
         if not unit.durable:
-            return await self._recorded(unit, given, caller, send, None, plan_id)
+            return await self._recorded(unit, given, caller, send, None, plan_id, key)
         run = await self.runs.start(unit, given, caller, key, plan_id)
         pass_on = send or silent
         await pass_on({"phase": "started", "message": f"run {run['id']}", "completed": None, "total": None})
@@ -111,19 +123,21 @@ class Gateway:
         token: str | None = None,
     ) -> Mapping[str, Any]:
         """See Door.start."""
-        unit, given = self._checked(name, arguments, caller)
-        if not unit.durable:
-            raise FailedPrecondition(f"{name} is not a run: its result comes at once", hint="call it")
-        plan_id = await self._permitted(unit, given, caller, token)
-        return await self.runs.start(unit, given, caller, key, plan_id)
+        with lineage.within(lineage.call_id()), self.traced(name, caller):
+            unit, given = self._checked(name, arguments, caller)
+            if not unit.durable:
+                raise FailedPrecondition(f"{name} is not a run: its result comes at once", hint="call it")
+            plan_id = await self._permitted(unit, given, caller, token)
+            return await self.runs.start(unit, given, caller, key, plan_id)
 
     async def plan(self, name: str, arguments: Mapping[str, Any] | None = None, *, caller: Caller = OWNER) -> Mapping[str, Any]:
         """See Door.plan."""
-        unit, given = self._checked(name, arguments, caller)
-        if unit.kind != "command":
-            raise FailedPrecondition(f"{name} changes nothing: there is nothing to plan", hint="call it")
-        level = self._level(unit, caller)
-        return await self._proposed(unit, given, caller, level, await self.foresee(unit, given, caller))
+        with lineage.within(lineage.call_id()), self.traced(name, caller):
+            unit, given = self._checked(name, arguments, caller)
+            if unit.kind != "command":
+                raise FailedPrecondition(f"{name} changes nothing: there is nothing to plan", hint="call it")
+            level = self._level(unit, caller)
+            return await self._proposed(unit, given, caller, level, await self.foresee(unit, given, caller))
 
     async def foreseen(self, name: str, arguments: Mapping[str, Any] | None, caller: Caller) -> Change:
         """What calling a unit would change; a query nothing. Raises as `call`, for what can be known before it is done."""
@@ -141,7 +155,19 @@ class Gateway:
 
     async def execute(self, unit: Unit, arguments: Mapping[str, Any], caller: Caller, run_id: str, send: Send) -> Mapping[str, Any]:
         """Run a durable unit's handler. For `runs`; everyone else uses `call`."""
-        return await self._recorded(unit, arguments, caller, send, run_id, self.runs.get(run_id).get("plan_id"))
+        with self.traced(unit.name, caller, run_id):
+            return await self._recorded(unit, arguments, caller, send, run_id, self.runs.get(run_id).get("plan_id"))
+
+    @contextmanager
+    def traced(self, name: str, caller: Caller, run_id: str | None = None) -> Iterator[None]:
+        """A span around a call, or around the run it began. For faces that stream past `call`, too."""
+        known = name if name in self._callable else "unknown unit"
+        title, whole = f"run {known}" if run_id else known, lineage.ids()[0]
+        with (
+            trace.traced(self.services.tracer),
+            trace.span(title, aima__unit=known, aima__caller=caller.name, aima__run_id=run_id, aima__correlation_id=whole),
+        ):
+            yield
 
     async def read(self, uri: str, *, caller: Caller = OWNER, again: bool = False) -> Mapping[str, Any]:
         """See Door.read. `again`: for a watch under way, which was one request when it began."""
@@ -162,6 +188,17 @@ class Gateway:
 
     def follow(self, after: int | None = None, types: Collection[str] = (), *, caller: Caller = OWNER) -> AsyncIterator[Mapping[str, Any]]:
         """See Door.follow."""
+        self._refuse_types(types, caller)
+        return self.services.events.follow(after, types)
+
+    def pages(
+        self, after: int | None = None, types: Collection[str] = (), *, caller: Caller = OWNER
+    ) -> AsyncIterator[Sequence[Mapping[str, Any]]]:
+        """What `follow` gives, as many at a time as are there. For faces that write them together."""
+        self._refuse_types(types, caller)
+        return self.services.events.pages(after, types)
+
+    def _refuse_types(self, types: Collection[str], caller: Caller) -> None:
         self.services.keys.refuse_revoked(caller)
         caller.need("read", "events")
         known = {unit.name for unit in self.registry.of("event")}
@@ -169,14 +206,14 @@ class Gateway:
         for name in types:
             if name not in known:
                 raise InvalidArgument(f"no event called {name!r}", hint=did_you_mean(name, known))
-        return self.services.events.follow(after, types)
 
     def find(self, name: str) -> Unit:
         """The command or query called `name`. Raises NotFound naming the nearest."""
         if unit := self._callable.get(name):
             return unit
         close = nearest(name, self._callable)
-        call = {"unit": "unit.search", "arguments": {"query": name[:100].replace(".", " ").replace("_", " ").strip() or "list"}}
+        words = "".join(sign if sign.isalnum() else " " for sign in name[:100]).split()
+        call = {"unit": "unit.search", "arguments": {"query": " ".join(words) or "list"}}
         raise NotFound(f"no unit called {name!r}", hint=did_you_mean(name, self._callable), next=[call], details={"nearest": close})
 
     def allow(self, name: str, caller: Caller, arguments: Mapping[str, Any]) -> Unit:
@@ -268,6 +305,7 @@ class Gateway:
         send: Send | None,
         run_id: str | None,
         plan_id: str | None = None,
+        key: str | None = None,
     ) -> Mapping[str, Any]:
         began, code, intent = time.monotonic(), "cancelled", None
         written = unit.kind == "command" and unit.name != PASSES_ON
@@ -275,7 +313,7 @@ class Gateway:
         if written and unit.definition["scope"] != "inference":  # asking a model changes nothing that must be known before
             intent = await self.services.audit.intend(unit.name, caller.name, told, run_id, plan_id)
         try:
-            result = await self._run(unit, arguments, caller, send, run_id)
+            result = await self._run(unit, arguments, caller, send, run_id, key)
             code = "ok"
             return result
         except AimaError as error:
@@ -295,11 +333,11 @@ class Gateway:
         self.services.audit.note("refusal", unit.name, caller.name, refusal.code, arguments=told)
 
     async def _run(
-        self, unit: Unit, arguments: Mapping[str, Any], caller: Caller, send: Send | None, run_id: str | None
+        self, unit: Unit, arguments: Mapping[str, Any], caller: Caller, send: Send | None, run_id: str | None, key: str | None
     ) -> Mapping[str, Any]:
         handler = unit.handler
         assert handler is not None
-        context = Context(self, caller, _shaped(unit, send), send is not None, run_id)
+        context = Context(self, caller, _shaped(unit, send), send is not None, run_id, key)
         limit = None if unit.durable else self._limit(unit)
         result: Mapping[str, Any] = await self._guarded(unit, caller, limit, lambda: handler(context, **arguments))
         if error_text := unit.output.first_error(result):
@@ -343,6 +381,14 @@ def _needs(plan: Mapping[str, Any], given: Mapping[str, Any], why: str | None) -
         return ApprovalRequired(message, hint=hint, next=calls, details={"plan": plan})
     message = f"{plan['unit']} is not done without its plan's token: {said}it {plan['summary']}"
     return ApprovalRequired(message, hint="if that is wanted: the same call with this token", next=calls, details={"plan": plan})
+
+
+def _refused_key(unit: Unit) -> InvalidArgument | None:
+    """The refusal of an idempotency key of which nothing would come: who sends one counts on the second call being the first."""
+    if unit.kind == "query" or unit.durable or unit.name == PASSES_ON or unit.definition["annotations"]["idempotentHint"]:
+        return None
+    hint = "leave the key out; before a second call, see what came of the first"
+    return InvalidArgument(f"{unit.name} keeps no idempotency key: a second call is done again", hint=hint)
 
 
 def _told(unit: Unit, arguments: Mapping[str, Any]) -> dict[str, Any]:

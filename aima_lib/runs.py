@@ -14,7 +14,7 @@ from anyio.abc import TaskGroup
 
 from aima_lib.door import OWNER, Caller
 from aima_lib.errors import AimaError, AlreadyExists, Cancelled, FailedPrecondition, Unauthenticated, Unavailable
-from aima_lib.infra import trace
+from aima_lib.infra import lineage, trace
 from aima_lib.infra.clock import now
 from aima_lib.infra.progress import Send
 from aima_lib.infra.store import Document, Store
@@ -65,6 +65,7 @@ class Runs:
             AlreadyExists: the key was used with another input, or by another caller.
         """
         digest = hashlib.sha256(json.dumps(arguments, sort_keys=True).encode()).hexdigest()
+        whole, cause = lineage.ids()
         run = {
             "id": _id(unit.name, key, caller),
             "unit": unit.name,
@@ -78,6 +79,9 @@ class Runs:
             "plan_id": plan_id,
             "attempts": 1,
             "trace_id": trace.trace_id(),
+            "traceparent": trace.headers().get(trace.PARENT),
+            "correlation_id": whole,
+            "causation_id": cause,
             "progress": None,
             "result": None,
             "error": None,
@@ -159,6 +163,7 @@ class Runs:
             if unit is None or not unit.durable or not unit.definition["annotations"]["idempotentHint"]:
                 why = f"the host ended during {run['unit']}, which may not be done twice"
                 again = [{"unit": run["unit"], "arguments": run["input"]}] if unit else []
+                again.append({"unit": "event.explain", "arguments": {"subject": run["id"]}})
                 error = Unavailable(why, hint="look at what it left, then call it again", next=again)
                 await self._store.update("run", run["id"], status="interrupted", finished_at=now(), error=error.as_dict())
                 continue
@@ -175,6 +180,13 @@ class Runs:
         self._tasks.start_soon(self._work, unit, run, caller, live, name=run["id"])
 
     async def _work(self, unit: Unit, run: Document, caller: Caller, live: _Live) -> None:
+        """Whoever started it, or takes it up again: it belongs to what its record says."""
+        parent = run.get("traceparent")
+        again = {trace.PARENT: parent} if parent and run["attempts"] > 1 else trace.headers()
+        with lineage.within(run["id"], run.get("correlation_id")), trace.carried(again):
+            await self._do(unit, run, caller, live)
+
+    async def _do(self, unit: Unit, run: Document, caller: Caller, live: _Live) -> None:
         assert self._execute is not None
         written = 0.0
 

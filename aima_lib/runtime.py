@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
+from typing import TYPE_CHECKING
 
 import anyio
 from anyio.abc import TaskStatus
 
 from aima_lib import __version__, config, units
-from aima_lib.errors import AimaError
+from aima_lib.errors import AimaError, FailedPrecondition
 from aima_lib.gateway import Gateway
+from aima_lib.infra.egress import Egress
 from aima_lib.infra.events import Events
 from aima_lib.infra.home import Home
 from aima_lib.infra.retention import Retention
@@ -35,6 +37,9 @@ from aima_lib.services.oauth import OAuth
 from aima_lib.services.secrets import SecretService
 from aima_lib.services.serving import ServingService
 
+if TYPE_CHECKING:
+    from aima_lib.infra.telemetry import Telemetry
+
 RETRY_SECONDS = 5
 log = logging.getLogger(__name__)
 
@@ -47,7 +52,7 @@ async def host(home: Home, *, passing: bool = False, registry: Registry | None =
     registry: the units to answer; AIMA's own when not given.
 
     Raises:
-        FailedPrecondition: another process hosts it, or its store is damaged.
+        FailedPrecondition: another process hosts it, its store is damaged, or it asks for an extra that is not installed.
         InvalidArgument: its config.toml is wrong.
         SchemaError: the unit files and the code disagree.
     """
@@ -58,9 +63,10 @@ async def host(home: Home, *, passing: bool = False, registry: Registry | None =
     try:
         store = Store(home.path / "aima.db")
         try:
-            gateway = _build(home, settings, registry, store)
+            telemetry = _telemetry(settings)
+            gateway = _build(home, settings, registry, store, telemetry)
             with closing(gateway.services.allowance):
-                async with _running(gateway, passing):
+                async with _running(gateway, passing, telemetry):
                     yield gateway
         finally:
             store.close()
@@ -68,7 +74,7 @@ async def host(home: Home, *, passing: bool = False, registry: Registry | None =
         home.release()
 
 
-def _build(home: Home, settings: config.Config, registry: Registry, store: Store) -> Gateway:
+def _build(home: Home, settings: config.Config, registry: Registry, store: Store, telemetry: Telemetry | None) -> Gateway:
     events = Events(store, {unit.name: unit for unit in registry.of("event")})
     devices = DeviceService(settings, store, events)
     secrets = SecretService(home, store)
@@ -84,16 +90,31 @@ def _build(home: Home, settings: config.Config, registry: Registry, store: Store
     modalities = Modalities(inference, engines, media, allowance)
     services = Services(
         settings, home, store, events, devices, models, engines, serving, inference, keys, secrets, oauth, approvals, audit, freeze,
-        allowance, installing, media, modalities,
+        allowance, installing, media, modalities, telemetry,
     )  # fmt: skip
     return Gateway(registry, services, Runs(store, registry))
 
 
+def _telemetry(settings: config.Config) -> Telemetry | None:
+    chosen = settings["telemetry"]
+    if chosen["endpoint"] is None:
+        return None
+    try:
+        from aima_lib.infra.telemetry import Telemetry  # an extra: nobody else imports what it needs
+    except ImportError as error:
+        message = f"[telemetry] endpoint is set, and {error.name} is not installed"
+        raise FailedPrecondition(message, hint="pip install 'aima[otel]', or take the line out of config.toml") from error
+    return Telemetry(chosen, Egress(settings["egress"]["allow"], lambda: [chosen["endpoint"]]), __version__)
+
+
 @asynccontextmanager
-async def _running(gateway: Gateway, passing: bool) -> AsyncIterator[None]:
+async def _running(gateway: Gateway, passing: bool, telemetry: Telemetry | None) -> AsyncIterator[None]:
     services = gateway.services
     async with anyio.create_task_group() as loops, anyio.create_task_group() as work:
-        await loops.start(_kept_up, Retention(services.store, services.config["events"], services.audit.prune, services.media.prune).run)
+        past = (services.audit.prune, services.media.prune)
+        await loops.start(_kept_up, Retention(services.store, services.events, services.config["events"], *past).run)
+        if telemetry is not None:
+            await loops.start(_kept_up, telemetry.run)
         await services.devices.detect()
         await services.engines.adopt()
         for service in (services.devices, services.models, services.engines):

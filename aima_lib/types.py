@@ -19,6 +19,8 @@ class AuditEntry(TypedDict):
     plan_id: str | None
     duration_ms: float | None
     arguments: str | None
+    correlation_id: str | None
+    causation_id: str | None
 
 
 class AvailableModel(TypedDict):
@@ -180,6 +182,8 @@ class Event(TypedDict):
     type: str
     time: str
     subject: str | None
+    correlation_id: str | None
+    causation_id: str | None
     payload: dict[str, Any]
 
 
@@ -298,6 +302,8 @@ class Run(TypedDict):
     result: dict[str, Any] | None
     error: dict[str, Any] | None
     trace_id: NotRequired[str | None]
+    correlation_id: NotRequired[str | None]
+    causation_id: NotRequired[str | None]
     created_at: str
     updated_at: NotRequired[str]
     finished_at: str | None
@@ -517,11 +523,24 @@ class EngineStopResult(TypedDict):
     freed_bytes: int
 
 
+class EventExplainResult(TypedDict):
+    """EventExplainResult"""
+
+    explanation: str
+    subject: dict[str, Any]
+    cause: dict[str, Any]
+    timeline: list[dict[str, Any]]
+    left_out: list[dict[str, Any]]
+    next: list[dict[str, Any]]
+
+
 class EventListResult(TypedDict):
     """EventListResult"""
 
     events: list[Event]
+    first: int
     last: int
+    lagged: bool
 
 
 class InferenceChatResult(TypedDict):

@@ -19,7 +19,7 @@ from aima_lib.gateway import Gateway
 from aima_lib.infra import trace
 from aima_lib.services.oauth import Bearer
 from aima_mcp.faces import http, mcp, openai, strict_json
-from aima_mcp.faces.http import metrics, openapi, refuse_method
+from aima_mcp.faces.http import metrics, negotiated, openapi, refuse_method
 from aima_mcp.faces.http.entrance import METADATA, Entrance
 from aima_mcp.faces.http.exchange import MIB, ClientLeft, Exchange
 from aima_mcp.faces.http.problem import Refused, status_of
@@ -171,13 +171,15 @@ class App:
 
     async def _describe(self, exchange: Exchange) -> None:
         refuse_method(exchange, "GET", "HEAD")
+        negotiated(exchange, "application/json")
         scopes, issuer = exchange.caller.scopes, self._oauth.issuer if self._oauth else None
         if scopes not in self._documents:
             self._documents[scopes] = strict_json.write(openapi.document(self._gateway.registry, __version__, exchange.caller, issuer))
-        await exchange.reply(200, self._documents[scopes], "application/json")
+        await exchange.reply_tagged(self._documents[scopes], "application/json")
 
     async def _tell_caller(self, exchange: Exchange) -> None:
         refuse_method(exchange, "GET", "HEAD")
+        negotiated(exchange, "application/json")
         caller = exchange.caller
         models = None if caller.models is None else sorted(caller.models)
         allowance = self._gateway.services.allowance
@@ -189,6 +191,7 @@ class App:
     async def _measure(self, exchange: Exchange) -> None:
         refuse_method(exchange, "GET", "HEAD")
         exchange.caller.need("read", "/metrics")
+        negotiated(exchange, "text/plain")
         await exchange.reply(200, await metrics.text(self._gateway), metrics.MEDIA_TYPE)
 
     async def _shut_down(self, exchange: Exchange) -> None:

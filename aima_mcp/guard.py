@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from typing import Any
 
@@ -13,6 +14,8 @@ HEAD_SECONDS = 10.0
 BODY_SECONDS = 60.0
 KEEP_ALIVE_SECONDS = 30
 MOST, FILES = 12_000, 32_768
+HEAD_BYTES = 32 << 10
+LOOSE = re.compile(rb"(?<!\r)\n|\n[ \t]")
 FULL = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n"
 
 
@@ -38,11 +41,27 @@ def most_connections() -> int:
     return MOST if soft == resource.RLIM_INFINITY else max(16, min(MOST, soft * 3 // 4))
 
 
+class StrictConnection(h11.Connection):
+    """HTTP/1 whose lines end in CR LF and are not continued: a proxy may read the looser forms, which h11 takes, otherwise."""
+
+    def next_event(self) -> Any:
+        """As h11's. Raises RemoteProtocolError for a head in a looser form."""
+        if self.their_state is h11.IDLE:
+            waiting, _ = self.trailing_data
+            if LOOSE.search(waiting.partition(b"\r\n\r\n")[0]):
+                raise h11.RemoteProtocolError("a line of the head ends in a bare LF or is continued")
+        return super().next_event()
+
+
 class GuardedProtocol(H11Protocol):
     """A head must be whole within 10 s of its first byte or of the connection, a body within 60 s of its head."""
 
     _deadline: asyncio.TimerHandle | None = None
     _awaited: Any = None
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.conn = StrictConnection(h11.SERVER, self.config.h11_max_incomplete_event_size or HEAD_BYTES)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection, unless there are too many."""
@@ -63,6 +82,17 @@ class GuardedProtocol(H11Protocol):
             return
         super().data_received(data)
         self._watch()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002
+        """What is no HTTP is refused as everything is: with a problem."""
+        body = (
+            b'{"type":"about:blank","title":"Bad Request","status":400,"code":"invalid_argument","message":"this is no HTTP/1.1 request"}'
+        )
+        headers = [(b"content-type", b"application/problem+json"), (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            for event in (h11.Response(status_code=400, headers=headers, reason=b"Bad Request"), h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()  # in the middle of a reply there is nothing to say
 
     def on_response_complete(self) -> None:
         """Between requests the keep-alive timer counts, not ours."""

@@ -97,7 +97,7 @@ async def _serve(
 def _uvicorn(app: Any, started: Callable[[], None]) -> uvicorn.Server:
     import uvicorn
 
-    from aima_mcp.guard import KEEP_ALIVE_SECONDS, GuardedProtocol, open_more
+    from aima_mcp.guard import HEAD_BYTES, KEEP_ALIVE_SECONDS, GuardedProtocol, open_more
 
     open_more()
 
@@ -141,7 +141,7 @@ def _uvicorn(app: Any, started: Callable[[], None]) -> uvicorn.Server:
             proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=1,
-            h11_max_incomplete_event_size=32 << 10,
+            h11_max_incomplete_event_size=HEAD_BYTES,
         )
     )
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from aima_lib.errors import InvalidArgument
+
 
 def now() -> str:
     """RFC 3339 in UTC, to the millisecond: 2026-11-22T16:42:00.123Z."""
@@ -18,3 +20,16 @@ def stamp(moment: datetime) -> str:
 def parse(text: str) -> datetime:
     """The moment an RFC 3339 text names."""
     return datetime.fromisoformat(text)
+
+
+def moment(text: str, field: str = "since") -> str:
+    """An RFC 3339 time that somebody gave, as `now` writes it, so that the two compare; without a zone it is UTC.
+
+    Raises:
+        InvalidArgument: it is none; `field` is named.
+    """
+    try:
+        found = parse(text)
+        return stamp(found if found.tzinfo else found.replace(tzinfo=UTC))
+    except (ValueError, OverflowError) as error:
+        raise InvalidArgument(f"{field}: {text!r} is no RFC 3339 time", hint="write it like 2026-11-22T16:42:00Z") from error

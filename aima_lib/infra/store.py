@@ -82,7 +82,7 @@ class Store:
         where, values = _conditions(kind, equal)
         return int(self.read(f"SELECT count(*) FROM documents WHERE {where}", values)[0][0])
 
-    def read(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    def read(self, sql: str, values: tuple[Any, ...] | Mapping[str, Any] = ()) -> list[tuple[Any, ...]]:
         """Rows of a SELECT. For tables that are not documents.
 
         Raises:

@@ -1,16 +1,17 @@
 """W3C trace context: whose trace the work at hand belongs to, carried from whoever asked to whatever is asked in turn.
 
-AIMA makes no spans of its own, so it hands on what it was given, unchanged. What is not of the standard's form is not handed on.
+What was given is handed on unchanged, but for the parent where spans are made (`telemetry`): then it is the span at hand. What is not of
+the standard's form is not handed on.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 PARENT, STATE, BAGGAGE = "traceparent", "tracestate", "baggage"
 LONGEST = {STATE: 512, BAGGAGE: 8192}
@@ -19,6 +20,31 @@ _KEY = r"[a-z0-9][a-z0-9_*/-]{0,255}(?:@[a-z][a-z0-9_*/-]{0,13})?"
 _MEMBER = re.compile(rf"{_KEY}=[\x20-\x2b\x2d-\x3c\x3e-\x7e]{{0,255}}[\x21-\x2b\x2d-\x3c\x3e-\x7e]")
 _ITEM = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+[ \t]*=[ \t]*[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]*(?:[ \t]*;[\x20-\x2b\x2d-\x7e]*)?")
 _current: ContextVar[Mapping[str, str]] = ContextVar("trace", default=MappingProxyType({}))
+
+
+class Span(Protocol):
+    """A piece of work that is under way. What it says is ids, names and figures, and nobody's words."""
+
+    def set(self, **attributes: str | int | float | None) -> None:
+        """Say more of it; `gen_ai__usage` is gen_ai.usage, and None says nothing."""
+        ...
+
+
+class Tracer(Protocol):
+    """What makes spans."""
+
+    def span(self, name: str, *, asks: bool = False, **attributes: str | int | float | None) -> AbstractContextManager[Span]:
+        """A span around a block, child of the trace at hand; what is sent on within names it as parent. `asks`: it waits for another."""
+        ...
+
+
+class _Silent:
+    def set(self, **attributes: str | int | float | None) -> None:
+        pass
+
+
+SILENT = _Silent()
+_tracer: ContextVar[Tracer | None] = ContextVar("tracer", default=None)
 
 
 def read(given: Mapping[str, Any]) -> Mapping[str, str]:
@@ -42,6 +68,22 @@ def carried(context: Mapping[str, str]) -> Iterator[None]:
         yield
     finally:
         _current.reset(before)
+
+
+@contextmanager
+def traced(tracer: Tracer | None) -> Iterator[None]:
+    """Spans of the block are made by this one."""
+    before = _tracer.set(tracer)
+    try:
+        yield
+    finally:
+        _tracer.reset(before)
+
+
+def span(name: str, *, asks: bool = False, **attributes: str | int | float | None) -> AbstractContextManager[Span]:
+    """See Tracer.span; nothing where nobody makes spans."""
+    tracer = _tracer.get()
+    return nullcontext(SILENT) if tracer is None else tracer.span(name, asks=asks, **attributes)
 
 
 def headers() -> dict[str, str]:

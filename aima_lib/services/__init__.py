@@ -9,6 +9,7 @@ from typing import Any
 from aima_lib.infra.events import Events
 from aima_lib.infra.home import Home
 from aima_lib.infra.store import Store
+from aima_lib.infra.trace import Tracer
 from aima_lib.services.allowance import Allowance
 from aima_lib.services.approvals import Approvals
 from aima_lib.services.audit import Audit
@@ -49,3 +50,4 @@ class Services:
     installing: Installing
     media: Media
     modalities: Modalities
+    tracer: Tracer | None = None

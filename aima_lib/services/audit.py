@@ -12,7 +12,7 @@ import hmac
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,11 +21,13 @@ from typing import Any
 import apsw
 from anyio import to_thread
 
+from aima_lib.infra import lineage
 from aima_lib.infra.clock import now, stamp
 from aima_lib.infra.home import Home
 from aima_lib.infra.store import Document, Store
 
 ARGUMENTS = 2000  # characters of a call's arguments that are kept
+SEARCHED = 2000  # newest entries whose arguments are looked through
 HEAD = "audit.head"
 START = bytes(32)
 log = logging.getLogger(__name__)
@@ -45,6 +47,8 @@ class Entry:
     plan_id: str | None = None
     duration_ms: float | None = None
     arguments: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
 
 
 COLUMNS = ", ".join(field.name for field in fields(Entry))
@@ -63,7 +67,7 @@ class Audit:
 
     async def intend(self, unit: str, caller: str, arguments: Mapping[str, Any], run_id: str | None, plan_id: str | None) -> int:
         """Write down what is about to be done; returns, with the entry's number, once it is on disk."""
-        return await self._append(Entry(now(), "intent", unit, caller, "", None, run_id, plan_id, None, _text(arguments)))
+        return await self._append(Entry(now(), "intent", unit, caller, "", None, run_id, plan_id, None, _text(arguments), *lineage.ids()))
 
     def note(
         self, entry: str, unit: str, caller: str, code: str, *, intent: int | None = None, run_id: str | None = None,
@@ -71,7 +75,8 @@ class Audit:
     ) -> None:  # fmt: skip
         """Write down an outcome or a refusal, without waiting."""
         text = None if arguments is None else _text(arguments)
-        self._append(Entry(now(), entry, unit, caller, code, intent, run_id, None, duration_ms, text)).add_done_callback(_say_failed)
+        line = Entry(now(), entry, unit, caller, code, intent, run_id, None, duration_ms, text, *lineage.ids())
+        self._append(line).add_done_callback(_say_failed)
 
     def _append(self, entry: Entry) -> asyncio.Future[int]:
         future = self._store.submit(lambda db: self._chain(db, entry))
@@ -102,15 +107,25 @@ class Audit:
     # Reading
 
     def list(
-        self, after: int = 0, limit: int = 100, unit: str | None = None, caller: str | None = None, code: str | None = None
-    ) -> tuple[list[Document], int]:
+        self, after: int = 0, limit: int = 100, unit: str | None = None, caller: str | None = None, code: str | None = None,
+        correlation_id: str | None = None,
+    ) -> tuple[list[Document], int]:  # fmt: skip
         """Entries with a number above `after`, oldest first, and how many there are in all."""
-        given = {"unit": unit, "caller": caller, "code": code}
+        given = {"unit": unit, "caller": caller, "code": code, "correlation_id": correlation_id}
         chosen = {key: value for key, value in given.items() if value is not None}
         where = " AND ".join(["seq > ?", *(f"{key} = ?" for key in chosen)])
         rows = self._store.read(f"{SELECT} WHERE {where} ORDER BY seq LIMIT ?", (after, *chosen.values(), limit))
         total = self._store.read(f"SELECT count(*) FROM audit WHERE {where}", (after, *chosen.values()))[0][0]
         return [_document(row) for row in rows], int(total)
+
+    def about(self, correlations: Sequence[str], ids: Sequence[str], limit: int) -> Sequence[Document]:
+        """The newest calls, and how they ended if not well, that belong to these, or of late name one of these in their arguments."""
+        belongs = f"correlation_id IN ({', '.join('?' * len(correlations))})"
+        names = " OR ".join(["instr(arguments, ?)"] * len(ids)) or "0"
+        late = f"seq > (SELECT coalesce(max(seq), 0) FROM audit) - {SEARCHED} AND ({names})"
+        where = f"(entry <> 'outcome' OR code NOT IN ('ok', 'cancelled')) AND ({belongs} OR {late})"
+        values = (*correlations, *(json.dumps(id) for id in ids), limit)
+        return [_document(row) for row in self._store.read(f"{SELECT} WHERE {where} ORDER BY seq DESC LIMIT ?", values)]
 
     def usual_seconds(self, unit: str) -> float | None:
         """How long the last calls of a unit took that went well: their median. None when there was none."""
@@ -192,7 +207,8 @@ class Audit:
             return None
 
     def _hash(self, before: bytes, seq: int, values: tuple[Any, ...]) -> bytes:
-        text = json.dumps([seq, *values], ensure_ascii=False, separators=(",", ":"))
+        told = values if values[-2:] != (None, None) else values[:-2]  # as entries were hashed before they told what they belong to
+        text = json.dumps([seq, *told], ensure_ascii=False, separators=(",", ":"))
         return hmac.digest(self._secret, before + text.encode("utf-8", "surrogatepass"), "sha256")
 
     def _mac(self, seq: int, hash: bytes = b"head") -> str:

@@ -13,6 +13,7 @@ import anyio.abc
 import anyio.to_thread
 
 from aima_lib.errors import NotFound
+from aima_lib.infra import lineage
 from aima_lib.infra.clock import stamp
 from aima_lib.infra.events import Events
 from aima_lib.infra.hal import METRICS, Device, Found, Hardware, Reading
@@ -100,6 +101,12 @@ class DeviceService:
         mine = next(entry["now"] for entry in now if entry["device_id"] == main["id"])
         return {"device_id": main["id"], "now": mine, "history": _points(samples, resolution_seconds), "devices": now}
 
+    def sample(self, device_id: str, before: datetime, within_seconds: float = 60) -> dict[str, Any] | None:
+        """The last sample of a device in the seconds before a moment, if one was taken and is still kept."""
+        latest = before.timestamp()
+        found = [sample for sample in self._history.get(device_id, ()) if latest - within_seconds <= sample[0] <= latest]
+        return {"time": _moment(found[-1][0]), **found[-1][1]} if found else None
+
     async def health(self, device_id: str | None = None) -> dict[str, Any]:
         """Status and issues of one device, or of all and of the machine's drivers.
 
@@ -135,14 +142,16 @@ class DeviceService:
         new = [level for level in high if level.metric not in raised]
         self._raised[id] = {level.metric: level.severity for level in high}
         self._remember(id, reading)
+        alert = None
         for level in new:
             payload = {"device_id": id, "metric": level.metric, "value": level.value, "threshold": level.threshold}
-            self._events.publish("device.metrics_alert", payload, subject=id)
+            alert = self._events.publish("device.metrics_alert", payload, subject=id)
         status = judged.status(judged.issues(id, reading, high, device["source"]), reading)
         before, self._status[id] = self._status.get(id), status
         if status != (before or "healthy"):  # a device that is well when first seen is no news
             payload = {"device_id": id, "old_status": before or "unknown", "new_status": status}
-            self._events.publish("device.health_changed", payload, subject=id)
+            with lineage.after(alert):
+                self._events.publish("device.health_changed", payload, subject=id)
 
     def _remember(self, id: str, reading: Reading) -> None:
         kept = int(self._limits["history_seconds"] / self._limits["sample_seconds"]) + 1  # also when the clock is set back, and ages stop

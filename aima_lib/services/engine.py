@@ -8,7 +8,6 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import UTC
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ from aima_lib.engines.base import Engine, misfit, refuse_unknown
 from aima_lib.engines.cause import cause
 from aima_lib.engines.roster import roster
 from aima_lib.errors import AimaError, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, Unavailable
-from aima_lib.infra.clock import now, parse, stamp
+from aima_lib.infra import lineage
+from aima_lib.infra.clock import moment, now
 from aima_lib.infra.events import Events
 from aima_lib.infra.launch import Launch
 from aima_lib.infra.progress import Send, silent
@@ -111,7 +111,7 @@ class EngineService:
             known = [instance["id"] for instance in self._store.find("instance")]
             calls = [{"unit": "engine.list", "arguments": {}}]
             raise NotFound(f"no instance called {instance_id!r}", hint=did_you_mean(instance_id, known), next=calls)
-        first = "" if since is None else _moment(since)
+        first = "" if since is None else moment(since)
         return [line for line in await anyio.to_thread.run_sync(process.tail, path, tail) if line >= first]
 
     # Starting
@@ -396,6 +396,10 @@ class EngineService:
 
     async def _go_on(self, instance: Document) -> None:
         """A start whose host died: nobody waits for it any more but us."""
+        with lineage.after(self._news.begun(instance)):
+            await self._take_up(instance)
+
+    async def _take_up(self, instance: Document) -> None:
         async with self._locks[instance["id"]]:
             try:
                 launch = self._plan(instance)
@@ -415,9 +419,8 @@ class EngineService:
         await anyio.to_thread.run_sync(process.stop, self._home, instance["id"], 0.0)
         lost = over.get("reason") == "no host"
         await self._store.update("instance", instance["id"], status="stopped" if lost else "failed", error=why, **GONE)
-        if not lost:
-            self._news.error(instance, why)
-        self._news.stopped(instance, "no host" if lost else "died", None)
+        with lineage.after(None if lost else self._news.error(instance, why)):
+            self._news.stopped(instance, "no host" if lost else "died", None)
 
     async def _probe(self, instance: Document) -> None:
         id = instance["id"]
@@ -454,15 +457,6 @@ class EngineService:
 
 def _port_of(instance: Mapping[str, Any]) -> int | None:
     return int(instance["base_url"].rpartition(":")[2]) if instance["base_url"] else None
-
-
-def _moment(text: str) -> str:
-    """An RFC 3339 time as the log writes it, so that the two compare; without a zone it is UTC."""
-    try:
-        moment = parse(text)
-        return stamp(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
-    except (ValueError, OverflowError) as error:
-        raise InvalidArgument(f"since: {text!r} is no RFC 3339 time", hint="write it like 2026-11-22T16:42:00Z") from error
 
 
 def _logs_call(instance_id: str) -> Document:

@@ -11,6 +11,7 @@ from typing import Any
 
 from aima_lib.door import Caller
 from aima_lib.errors import AimaError, FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, Unavailable
+from aima_lib.infra import lineage, trace
 from aima_lib.infra.events import Events
 from aima_lib.infra.progress import Send, silent
 from aima_lib.infra.store import Document, Store
@@ -33,6 +34,8 @@ TEXTUAL = frozenset(
     }
 )  # fmt: skip
 MEDIA = ("image_url", "input_image", "image", "input_audio", "audio", "input_file", "file", "document", "video_url")
+OPERATIONS = {"chat": "chat", "complete": "text_completion", "embed": "embeddings"}  # as OpenTelemetry names them
+USED = {"input": "prompt_tokens", "output": "completion_tokens"}
 Candidate = tuple[Document | None, Document | None]  # an instance and its service
 COMPLETE_FIELDS = ("temperature", "top_p", "top_k", "max_tokens", "stop", "seed")
 
@@ -131,8 +134,9 @@ class InferenceService:
             call = {"unit": "service.start", "arguments": {"service_id": service["id"]}}
             reason = f": {state['error']}" if state["error"] else ""
             said = {"said": state["error"]} if state["error"] else {}
+            why = [{"unit": "event.explain", "arguments": {"subject": service["id"]}}] if state["error"] else []
             return FailedPrecondition(
-                f"the service {service['id']} is {state['status']}{reason}", hint="start it", next=[call], details=said
+                f"the service {service['id']} is {state['status']}{reason}", hint="start it", next=[call, *why], details=said
             )
         if self._store.peek("model", model):
             options = {"options": {"embedding": True}} if task == "embed" else {}
@@ -231,7 +235,22 @@ class InferenceService:
     async def recorded(self, endpoint: Endpoint, task: str, request: Mapping[str, Any], charge: Charge) -> AsyncIterator[Answer]:
         """Events and metrics around a request, also one that a face passes on itself; the prompt is in neither. `charge` is told what
         it took, also when it is cut off."""
-        answer, id = Answer(f"{task}-{secrets.token_hex(8)}"), endpoint.instance["id"]
+        answer = Answer(f"{task}-{secrets.token_hex(8)}")
+        with lineage.within(lineage.ids()[1] or lineage.call_id()):  # a face that passes it on itself has called nothing
+            about = {"gen_ai__operation__name": OPERATIONS[task], "gen_ai__request__model": endpoint.model}
+            ids = {"aima__request_id": answer.id, "aima__instance_id": endpoint.instance["id"]}
+            with trace.span(f"{OPERATIONS[task]} {endpoint.model}", asks=True, **about, **ids) as span:
+                async with self._noted(answer, endpoint, task, request, charge):
+                    yield answer
+                usage = answer.usage or {}
+                counts = {f"gen_ai__usage__{way}_tokens": usage.get(key) for way, key in USED.items()}
+                span.set(**counts, aima__ttft_ms=answer.ttft_ms)
+
+    @asynccontextmanager
+    async def _noted(
+        self, answer: Answer, endpoint: Endpoint, task: str, request: Mapping[str, Any], charge: Charge
+    ) -> AsyncIterator[None]:
+        id = endpoint.instance["id"]
         service_id = endpoint.service["id"] if endpoint.service else None
         meter = self._serving.meters[service_id] if service_id else None
         who = {"request_id": answer.id, "model": endpoint.model, "task": task, "service_id": service_id, "instance_id": id}
@@ -240,7 +259,7 @@ class InferenceService:
         if meter:
             meter.open += 1
         try:
-            yield answer
+            yield
             code = None
         except AimaError as error:
             code = error.code
@@ -264,7 +283,7 @@ class InferenceService:
         service = endpoint.service
         if isinstance(error, Unavailable):
             look = {"unit": "service.status", "arguments": {"service_id": service["id"]}} if service else None
-            call = look or {"unit": "engine.logs", "arguments": {"instance_id": endpoint.instance["id"]}}
+            call = look or {"unit": "event.explain", "arguments": {"subject": endpoint.instance["id"]}}
             return type(error)(
                 str(error), hint="ask again: a service whose engine died is started anew", next=[call], details=error.details
             )

@@ -12,6 +12,7 @@ from anyio.abc import TaskStatus
 
 from aima_lib.engines.base import refuse_unknown
 from aima_lib.errors import AimaError, AlreadyExists, FailedPrecondition, NotFound
+from aima_lib.infra import lineage
 from aima_lib.infra.clock import now
 from aima_lib.infra.events import Events
 from aima_lib.infra.progress import Send, silent
@@ -209,20 +210,26 @@ class ServingService:
             instance = self._instance(record)
             if instance and instance["status"] in ("ready", "starting"):
                 return
-            why = instance["error"] if instance and instance["error"] else "it did not run, though it is wanted"
-            if self._restarts.is_spent(service_id):
-                deaths, window = self._restarts.deaths(service_id), self._restarts.window_seconds
-                await self._fail(record, f"{deaths} deaths in {window:g} s; the last: {why}")
-                return
-            payload = {"service_id": service_id, "model_id": record["model_id"], "cause": why, **self._restarts.attempt(service_id)}
-            self._events.publish("service.restarted", payload, subject=service_id)
-            try:
-                await self._bring_up(record, silent)
-            except AimaError as error:
-                log.warning("service %s: %s", service_id, error)
-                after = self._instance(record)
-                is_new = after is not None and after != instance
-                self._restarts.note(service_id, after["started_at"] if after and is_new else None)
+            died = self._events.latest("engine.error", record["instance_id"]) if instance and instance["status"] == "failed" else None
+            with lineage.after(died):
+                await self._revive(record, instance)
+
+    async def _revive(self, record: Document, instance: Document | None) -> None:
+        service_id = record["id"]
+        why = instance["error"] if instance and instance["error"] else "it did not run, though it is wanted"
+        if self._restarts.is_spent(service_id):
+            deaths, window = self._restarts.deaths(service_id), self._restarts.window_seconds
+            await self._fail(record, f"{deaths} deaths in {window:g} s; the last: {why}")
+            return
+        payload = {"service_id": service_id, "model_id": record["model_id"], "cause": why, **self._restarts.attempt(service_id)}
+        self._events.publish("service.restarted", payload, subject=service_id)
+        try:
+            await self._bring_up(record, silent)
+        except AimaError as error:
+            log.warning("service %s: %s", service_id, error)
+            after = self._instance(record)
+            is_new = after is not None and after != instance
+            self._restarts.note(service_id, after["started_at"] if after and is_new else None)
 
     async def _bring_up(self, record: Document, send: Send) -> None:
         was_ready = bool(self._view(record)["ready_replicas"])
@@ -288,7 +295,8 @@ class ServingService:
 
 def _how_to_go_on(error: AimaError, service_id: str) -> AimaError:
     """The same error, which also names the calls that lead on from a failed service."""
-    calls = [*error.next, _call("service.start", service_id), _call("service.delete", service_id)]
+    explain = {"unit": "event.explain", "arguments": {"subject": service_id}}
+    calls = [*error.next, explain, _call("service.start", service_id), _call("service.delete", service_id)]
     hint = f"{error.hint or 'mend the cause'}; the service {service_id} stays as failed until it is started or deleted"
     return type(error)(f"service {service_id}: {error}", hint=hint, next=calls, details=error.details)
 

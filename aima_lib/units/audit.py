@@ -13,9 +13,15 @@ Result = Mapping[str, Any]
 
 @handles("audit.list")
 async def list_entries(
-    ctx: Context, after: int = 0, limit: int = 100, unit: str | None = None, caller: str | None = None, code: str | None = None
+    ctx: Context,
+    after: int = 0,
+    limit: int = 100,
+    unit: str | None = None,
+    caller: str | None = None,
+    code: str | None = None,
+    correlation_id: str | None = None,
 ) -> Result:
-    entries, total = ctx.services.audit.list(after, limit, unit, caller, code)
+    entries, total = ctx.services.audit.list(after, limit, unit, caller, code, correlation_id)
     return {"entries": entries, "total": total}
 
 

@@ -9,7 +9,7 @@ from aima_lib.gateway import Context
 from aima_lib.infra.change import Change
 from aima_lib.registry import handles, plans
 
-INSIDE = ("scopes", "models", "input_digest", "plan_id")
+INSIDE = ("scopes", "models", "input_digest", "plan_id", "traceparent")
 
 
 @handles("run.get")

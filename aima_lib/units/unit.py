@@ -37,7 +37,7 @@ async def call_unit(
         return {"name": name, "result": None, "plan": await ctx.gateway.plan(name, given, caller=ctx.caller)}
     if not unit.durable:
         return {"name": name, "result": await ctx.call(name, given, token)}
-    run = await ctx.gateway.start(name, given, caller=ctx.caller, token=token)
+    run = await ctx.gateway.start(name, given, caller=ctx.caller, key=ctx.key, token=token)
     seen = await ctx.runs.follow(run["id"], _nowhere, WAIT_SECONDS)
     if seen["status"] == "running":
         return {"name": name, "result": None, "run": {"id": seen["id"], "status": "running", "progress": seen["progress"]}}

@@ -10,14 +10,16 @@ from typing import Any
 import click
 
 from aima_lib.door import Door
+from aima_lib.wording import plain
 from aima_mcp.commands.base import home_of
+from aima_mcp.faces.cli.complete import completing
 from aima_mcp.faces.cli.output import Form, formed, show_data
 
 WAITING = {"status": "open", "limit": 1000}
 
 
 @click.command("approve")
-@click.argument("approval_id", required=False)
+@click.argument("approval_id", required=False, shell_complete=completing("approval_id"))
 @click.option("--deny", is_flag=True, help="Refuse it for good.")
 @click.option("--reason", metavar="TEXT", help="Why; who asked can read it.")
 @formed
@@ -65,4 +67,4 @@ def command(ctx: click.Context, approval_id: str | None, deny: bool, reason: str
 
 def _describe(plan: Mapping[str, Any]) -> None:
     click.echo(f"{plan['id']}: {plan['caller']} wants {plan['unit']} {json.dumps(plan['arguments'], ensure_ascii=True)}")
-    click.echo(f"  it {plan['summary']}; asked at {plan['created_at']}, waits until {plan['expires_at']}")
+    click.echo(f"  it {plain(plan['summary'])}; asked at {plan['created_at']}, waits until {plan['expires_at']}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from aima_mcp.commands.base import home_of
+from aima_mcp.faces.cli.complete import completing
 from aima_mcp.faces.cli.output import Form, formed, show_data
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command("chat")
-@click.argument("model", required=False)
+@click.argument("model", required=False, shell_complete=completing("model"))
 @click.option("--message", "-m", metavar="TEXT", help="Ask this, print the answer, end. Without a terminal, standard input is it.")
 @click.option("--system", metavar="TEXT", help="What the model is told before the conversation.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="At most this many tokens an answer.")

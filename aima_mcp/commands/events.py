@@ -9,12 +9,19 @@ import click
 
 from aima_lib.door import Door
 from aima_mcp.commands.base import home_of
+from aima_mcp.faces.cli.complete import completing
 from aima_mcp.faces.cli.output import Form, formed, show_data
 
 
 @click.command("events")
 @click.option("--follow", "-f", is_flag=True, help="Go on with each new event, until Ctrl-C.")
-@click.option("--types", metavar="NAME", multiple=True, help="Only these; model.* means a whole domain.  [repeatable, or with commas]")
+@click.option(
+    "--types",
+    metavar="NAME",
+    multiple=True,
+    shell_complete=completing("types"),
+    help="Only these; model.* means a whole domain.  [repeatable, or with commas]",
+)
 @click.option("--after", type=click.IntRange(min=0), metavar="SEQ", help="Only events with a higher number; without it the newest.")
 @formed
 @click.pass_context
@@ -44,6 +51,6 @@ def _print(event: Mapping[str, Any], form: Form) -> None:
     if form != "table":
         show_data(event, form, many=True)
         return
-    from aima_mcp.faces.cli.render import word
+    from aima_lib.wording import word
 
     click.echo(f"{event['seq']:>6}  {event['time']}  {event['type']:<26} {event['subject'] or '–'}  {word(event['payload'])}")

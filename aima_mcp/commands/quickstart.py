@@ -107,7 +107,7 @@ class Quickstart:
 
     async def _fetch(self, door: Door, recipe: Fields) -> None:
         """The model, from the first source that can be reached."""
-        from aima_mcp.faces.cli.render import size
+        from aima_lib.wording import size
 
         try:
             await door.call("model.get", {"model_id": recipe["name"]})

@@ -61,7 +61,7 @@ def _show(state: dict[str, Any]) -> None:
 
 def _short(part: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A device's memory as one figure and its kind, and no more than a few of its capabilities."""
-    from aima_mcp.faces.cli.render import size
+    from aima_lib.wording import size
 
     if part != "devices":
         return rows

@@ -15,7 +15,7 @@ def read(body: bytes) -> Any:
     """The value in `body`.
 
     Raises:
-        InvalidArgument: not UTF-8, not JSON, a key twice, NaN or Infinity, half a surrogate pair, or nested deeper than 64.
+        InvalidArgument: not UTF-8, not JSON, a key twice, NaN or Infinity, half a surrogate pair, NUL, or nested deeper than 64.
     """
     try:
         value = json.loads(body.decode("utf-8"), object_pairs_hook=_object, parse_constant=_constant, parse_float=_float)
@@ -23,6 +23,8 @@ def read(body: bytes) -> Any:
             _refuse_depth(value)
         if b"\\u" in body:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
+            if b"\\u0000" in body and _holds_nul(value):
+                raise InvalidArgument("the body holds the character NUL, which ends a text in some places and not in others")
     except UnicodeDecodeError as error:
         raise InvalidArgument(f"the body is not UTF-8: byte {error.start} begins no character") from error
     except UnicodeEncodeError as error:
@@ -30,6 +32,8 @@ def read(body: bytes) -> Any:
     except RecursionError as error:
         raise InvalidArgument(f"the body is nested deeper than {DEEPEST}") from error
     except ValueError as error:
+        if "integer string conversion" in str(error):
+            raise InvalidArgument("the body holds a number with too many digits") from error
         raise InvalidArgument(f"the body is not JSON: {error}", hint="send one JSON object") from error
     return value
 
@@ -55,6 +59,12 @@ def _float(text: str) -> float:
     if math.isinf(number := float(text)):
         raise ValueError(f"{text[:40]} is too large")
     return number
+
+
+def _holds_nul(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any("\0" in key or _holds_nul(item) for key, item in value.items())
+    return any(map(_holds_nul, value)) if isinstance(value, list) else isinstance(value, str) and "\0" in value
 
 
 def _refuse_depth(value: Any) -> None:

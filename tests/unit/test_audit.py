@@ -14,6 +14,7 @@ import pytest
 from aima_lib.door import Caller
 from aima_lib.errors import AimaError
 from aima_lib.gateway import Gateway
+from aima_lib.infra import lineage
 from aima_lib.infra.clock import stamp
 from aima_lib.infra.home import Home
 from aima_lib.runtime import host
@@ -124,9 +125,16 @@ def delete_all(db: apsw.Connection) -> None:
 
 
 def put_one_in(db: apsw.Connection) -> None:
-    db.execute(
-        "INSERT INTO audit SELECT 100, time, entry, unit, caller, code, intent, run_id, plan_id, duration_ms, arguments, hash FROM audit WHERE seq = 2"
-    )
+    names = [str(row[1]) for row in db.execute("PRAGMA table_info(audit)")]
+    db.execute(f"INSERT INTO audit SELECT {', '.join('100' if name == 'seq' else name for name in names)} FROM audit WHERE seq = 2")
+
+
+def say_it_belonged_to_nothing(db: apsw.Connection) -> None:
+    db.execute("UPDATE audit SET correlation_id = NULL, causation_id = NULL WHERE seq = 2")
+
+
+def say_it_belonged_elsewhere(db: apsw.Connection) -> None:
+    db.execute("UPDATE audit SET correlation_id = 'call-1' WHERE seq = 2")
 
 
 def say_that_it_began_later(db: apsw.Connection) -> None:
@@ -135,7 +143,7 @@ def say_that_it_began_later(db: apsw.Connection) -> None:
 
 
 HANDS = (edit, edit_the_first, edit_the_last, swap, delete_one, delete_one_and_close_ranks, delete_the_first, delete_the_last, delete_all,
-         put_one_in, say_that_it_began_later)  # fmt: skip
+         put_one_in, say_it_belonged_to_nothing, say_it_belonged_elsewhere, say_that_it_began_later)  # fmt: skip
 
 
 @pytest.mark.parametrize("hand", HANDS, ids=lambda hand: hand.__name__)
@@ -190,3 +198,19 @@ async def test_old_entries_go_and_the_rest_still_holds(home: Home) -> None:
         assert await gateway.call("audit.verify") == {"valid": True, "entries": 2, "first": 3, "last": 4, "issues": []}
     async with host(home) as gateway:
         assert (await gateway.call("audit.verify"))["valid"]
+
+
+async def test_entries_of_before_still_count_as_they_were_written(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as before:  # as an AIMA wrote them that knew no lineage
+        before.setattr(lineage, "ids", lambda: (None, None))
+        async with host(home) as gateway:
+            await gateway.call("device.detect")
+    async with host(home) as gateway:
+        await gateway.call("device.detect")
+        await gateway.services.store.submit(lambda db: None)
+        assert (await gateway.call("audit.verify"))["valid"]
+        [one, two, three, four] = (await gateway.call("audit.list"))["entries"]
+        assert [entry["correlation_id"] for entry in (one, two)] == [None, None]
+        assert three["correlation_id"] == three["causation_id"] == four["causation_id"]
+        found = await gateway.call("audit.list", {"correlation_id": three["correlation_id"]})
+        assert (found["total"], [entry["seq"] for entry in found["entries"]]) == (2, [3, 4])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
@@ -24,8 +25,10 @@ from aima_lib.infra.home import Home
 from aima_lib.redact import secrets_in
 from aima_lib.registry import definitions
 from aima_mcp.faces.cli import DOTTED, UnitCommand, arguments, command_line, definition, output
+from aima_mcp.faces.cli.watching import Tokens
 from aima_mcp.main import run
 from tests.hub import Fault, Hub
+from tests.tiny import write_tiny_gguf
 from tests.world import ROOTS, environment, until
 
 ROOT = Path(__file__).parents[2]
@@ -93,6 +96,15 @@ def test_options_go_over_the_base(tmp_path: Path) -> None:
     base = tmp_path / "base.json"
     base.write_text('{"limit": 1, "offset": 2}', encoding="utf-8")
     assert read("run.list", "--input", f"@{base}", "--limit", "5") == {"limit": 5, "offset": 2}
+
+
+def test_parts_of_an_object_are_in_the_help_and_may_be_spelled_like_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert read("service.create", "tiny", "--options.context-length", "512", "--options.context_length=256") == {
+        "model_id": "tiny",
+        "options": {"context_length": 256},
+    }
+    assert run(["service", "create", "--help"]) == 0
+    assert "--options.context-length INTEGER" in capsys.readouterr().out
 
 
 def test_parts_of_an_object_are_set_one_by_one() -> None:
@@ -207,6 +219,18 @@ def test_the_client_configuration_starts_this_aima(home: Home, capsys: pytest.Ca
     assert server["env"] == {"AIMA_HOME": str(home.path)}
 
 
+@pytest.mark.parametrize(
+    ("line", "near"),
+    [(["modl"], "model"), (["model", "lst"], "list"), (["stat"], "status"), (["run", "list", "--limt", "3"], "--limit")],
+    ids=lambda value: value if isinstance(value, str) else shlex.join(value),
+)
+def test_a_typo_is_told_what_is_near(line: list[str], near: str, home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--home", str(home.path), *line]) == 2
+    said = capsys.readouterr().err
+    assert "id you mean" in said and near in said
+    assert run(["--home", str(home.path), "xyzzy"]) == 2 and "mean" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_prints_a_script(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["completion", shell]) == 0
@@ -318,7 +342,102 @@ def test_colour_is_for_terminals_that_want_it(line: list[str], home: Home) -> No
         assert "\x1b[" not in on_terminal(home, *line, "-o", form)
 
 
+def test_a_terminal_is_told_nothing_that_it_obeys(home: Home, tmp_path: Path) -> None:
+    evil = "fine\x1b]52;c;ZXZpbA==\x07\x1b[2J\x9b31m\u202eright\rover"
+    weights = write_tiny_gguf(tmp_path / "tiny.gguf", license=evil)
+    assert aima(home, "model", "import", str(weights), "--name", "tiny").returncode == 0
+    for line in (["model", "get", "tiny"], ["model", "get", "tiny", "-o", "yaml"], ["model", "get", "tiny", "--json"], ["run", "list"]):
+        said = on_terminal(home, *line, NO_COLOR="1")
+        assert not [one for one in ("\x1b", "\x9b", "\u202e", "\x07", "\rover") if one in said], said
+    for form, load in (("json", json.loads), ("yaml", yaml.safe_load)):
+        told = load(aima(home, "model", "get", "tiny", "-o", form).stdout)
+        assert told["model"]["license"] == evil, "a program gets all of it"
+
+
+def test_tokens_are_shown_and_not_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
+    tokens = Tokens()
+    for piece in ("a\x1b", "]0;title\x07b", "\r", "\n"):
+        asyncio.run(tokens.send({"delta": {"content": piece}}))
+    assert capsys.readouterr().out == "a]0;titleb\n"
+
+
 # With a host
+
+
+def offered(home: Home, shell: str, *words: str) -> set[str]:
+    """What Tab offers after these words, as the shell's script asks for it."""
+    variables = {"_AIMA_COMPLETE": f"{shell}_complete", "COMP_WORDS": shlex.join(["aima", *words[:-1]]) + f" {words[-1]}"}
+    variables["COMP_CWORD"] = words[-1] if shell == "fish" else str(len(words))
+    command = [sys.executable, "-c", "from aima_mcp.main import main; main()"]
+    done = subprocess.run(command, env=around(home) | variables, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line]
+    return set(lines[1::3]) if shell == "zsh" else {line.partition(",")[2].partition("\t")[0] for line in lines}
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_tab_offers_what_lives(shell: str, stopped_after: Home, tmp_path: Path) -> None:
+    home = stopped_after
+    assert "model" in offered(home, shell, "mo") and "verify" in offered(home, shell, "model", "ver")
+    assert offered(home, shell, "model", "get", "") == set(), "nobody hosts: nothing, and at once"
+    assert aima(home, "start").returncode == 0
+    weights = write_tiny_gguf(tmp_path / "tiny.gguf")
+    assert aima(home, "model", "import", str(weights), "--name", "tiny", "--idempotency-key", "once").returncode == 0
+    assert offered(home, shell, "model", "get", "") == {"tiny"} == offered(home, shell, "service", "create", "--model-id", "t")
+    assert offered(home, shell, "run", "get", "model-imp") == {"model-import-once"}
+    if shell != "bash":
+        return
+    assert offered(home, shell, "chat", "") == {"tiny"}
+    assert "llamacpp" in offered(home, shell, "engine", "start", "")
+    assert offered(home, shell, "model", "import", "x", "--name", "") == set(), "a name of one's own to choose"
+    assert "model.pull" in offered(home, shell, "unit", "describe", "model.p") & offered(home, shell, "run", "list", "--unit", "model.p")
+    assert "model.created" in offered(home, shell, "events", "--types", "model.c")
+    assert offered(home, shell, "key", "create", "guest", "--scopes", "inf") == {"inference"}
+    assert aima(home, "approve", "--json").stdout == "[]\n" and offered(home, shell, "approve", "") == set()
+
+
+def test_bash_itself_takes_the_script(stopped_after: Home) -> None:
+    home = stopped_after
+    program = home.path / "aima"
+    program.write_text(f"#!{sys.executable}\nfrom aima_mcp.main import main\nmain()\n", encoding="utf-8")
+    program.chmod(0o755)
+    script = f'eval "$({program} completion bash)"; COMP_WORDS=({program} model ver); COMP_CWORD=2; _aima_completion {program}; echo "${{COMPREPLY[@]}}"'
+    done = subprocess.run(["bash", "-c", script], env=around(home), capture_output=True, text=True, check=False)
+    assert done.stdout == "verify\n", done
+
+
+def test_top_shows_one_look_where_nobody_watches(stopped_after: Home) -> None:
+    home = stopped_after
+    none = aima(home, "top", "--json")
+    assert none.returncode == 7 and json.loads(none.stderr)["code"] == "failed_precondition", none
+    assert aima(home, "start").returncode == 0
+    plain, once = aima(home, "top"), aima(home, "top", "--once", "-o", "yaml")
+    for part in ("devices", "services", "runs", "none", "cpu"):
+        assert part in plain.stdout
+    assert "\x1b" not in plain.stdout
+    assert {"host", "devices", "services", "runs"} <= set(yaml.safe_load(once.stdout))
+    assert json.loads(aima(home, "top", "--json").stdout)["devices"][0]["device_id"]
+
+
+@pytest.mark.parametrize("way", [b"q", signal.SIGINT], ids=["q", "ctrl-c"])
+def test_top_looks_again_until_it_is_left(way: bytes | signal.Signals, stopped_after: Home) -> None:
+    home = stopped_after
+    assert aima(home, "start").returncode == 0
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (40, 100))
+    before = termios.tcgetattr(theirs)
+    command = [sys.executable, "-m", "aima_mcp.main", "top", "--interval", "0.2"]
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=around(home) | {"TERM": "xterm"}) as process:
+        said = b""
+        while said.count(b"devices") < 3:
+            said += os.read(ours, 65536)
+        if isinstance(way, bytes):
+            os.write(ours, way)
+        else:
+            process.send_signal(way)
+        assert process.wait(20) == 0
+        assert termios.tcgetattr(theirs) == before, "the terminal is as it was"
+        os.close(theirs)
+        assert "\x1b[?1049l" in drained(ours)
 
 
 def test_a_key_of_the_environment_is_shown_instead_of_the_owners(stopped_after: Home) -> None:

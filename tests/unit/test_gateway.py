@@ -260,3 +260,16 @@ async def test_a_name_of_any_length_is_answered_with_a_call_that_can_be_made(hos
         await hosted.call("x" * 3000)
     [search] = caught.value.next
     assert hosted.find(search["unit"]).input.first_error(search["arguments"]) is None
+
+
+async def test_an_idempotency_key_holds_or_is_refused(hosted: Gateway) -> None:
+    for _ in range(2):
+        with pytest.raises(NotFound, match="no model called 'nothing'"):
+            await hosted.call("unit.call", {"name": "model.verify", "arguments": {"model_id": "nothing"}}, key="once")
+    [run] = (await hosted.call("run.list"))["runs"]
+    assert (run["unit"], run["idempotency_key"]) == ("model.verify", "once")
+    denial: dict[str, Any] = {"approval_id": "nothing"}
+    for name, arguments in (("approval.deny", denial), ("unit.call", {"name": "approval.deny", "arguments": denial})):
+        with pytest.raises(InvalidArgument, match=r"approval\.deny keeps no idempotency key"):
+            await hosted.call(name, arguments, key="once")
+    assert (await hosted.call("model.list", key="once"))["total"] == 0, "what changes nothing keeps every promise"

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import AsyncIterator, Callable
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import anyio
 import httpx
+import jsonschema
 import pytest
+import referencing.jsonschema
 
 from aima_lib.infra.home import Home
 from aima_mcp.faces import strict_json
@@ -144,7 +148,9 @@ def problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
     body: dict[str, Any] = response.json()
     assert (response.status_code, body["code"], body["status"]) == (status, code, status), response.text
     assert response.headers["content-type"] == "application/problem+json"
-    assert body["type"] == f"urn:aima:error:{code}" and body["title"]
+    of_http = status in (405, 406, 413, 415, 421, 431)
+    assert body["type"] == ("about:blank" if of_http else f"urn:aima:error:{code}") and body["title"]
+    assert not of_http or body["title"] == HTTPStatus(status).phrase
     return body
 
 
@@ -193,10 +199,23 @@ async def test_query_parameters_become_what_the_schema_says(world: World, query:
 
 @pytest.mark.parametrize(
     "query",
-    ["whole=1.5", "whole=", "whole=1&whole=2", "part=NaN", "part=1_0", "flag=yes", "numbers=x", "box=%7B", "box=%5B%5D", "nothing=1"],
+    [
+        "whole=1.5",
+        "whole=",
+        "whole=1&whole=2",
+        "part=NaN",
+        "part=1_0",
+        "flag=yes",
+        "numbers=x",
+        "box=%7B",
+        "text=a%00b",
+        "box=%5B%5D",
+        "nothing=1",
+    ],
 )
 async def test_query_parameters_of_another_type_are_refused(world: World, query: str) -> None:
-    assert query.partition("=")[0] in problem(await world.http.get(f"/units/thing/any?{query}"), 400, "invalid_argument")["message"]
+    expected = "NUL" if "%00" in query else query.partition("=")[0]
+    assert expected in problem(await world.http.get(f"/units/thing/any?{query}"), 400, "invalid_argument")["message"]
 
 
 @pytest.mark.parametrize(
@@ -210,6 +229,8 @@ async def test_query_parameters_of_another_type_are_refused(world: World, query:
         b'{"count": NaN}',
         b'{"count": 1e999}',
         b'{"text": "\\ud800"}',
+        b'{"text": "a\\u0000b"}',
+        b'{"box": {"a\\u0000b": []}}',
         b'{"text": "\xff"}',
         b"\xef\xbb\xbf{}",
         b'{"box": ' + b"[" * 70 + b"]" * 70 + b"}",
@@ -496,11 +517,28 @@ async def test_pages_and_names_that_the_config_lists_may_call(home: Home, tmp_pa
         ("X: " + "a" * 40_000 + "\r\n", b"431"),
         ("Content-Length: 2\r\nTransfer-Encoding: chunked\r\n", b"400"),
         ("Host: localhost\r\n", b"400"),
+        ("X: a\nTransfer-Encoding: chunked\r\n", b"400"),
+        ("X: a\r\n continued\r\n", b"400"),
+        ("X : a\r\n", b"400"),
+        ("X: a\0\r\n", b"400"),
     ],
 )
 async def test_heads_that_mean_two_things_or_too_much_are_refused(world: World, head: str, status: bytes) -> None:
     answer = await world.raw(f"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{head}\r\n".encode())
     assert answer.split(b" ", 2)[1] == status, answer[:200]
+    assert b"content-type: application/problem+json" in answer.lower() and answer.endswith(b"}")
+
+
+async def test_a_head_is_as_strict_in_pieces_and_in_a_row(world: World) -> None:
+    whole, loose = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET /health HTTP/1.1\nHost: localhost\r\n\r\n"
+    answers = await world.raw(whole + whole + loose)
+    assert re.findall(rb"HTTP/1.1 (\d+)", answers) == [b"200", b"200", b"400"], answers
+    async with await anyio.connect_tcp("127.0.0.1", world.port) as stream:
+        for request, status in ((whole, b"200"), (loose[: loose.index(b"\n") + 1], b"400")):
+            for byte in request:
+                await stream.send(bytes([byte]))
+                await anyio.sleep(0)
+            assert (await stream.receive()).split(b" ", 2)[1] == status
 
 
 async def test_mcp_is_behind_the_same_door(world: World) -> None:
@@ -527,6 +565,36 @@ async def test_openapi_describes_every_unit_and_is_valid(world: World) -> None:
         assert path["post"]["requestBody"]["content"]["application/json"]["schema"] == described.definition["inputSchema"]
         assert ("get" in path) == (described.kind == "query")
         assert ("202" in path["post"]["responses"]) == described.durable
+
+
+async def test_openapi_shows_what_an_answer_and_an_error_look_like(world: World) -> None:
+    answer = await world.http.get("/openapi.json")
+    document = answer.json()
+    shapes = {"$id": "urn:document", "components": document["components"]}
+    registry = referencing.Registry().with_resource("urn:document", referencing.jsonschema.DRAFT202012.create_resource(shapes))
+    judge = jsonschema.Draft202012Validator({"$ref": "urn:document#/components/schemas/Problem"}, registry=registry)
+    for name, response in document["components"]["responses"].items():
+        for content in response.get("content", {}).values():
+            judge.validate(content["example"])
+            assert name == f"http_{content['example']['status']}" or name == content["example"]["code"]
+    seen = 0
+    for known in world.gateway.registry.of("command", "query"):
+        content = document["paths"][f"/units/{known.domain}/{known.action}"]["post"]["responses"]["200"]["content"]
+        for example in content["application/json"].get("examples", {}).values():
+            jsonschema.Draft202012Validator(known.definition["outputSchema"]).validate(example["value"])
+            seen += 1
+        assert known.durable <= ("text/event-stream" in content) and all(
+            "item" in c["x-events"] for k, c in content.items() if "stream" in k
+        )
+    assert seen > 0
+    again = await world.http.get("/openapi.json", headers={"If-None-Match": answer.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+
+
+@pytest.mark.parametrize("path", ["/openapi.json", "/resources", "/caller", "/metrics"])
+async def test_a_format_that_is_not_to_be_had_is_refused(world: World, path: str) -> None:
+    problem(await world.http.get(path, headers={"Accept": "image/png"}), 406, "invalid_argument")
+    assert (await world.http.get(path, headers={"Accept": "image/png, */*;q=0.1"})).is_success
 
 
 async def test_metrics_count_calls_and_events(world: World) -> None:

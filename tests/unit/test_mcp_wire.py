@@ -46,6 +46,7 @@ BAD = [
     (b'{"jsonrpc":"2.0","id":"s","method":"ping","params":{"a":"\\ud800"}}', -32700, "s"),
     (b'{"jsonrpc":"2.0","id":4,"method":"ping","params":{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}}", -32700, 4),
     (b'{"jsonrpc":"2.0","id":5,"method":"ping","params":{"a":NaN}}', -32700, 5),
+    (b'{"jsonrpc":"2.0","id":10,"method":"ping","params":{"a":"\\u0000"}}', -32700, 10),
     (b'{"jsonrpc":"2.0","id":6,"method"', -32700, 6),
     (b"\xff\xfe{}", -32700, None),
     (b"[]", -32600, None),

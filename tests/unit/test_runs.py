@@ -180,7 +180,8 @@ async def test_after_a_crash_what_can_go_on_goes_on_and_the_rest_is_closed(store
         closed = runs.get(never["id"])
     assert later.begun == [(again["id"], {"a": 1}, someone)]
     assert closed["status"] == "interrupted"
-    assert closed["error"]["next"] == [{"unit": "thing.once", "arguments": {"b": 2}}]
+    explain = {"unit": "event.explain", "arguments": {"subject": never["id"]}}
+    assert closed["error"]["next"] == [{"unit": "thing.once", "arguments": {"b": 2}}, explain]
     with pytest.raises(Unavailable, match=r"thing\.once, which may not be done twice"):
         outcome_of(closed)
 

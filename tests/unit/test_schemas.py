@@ -137,3 +137,21 @@ def test_a_shared_noun_is_used_and_described(file: str) -> None:
 def _types(node: dict[str, Any]) -> list[str]:
     kind = node.get("type", [])
     return kind if isinstance(kind, list) else [kind]
+
+
+PUBLISHED = re.compile(r"""(?:publish|_publish)\(\s*f?["']([a-z]+\.[a-z_{}]+)["']""")
+
+
+def test_every_event_that_is_named_is_typed_and_every_typed_one_is_published() -> None:
+    events = {name for name, unit in INLINED.items() if unit["kind"] == "event"}
+    named = {
+        (name, event) for name, unit in INLINED.items() for key in ("emits", "updatedBy") for event in unit.get(key, []) if event != "*"
+    }
+    assert not [f"{name} names {event}" for name, event in named if event not in events]
+    for name in events:
+        payload = INLINED[name]["payloadSchema"]
+        assert payload["type"] == "object" and payload["additionalProperties"] is False, f"{name} may carry anything"
+    said = {type for path in (SCHEMAS.parent / "aima_lib").rglob("*.py") for type in PUBLISHED.findall(path.read_text(encoding="utf-8"))}
+    patterns = [re.compile(re.sub(r"\{[a-z]+\}", "[a-z_]+", type)) for type in said]
+    assert not [type for type in said if "{" not in type and type not in events]
+    assert not [name for name in events if not any(pattern.fullmatch(name) for pattern in patterns)], "typed, and published by nobody"

@@ -104,7 +104,7 @@ def test_from_http_headers_to_the_engine(served: HostProcess, path: str, context
     with served.client() as client:
         answer = client.post(path, json=chat(words), headers=context)
     assert answer.is_success, answer.text
-    assert seen(served, words) == [trace.read(context)]
+    assert until(lambda: seen(served, words), 10, "the engine's log") == [trace.read(context)]
 
 
 @pytest.mark.anyio
@@ -124,8 +124,8 @@ async def test_from_mcps_meta_to_the_engine(served: HostProcess, place: str, con
             answer = await client.call_tool("inference_chat", chat(words), meta=context)  # type: ignore[arg-type]
             bare = await client.call_tool("inference_chat", chat(f"{words} bare"))
     assert not answer.is_error and not bare.is_error, answer
-    assert seen(served, words) == [trace.read(context)]
-    assert seen(served, f"{words} bare") == [{}], "one request's trace is not the next one's"
+    assert until(lambda: seen(served, words), 10, "the engine's log") == [trace.read(context)]
+    assert until(lambda: seen(served, f"{words} bare"), 10, "the engine's log") == [{}], "one request's trace is not the next one's"
 
 
 def test_a_run_tells_its_trace_and_what_it_starts_belongs_to_it(served: HostProcess) -> None:

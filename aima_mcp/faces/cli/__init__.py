@@ -30,6 +30,7 @@ COMMANDS = {
     "start": "Host AIMA in the background.",
     "stop": "End the host in the background, and its engines.",
     "status": "What runs: host, services, models, devices.",
+    "top": "What devices, services and runs do now, until q or Ctrl-C.",
     "mcp": "Serve MCP over standard input and output; `mcp install` tells a client of it.",
     "doctor": "Check the machine and every unit.",
     "events": "What happened; --follow goes on.",
@@ -72,7 +73,20 @@ def command_line(name: str, arguments: Mapping[str, Any]) -> str:
     return words.command_line(name, arguments, found["inputSchema"] if found else None)
 
 
-class Root(click.Group):
+class Suggesting(click.Group):
+    """A group that says what is near when there is no such command."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            from aima_lib.names import did_you_mean
+
+            hint = did_you_mean(args[0], self.list_commands(ctx))
+            raise click.UsageError(f"{error.message} {hint.capitalize()}" if hint else error.message, ctx) from None
+
+
+class Root(Suggesting):
     """`aima`: its own commands and a group for each domain, made when asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
@@ -92,7 +106,7 @@ class Root(click.Group):
             formatter.write_dl([(domain, " ".join(found)) for domain, found in shown.items() if found])
 
 
-class Domain(click.Group):
+class Domain(Suggesting):
     """`aima model`: one command for each unit of the domain."""
 
     def __init__(self, name: str) -> None:

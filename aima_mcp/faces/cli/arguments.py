@@ -21,7 +21,7 @@ from aima_lib.errors import InvalidArgument
 from aima_lib.redact import is_secret, secrets_in
 from aima_mcp.faces import strict_json
 from aima_mcp.faces.cli import files, secret
-from aima_mcp.faces.cli.complete import ids_for
+from aima_mcp.faces.cli.complete import offered, values_for
 
 NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
 DOTTED = re.compile(r"--([a-z][a-z0-9_-]*)\.([A-Za-z0-9_.-]+)(?:=(.*))?", re.DOTALL)
@@ -50,8 +50,8 @@ class Word(click.ParamType[Any]):
         return _object_or_text(value) if "object" in kinds_of(self.spec) else value
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002
-        choices = self.spec.get("enum") or ids_for(self.key, ctx.find_root().params.get("home"))
-        return [CompletionItem(str(choice)) for choice in choices if str(choice).startswith(incomplete)]
+        domain = ctx.parent.info_name or "" if ctx.parent else ""
+        return offered(self.spec.get("enum") or values_for(self.key, domain, ctx.find_root().params.get("home")), incomplete)
 
 
 def kinds_of(spec: Mapping[str, Any]) -> list[str]:
@@ -89,6 +89,7 @@ def options(schema: Mapping[str, Any]) -> Iterator[click.Parameter]:
             yield from secret.options(key, spec)
         else:
             yield _option(key, spec, key in schema.get("required", ()))
+            yield from _parts(key, spec)
 
 
 def positional(schema: Mapping[str, Any]) -> str | None:
@@ -143,8 +144,18 @@ def split_dotted(schema: Mapping[str, Any], words: Sequence[str]) -> tuple[list[
             continue
         if match[3] is None and not left:
             raise InvalidArgument(f"{word} needs a value")
-        found.append((key, match[2], match[3] if match[3] is not None else left.pop(0)))
+        found.append((key, _spelled(match[2], schema["properties"][key]), match[3] if match[3] is not None else left.pop(0)))
     return rest, found
+
+
+def _spelled(path: str, spec: Mapping[str, Any]) -> str:
+    """The path as the schema spells it: options are written with dashes, members with underscores."""
+    steps = []
+    for step in path.split("."):
+        inside = spec.get("properties", {})
+        steps.append(step if step in inside or step.replace("-", "_") not in inside else step.replace("-", "_"))
+        spec = inside.get(steps[-1], {})
+    return ".".join(steps)
 
 
 def read_json(text: str, what: str) -> Any:
@@ -192,6 +203,13 @@ def _option(key: str, spec: Mapping[str, Any], required: bool) -> click.Option:
     if _is_repeatable(spec):
         return click.Option([f"--{name}", key], multiple=True, type=Word(key, spec.get("items", {})), help=f"{described}  [repeatable]")
     return click.Option([f"--{name}", key], type=Word(key, spec), help=described)
+
+
+def _parts(key: str, spec: Mapping[str, Any]) -> Iterator[click.Option]:
+    """The known members of an object, each an option. For the help and for Tab: `split_dotted` takes them before they are parsed."""
+    for part, inner in spec.get("properties", {}).items() if kind_of(spec) == "object" else ():
+        names = [f"--{dashed(key)}.{dashed(part)}", f"{key}__{part}"]
+        yield click.Option(names, expose_value=False, type=Word(part, inner), help=inner.get("description", ""))
 
 
 def _listed(spec: Mapping[str, Any], value: Any) -> Any:

@@ -13,6 +13,7 @@ from aima_lib.door import Door
 from aima_lib.errors import ApprovalRequired, Cancelled, DeadlineExceeded
 from aima_lib.infra.home import Home
 from aima_lib.registry import Unit
+from aima_lib.wording import plain
 from aima_mcp.faces.cli import files
 from aima_mcp.faces.cli.doorway import Work, through
 from aima_mcp.faces.cli.output import Form, show_data
@@ -113,7 +114,7 @@ def _agreed(refusal: ApprovalRequired, manner: Manner) -> str:
         if manner.form != "table" or not sys.stdin.isatty():
             hint = f"--yes does it without asking; or the same command with --token {plan['token']}"
             raise ApprovalRequired(str(refusal), hint=hint, next=refusal.next, details=refusal.details) from refusal
-        if not click.confirm(f"It {plan['summary']}. Go on?", err=True):
+        if not click.confirm(plain(f"It {plan['summary']}. Go on?"), err=True):
             raise Cancelled("nothing was done")
     return str(plan["token"])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
@@ -12,6 +13,8 @@ import click
 
 Form = Literal["table", "json", "yaml"]
 FORMS: tuple[Form, ...] = ("table", "json", "yaml")
+# What JSON and YAML leave as it is, and a terminal obeys.
+_OBEYED = re.compile("[\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 JSON_KEY, OUTPUT_KEY = "cli_json", "cli_output"
 
 
@@ -59,7 +62,12 @@ def show_data(value: Any, form: Form, *, stderr: bool = False, many: bool = Fals
     many: one of many, one after the other: a line of JSON, or a document of YAML.
     """
     text = _yaml(value, many) if form == "yaml" else json.dumps(value, ensure_ascii=False, indent=_indent(many))
+    text = _OBEYED.sub(_escaped, text)
     print(text.encode("utf-8", "backslashreplace").decode(), file=sys.stderr if stderr else sys.stdout, flush=many)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return f"\\u{ord(found[0]):04x}"
 
 
 def _indent(many: bool) -> int | None:
@@ -77,7 +85,8 @@ def _yaml(value: Any, many: bool) -> str:
 
     def text(dumper: yaml.SafeDumper, data: str) -> yaml.ScalarNode:
         # PyYAML leaves 1e3 bare, since YAML 1.1 takes it for a text; YAML 1.2 takes it for a number.
-        return dumper.represent_scalar("tag:yaml.org,2002:str", data, style="'" if data[:1] in "+-.0123456789" else None)
+        style = '"' if _OBEYED.search(data) else "'" if data[:1] in "+-.0123456789" else None
+        return dumper.represent_scalar("tag:yaml.org,2002:str", data, style=style)
 
     Plain.add_representer(str, text)
     whole: str = yaml.dump(value, Dumper=Plain, sort_keys=False, allow_unicode=True, explicit_start=many, width=100)

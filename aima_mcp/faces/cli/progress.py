@@ -6,7 +6,8 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from aima_mcp.faces.cli.render import err, size
+from aima_lib.wording import plain, size
+from aima_mcp.faces.cli.render import err
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -35,7 +36,7 @@ class Lines:
         done, total = item.get("completed"), item.get("total")
         share = f" ({done / total:.0%})" if done is not None and total else ""
         step = "" if item["message"].startswith(item["phase"]) else f"{item['phase']}: "
-        err().print(f"{step}{item['message']}{share}", soft_wrap=True)
+        err().print(plain(f"{step}{item['message']}{share}"), soft_wrap=True)
 
     def close(self, done: bool) -> None:
         """Nothing is left to say."""
@@ -102,4 +103,5 @@ def _is_bytes(item: Mapping[str, Any]) -> bool:
 
 
 def _shortened(text: str) -> str:
+    text = plain(text)
     return text if len(text) <= 48 else text[:47] + "…"

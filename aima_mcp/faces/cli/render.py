@@ -14,9 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from aima_lib.errors import AimaError
+from aima_lib.wording import columns_of, is_rows, label, plain, word
 
-COLUMNS, WIDE = 7, 160
-SHOWN_FIRST = ("id", "name", "title", "status")
+WIDE = 160
 GOOD = {"ready", "running", "succeeded", "ok", "healthy", "exercised", "available"}
 BAD = {"failed", "critical", "broken", "interrupted", "unhealthy"}
 
@@ -45,9 +45,9 @@ def show(output: Mapping[str, Any], primary: str | None) -> None:
     main = output.get(primary) if primary else None
     rest = {key: value for key, value in output.items() if key != primary}
     if isinstance(main, str):
-        out().print(main, soft_wrap=True)
+        out().print(plain(main), soft_wrap=True)
         return
-    if _is_rows(main):
+    if is_rows(main):
         out().print(table(main) if main else Text(f"no {primary}".replace("_", " "), style="dim"))
     elif isinstance(main, Mapping):
         out().print(fields(main))
@@ -56,7 +56,7 @@ def show(output: Mapping[str, Any], primary: str | None) -> None:
     else:
         rest = dict(output)
     for key, value in list(rest.items()):
-        if _is_rows(value) and value:
+        if is_rows(value) and value:
             out().print(Text(key.replace("_", " "), style="bold"), table(rest.pop(key)), sep="\n")
     if rest:
         out().print(fields(rest))
@@ -64,20 +64,20 @@ def show(output: Mapping[str, Any], primary: str | None) -> None:
 
 def show_error(error: AimaError, calls: Sequence[str] = ()) -> None:
     """Say what went wrong, what to do, and which commands may mend it."""
-    err().print(Text.assemble((f"{error.code}: ", "bold red"), str(error)), soft_wrap=True)
+    err().print(Text.assemble((f"{plain(error.code)}: ", "bold red"), plain(str(error))), soft_wrap=True)
     if error.hint:
-        err().print(Text.assemble(("hint: ", "bold"), error.hint), soft_wrap=True)
+        err().print(Text.assemble(("hint: ", "bold"), plain(error.hint)), soft_wrap=True)
     for call in calls:
-        err().print(Text.assemble(("try:  ", "bold"), call), soft_wrap=True)
+        err().print(Text.assemble(("try:  ", "bold"), plain(call)), soft_wrap=True)
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> Table:
     """A table of objects, by the columns given or those that say most."""
     shown = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    columns = columns or _columns(rows)
+    columns = columns or columns_of(rows)
     for key in columns:
         right = all(isinstance(row.get(key), int | float | None) and not isinstance(row.get(key), bool) for row in rows)
-        shown.add_column(_label(key), justify="right" if right else "left", overflow="fold")
+        shown.add_column(label(key), justify="right" if right else "left", overflow="fold")
     for row in rows:
         shown.add_row(*(_cell(key, row.get(key)) for key in columns))
     return shown
@@ -89,10 +89,10 @@ def fields(value: Mapping[str, Any]) -> Table:
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")
     for key, held in value.items():
-        if _is_rows(held) and held:
-            grid.add_row(_label(key), _block(held))
+        if is_rows(held) and held:
+            grid.add_row(label(key), _block(held))
         else:
-            grid.add_row(_label(key), _cell(key, held))
+            grid.add_row(label(key), _cell(key, held))
     return grid
 
 
@@ -100,53 +100,6 @@ def _block(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     return Text("\n".join(word(row) for row in rows)) if len(rows) == 1 else table(rows)
 
 
-def word(value: Any, key: str = "") -> str:
-    """One value in one line."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int | float) and key.endswith("_bytes"):
-        return size(value)
-    if isinstance(value, float):
-        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{_label(inner)} {word(held, inner)}" for inner, held in value.items() if held is not None) or "–"
-    if isinstance(value, list):
-        return ", ".join(word(item) for item in value) or "–"
-    return str(value)
-
-
-def size(count: float) -> str:
-    """Bytes as people read them: 491.4 MB."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if abs(count) < 1000 or unit == "TB":
-            break
-        count /= 1000
-    return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-
-
 def _cell(key: str, value: Any) -> Text:
     state = value if key in ("status", "health") and isinstance(value, str) else ""
     return Text(word(value, key), style="green" if state in GOOD else "red" if state in BAD else "")
-
-
-def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The columns that fit: names first, then short values in their order, and none that is empty throughout."""
-    keys = dict.fromkeys(key for row in rows for key in row)
-    used = [key for key in keys if any(row.get(key) not in (None, [], {}) for row in rows)]
-    short = [key for key in used if all(_is_short(row.get(key), key) for row in rows)]
-    first = [key for key in SHOWN_FIRST if key in used]
-    return (first + [key for key in short if key not in first])[:COLUMNS] or list(keys)[:COLUMNS]
-
-
-def _is_short(value: Any, key: str) -> bool:
-    return not isinstance(value, Mapping) and not (value and _is_rows(value)) and len(word(value, key)) <= 60
-
-
-def _is_rows(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, Mapping) for item in value)
-
-
-def _label(key: str) -> str:
-    return key.removesuffix("_bytes").replace("_", " ")

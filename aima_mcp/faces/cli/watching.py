@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from aima_lib.wording import plain
+
 
 class Watcher(Protocol):
     """Sees each stream item of a call, and its end."""
@@ -58,7 +60,7 @@ class Tokens:
     async def send(self, item: Mapping[str, Any]) -> None:
         delta = item.get("delta")
         text = delta.get("content") if isinstance(delta, Mapping) else delta
-        if isinstance(text, str) and text:
+        if isinstance(text, str) and (text := plain(text)):
             sys.stdout.write(text)
             sys.stdout.flush()
             self.wrote += text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -35,6 +34,7 @@ class HttpFace:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
+        self._frames = sse.Frames()
         self._units = {f"/units/{unit.domain}/{unit.action}": unit for unit in gateway.registry.of("command", "query")}
 
     async def units(self, exchange: Exchange) -> None:
@@ -68,6 +68,7 @@ class HttpFace:
         if len(uris) > 1 or set(exchange.query) - {"uri"}:
             raise InvalidArgument("/resources takes one uri and nothing else", hint="GET /resources?uri=aima://devices")
         if not uris:
+            negotiated(exchange, JSON)
             seen = [unit for unit in self._gateway.registry.of("resource") if exchange.caller.may(unit.definition["scope"])]
             await exchange.reply_json({"resources": [_shown(unit) for unit in seen]})
             return
@@ -80,9 +81,9 @@ class HttpFace:
         found = await exchange.while_connected(lambda: self._gateway.read(uris[0], caller=exchange.caller))
         if kind == BYTES:
             content = found["content"]
-            await _reply_tagged(exchange, base64.b64decode(content["content"]), content["media_type"], ATTACHED)
+            await exchange.reply_tagged(base64.b64decode(content["content"]), content["media_type"], ATTACHED)
         else:
-            await _reply_tagged(exchange, strict_json.write(found["content"]), JSON if known and known[0].holds_file else found["mimeType"])
+            await exchange.reply_tagged(strict_json.write(found["content"]), JSON if known and known[0].holds_file else found["mimeType"])
 
     async def events(self, exchange: Exchange) -> None:
         """Follow events."""
@@ -94,13 +95,13 @@ class HttpFace:
         after = _cursor(exchange)
         if after is None:
             after = self._gateway.services.events.last
-        following = self._gateway.follow(after, types, caller=exchange.caller)
+        following = self._gateway.pages(after, types, caller=exchange.caller)
         stream = EventStream(exchange)
 
         async def follow() -> None:
-            await stream.open()
-            async for event in following:
-                await stream.event(event["type"], event, event["seq"])
+            await stream.open(after)
+            async for page in following:
+                await stream.write([self._frames.of(event) for event in page])
 
         if exchange.method == "HEAD":
             await stream.close()
@@ -156,18 +157,6 @@ class HttpFace:
 
         await exchange.while_connected(watch, stream.beat)
         await stream.close()
-
-
-async def _reply_tagged(exchange: Exchange, body: bytes, media_type: str, more: Mapping[str, str] | None = None) -> None:
-    """Answer whole, or 304 where the client has just this already."""
-    tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
-    known = [entry.strip().removeprefix("W/") for entry in ",".join(exchange.headers.getlist("if-none-match")).split(",")]
-    headers = {"etag": tag, "cache-control": "private, no-cache", **(more or {})}
-    if tag in known or "*" in known:
-        await exchange.start(304, headers)
-        await exchange.write(b"", more=False)
-    else:
-        await exchange.reply(200, body, media_type, headers)
 
 
 def refuse_method(exchange: Exchange, *allowed: str) -> None:

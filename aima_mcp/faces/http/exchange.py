@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
@@ -77,6 +78,17 @@ class Exchange:
         fields = {"content-type": media_type, "content-length": str(len(body)), **(headers or {})}
         await self.start(status, fields)
         await self.write(body, more=False)
+
+    async def reply_tagged(self, body: bytes, media_type: str, more: Mapping[str, str] | None = None) -> None:
+        """Answer whole, or 304 where the client has just this already."""
+        tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+        known = [entry.strip().removeprefix("W/") for entry in ",".join(self.headers.getlist("if-none-match")).split(",")]
+        headers = {"etag": tag, "cache-control": "private, no-cache", "vary": "accept, authorization", **(more or {})}
+        if tag in known or "*" in known:
+            await self.start(304, headers)
+            await self.write(b"", more=False)
+        else:
+            await self.reply(200, body, media_type, headers)
 
     async def reply_json(self, value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
         """Answer with JSON."""

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from aima_lib.door import Caller
-from aima_lib.errors import BY_CODE
+from aima_lib.errors import BY_CODE, AimaError, InvalidArgument, ResourceExhausted
 from aima_lib.registry import SCHEMAS, Registry, Unit, inline
 from aima_mcp.faces.http import LONGEST_KEY, problem
 from aima_mcp.faces.openai import described
@@ -35,6 +35,7 @@ SCOPES = {
     "/v1/models/{model}": ("inference", "read"),
 }
 Node = dict[str, Any]
+TAGGED = {"ETag": {"description": "Of this very content; If-None-Match takes it.", "schema": {"type": "string"}}}
 
 
 def document(registry: Registry, version: str, caller: Caller, issuer: str | None = None) -> Node:
@@ -94,7 +95,7 @@ def _operation(unit: Unit, id: str) -> Node:
     output: Node = definition["outputSchema"]
     if unit.kind == "command":  # with Aima-Plan
         output = {"anyOf": [output, {"$ref": "#/components/schemas/Plan"}]}
-    content: Node = {"application/json": {"schema": output}} | {kind: {"schema": {}} for kind in stream}
+    content: Node = {"application/json": {"schema": output, **_answers(unit)}} | {kind: _events(unit) for kind in stream}
     responses: Node = {"200": {"description": definition["title"], "content": content}}
     if unit.durable:
         location = {"Location": {"description": "Where the run is.", "schema": {"type": "string"}}}
@@ -112,6 +113,19 @@ def _operation(unit: Unit, id: str) -> Node:
 
 def _examples(unit: Unit) -> list[Mapping[str, Any]]:
     return [example for example in unit.definition["examples"] if "output" in example]
+
+
+def _answers(unit: Unit) -> Node:
+    """The examples that say the whole answer; most say what matters of it."""
+    whole = [example for example in _examples(unit) if unit.output.first_error(example["output"]) is None]
+    return {"examples": {f"example{i}": {"summary": e["title"], "value": e["output"]} for i, e in enumerate(whole, 1)}} if whole else {}
+
+
+def _events(unit: Unit) -> Node:
+    """What comes as events. They have no schema of their own, since tools read one for each or for all."""
+    item = unit.definition.get("streamSchema", {"$ref": "#/components/schemas/Progress"})
+    problem = {"$ref": "#/components/schemas/Problem"}
+    return {"schema": {}, "x-events": {"item": item, "result": unit.definition["outputSchema"], "error": problem}}
 
 
 def _parameter(name: str, spec: Mapping[str, Any], required: bool) -> Node:
@@ -137,17 +151,26 @@ def _schemas() -> Node:
         "status": {"type": "integer", "description": "The HTTP status."},
     }
     whole = error | {"title": "Problem", "required": [*error["required"], *more], "properties": {**error["properties"], **more}}
-    return {"Problem": whole, "Run": noun("run"), "Plan": noun("plan"), "Event": noun("event"), **described.schemas()}
+    nouns = {name.title(): noun(name) for name in ("run", "plan", "event", "progress")}
+    return {"Problem": whole, **nouns, **described.schemas()}
 
 
 def _responses() -> Node:
-    def response(description: str) -> Node:
-        return {"description": description, "content": {problem.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}}
+    def response(description: str, error: AimaError, status: int | None = None) -> Node:
+        content = {"schema": {"$ref": "#/components/schemas/Problem"}, "example": problem.body_of(error, status)}
+        return {"description": description, "content": {problem.MEDIA_TYPE: content}}
 
-    named = {code: response((kind.__doc__ or code).splitlines()[0]) for code, kind in BY_CODE.items()}
-    refused = {f"http_{status}": response(text) for status, text in REFUSALS.items()}
-    refused["http_429"]["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}}
-    return named | refused
+    named = {
+        code: response((kind.__doc__ or code).splitlines()[0], kind("what happened, with its names")) for code, kind in BY_CODE.items()
+    }
+    refused = {f"http_{status}": response(text, InvalidArgument("why it was refused"), status) for status, text in REFUSALS.items()}
+    refused["http_429"] = response(REFUSALS[429], ResourceExhausted("what is used up", details={"retry_after_seconds": 7}))
+    seconds = {"Retry-After": {"description": "Seconds after which it may be asked again.", "schema": {"type": "integer", "minimum": 1}}}
+    refused["http_429"]["headers"] = named["unavailable"]["headers"] = seconds
+    refused["http_405"]["headers"] = {"Allow": {"description": "The methods that fit.", "schema": {"type": "string"}}}
+    challenge = {"description": "How to say who asks; where tokens come from.", "schema": {"type": "string"}}
+    named["unauthenticated"]["headers"] = {"WWW-Authenticate": challenge}
+    return named | refused | {"http_304": {"description": "The client has just this already.", "headers": TAGGED}}
 
 
 def _schemes(issuer: str | None) -> Node:
@@ -174,19 +197,29 @@ def _around(registry: Registry) -> Node:
     wanted = {"name": "types", "in": "query", "description": "Comma-separated events, or domain.*.", "schema": {"type": "string"}}
     uri = {"name": "uri", "in": "query", "description": f"One of {uris}.", "schema": {"type": "string"}}
     flag = {"type": "boolean", "default": False, "description": "Also end the engines."}
+    known = _header("If-None-Match", "The ETag of what the client has: 304 while it is still that.")
+    last = _header("Last-Event-ID", "Number of the last event seen: what a client that comes back to the same URL sends. Before after.")
     stop = {"type": "object", "additionalProperties": False, "properties": {"stop_engines": flag}}
     return {
         "/resources": {
             "get": _plain(
-                "resources", "Read or watch a resource", JSON, SSE, BYTES, also=(*ALWAYS, "not_found", 406, 429), parameters=[uri]
+                "resources",
+                "Read or watch a resource",
+                JSON,
+                SSE,
+                BYTES,
+                also=(*ALWAYS, "not_found", 304, 406, 429),
+                parameters=[uri, known],
             )
         },
-        "/events": {"get": _plain("events", f"Follow events: {', '.join(types)}", SSE, also=(*ALWAYS, 406), parameters=[after, wanted])},
+        "/events": {
+            "get": _plain("events", f"Follow events: {', '.join(types)}", SSE, also=(*ALWAYS, 406), parameters=[after, wanted, last])
+        },
         **described.paths(),
         "/health": {"get": _plain("health", "Whether the host answers", security=[])},
-        "/caller": {"get": _plain("caller", "Who the key says you are: name, scopes, models, limits, usage, MCP profile")},
-        "/metrics": {"get": _plain("metrics", "Prometheus metrics", "text/plain", also=("permission_denied",))},
-        "/openapi.json": {"get": _plain("openapi", "This document")},
+        "/caller": {"get": _plain("caller", "Who the key says you are: name, scopes, models, limits, usage, MCP profile", also=(406,))},
+        "/metrics": {"get": _plain("metrics", "Prometheus metrics", "text/plain", also=("permission_denied", 406))},
+        "/openapi.json": {"get": _plain("openapi", "This document", also=(304, 406), parameters=[known])},
         "/shutdown": {
             "post": _plain(
                 "shutdown", "End the host", also=(*ALWAYS, 413, 415), status=202, requestBody={"content": {JSON: {"schema": stop}}}
@@ -203,4 +236,6 @@ def _plain(id: str, summary: str, *kinds: str, also: Collection[str | int] = (),
     for code in (*also, 405) if "security" in more else ("unauthenticated", *also, 405):
         number, name = (code, f"http_{code}") if isinstance(code, int) else (BY_CODE[code].http_status, code)
         responses[str(number)] = {"$ref": f"#/components/responses/{name}"}
+    if "304" in responses:
+        responses[str(status)]["headers"] = TAGGED
     return {"operationId": id, "tags": ["host"], "summary": summary, "responses": responses, **more}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any
 
 from aima_lib.errors import AimaError, ResourceExhausted
@@ -33,5 +34,7 @@ def retry_of(error: AimaError) -> dict[str, str]:
 
 def body_of(error: AimaError, status: int | None = None) -> dict[str, Any]:
     """The problem object: {type, title, status} and the error's code, message, retryable, hint, next, details."""
+    if status not in (None, error.http_status, status_of(error)):  # HTTP's own refusal: no unit was asked, and the status says it all
+        return {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, **error.as_dict()}
     title = (type(error).__doc__ or type(error).__name__).strip().splitlines()[0].rstrip(".")
     return {"type": f"urn:aima:error:{error.code}", "title": title, "status": status or status_of(error), **error.as_dict()}

@@ -21,6 +21,8 @@ def arguments(schema: Mapping[str, Any], pairs: Iterable[tuple[str, str]]) -> di
     """
     found: dict[str, Any] = {}
     for key, text in pairs:
+        if "\0" in key or "\0" in text:
+            raise InvalidArgument("the query holds the character NUL")
         spec = schema["properties"].get(key, {})
         if _type(spec) == "array":
             found.setdefault(key, []).append(_read(key, text, spec.get("items", {})))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import anyio
@@ -14,6 +15,28 @@ MEDIA_TYPE = "text/event-stream"
 HEADERS = {"content-type": MEDIA_TYPE, "cache-control": "no-store", "x-accel-buffering": "no"}
 HEARTBEAT_SECONDS = 15.0
 PATIENCE_SECONDS = 1.0
+KEPT = 1024  # events whose bytes are kept
+
+
+def frame(kind: str, data: Any, id: int | None = None) -> bytes:
+    """One event as it is sent."""
+    head = b"" if id is None else b"id: %d\n" % id
+    return head + b"event: " + kind.encode() + b"\ndata: " + strict_json.write(data) + b"\n\n"
+
+
+class Frames:
+    """Events of the log as they are sent: the newest are made up once for all who listen."""
+
+    def __init__(self) -> None:
+        self._made: dict[int, tuple[Mapping[str, Any], bytes]] = {}
+
+    def of(self, event: Mapping[str, Any]) -> bytes:
+        """The bytes of an event."""
+        place = event["seq"] % KEPT
+        found = self._made.get(place)
+        if found is None or found[0] is not event:
+            found = self._made[place] = (event, frame(event["type"], event, event["seq"]))
+        return found[1]
 
 
 class EventStream:
@@ -25,12 +48,15 @@ class EventStream:
 
     async def event(self, kind: str, data: Any, id: int | None = None) -> None:
         """Send one event; `data` becomes one line of JSON."""
-        head = b"" if id is None else b"id: %d\n" % id
-        await self._write(head + b"event: " + kind.encode() + b"\ndata: " + strict_json.write(data) + b"\n\n")
+        await self._write(frame(kind, data, id))
 
-    async def open(self) -> None:
-        """Send the head now: whoever listens knows from here on that nothing is missed."""
-        await self._write(b": open\n\n")
+    async def write(self, frames: Sequence[bytes]) -> None:
+        """Send events that are made up already, in one piece."""
+        await self._write(b"".join(frames))
+
+    async def open(self, id: int) -> None:
+        """Send the head now: whoever listens knows from here on that nothing is missed, and where to go on should nothing come."""
+        await self._write(b": open\nid: %d\n\n" % id)
 
     async def close(self) -> None:
         """The end."""

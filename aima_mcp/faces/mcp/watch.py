@@ -126,6 +126,8 @@ class Watch:
 def concerns(resource: Unit, variables: Mapping[str, str], event: Mapping[str, Any]) -> bool:
     """Whether `event` may have changed the resource at these variables. In doubt it has: reading again costs little."""
     causes = resource.definition["updatedBy"]
+    if event["type"] == "lagged":  # what happened is lost
+        return True
     if "*" not in causes and event["type"] not in causes:
         return False
     domain = event["type"].partition(".")[0]

@@ -80,7 +80,7 @@ class OpenAiFace:
     async def _ask(self, exchange: Exchange, route: Route, named: Mapping[str, str]) -> None:
         request = checked(route, await exchange.json(BODY_LIMIT))
         inference = self._gateway.services.inference
-        with self._counted(route.unit):
+        with self._counted(route.unit), self._gateway.traced(route.unit, exchange.caller):
             self._gateway.allow(route.unit, exchange.caller, request)
             endpoint = self._resolve(request["model"], route)
             if route.task == "chat":
