@@ -34,7 +34,11 @@ TEXTUAL = frozenset(
     }
 )  # fmt: skip
 MEDIA = ("image_url", "input_image", "image", "input_audio", "audio", "input_file", "file", "document", "video_url")
-OPERATIONS = {"chat": "chat", "complete": "text_completion", "embed": "embeddings"}  # as OpenTelemetry names them
+OPERATIONS = {
+    "chat": "chat",
+    "complete": "text_completion",
+    "embed": "embeddings",
+}  # as OpenTelemetry names them; what it has no name for goes by ours
 USED = {"input": "prompt_tokens", "output": "completion_tokens"}
 Candidate = tuple[Document | None, Document | None]  # an instance and its service
 COMPLETE_FIELDS = ("temperature", "top_p", "top_k", "max_tokens", "stop", "seed")
@@ -237,9 +241,9 @@ class InferenceService:
         it took, also when it is cut off."""
         answer = Answer(f"{task}-{secrets.token_hex(8)}")
         with lineage.within(lineage.ids()[1] or lineage.call_id()):  # a face that passes it on itself has called nothing
-            about = {"gen_ai__operation__name": OPERATIONS[task], "gen_ai__request__model": endpoint.model}
+            about = {"gen_ai__operation__name": OPERATIONS.get(task, task), "gen_ai__request__model": endpoint.model}
             ids = {"aima__request_id": answer.id, "aima__instance_id": endpoint.instance["id"]}
-            with trace.span(f"{OPERATIONS[task]} {endpoint.model}", asks=True, **about, **ids) as span:
+            with trace.span(f"{OPERATIONS.get(task, task)} {endpoint.model}", asks=True, **about, **ids) as span:
                 async with self._noted(answer, endpoint, task, request, charge):
                     yield answer
                 usage = answer.usage or {}

@@ -284,7 +284,7 @@ async def test_chat_tools_and_json(matrix: Matrix) -> None:
         "inference.chat", **ask, messages=[{"role": "user", "content": "Name the capital of Japan as JSON."}],
         response_format={"type": "json_schema", "json_schema": {"schema": schema}},
     )  # fmt: skip
-    write(talker, "JSON schema", obeyed["content"].strip()[:60])
+    write(talker, "JSON schema", json.dumps(json.loads(obeyed["content"])))
     assert set(json.loads(obeyed["content"])) == {"city"}
     done = await matrix.call("inference.complete", model="chat", prompt="def add(a, b):\n    return", max_tokens=8, temperature=0, seed=1)
     write(talker, "complete", repr(done["text"]))
