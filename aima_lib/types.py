@@ -30,6 +30,8 @@ class AvailableModel(TypedDict):
     model_id: str
     status: Literal['ready', 'loadable', 'unavailable']
     tasks: list[Literal['chat', 'complete', 'embed', 'rerank', 'transcribe', 'synthesize', 'generate_image', 'generate_video', 'detect']]
+    tools: bool | None
+    json_schema: bool | None
     service_id: str | None
     instance_id: str | None
     reason: str | None
@@ -202,6 +204,7 @@ class EngineInstance(TypedDict):
     base_url: str | None
     tasks: list[Literal['chat', 'complete', 'embed', 'rerank', 'transcribe', 'synthesize', 'generate_image', 'generate_video', 'detect']]
     tools: bool | None
+    json_schema: NotRequired[bool | None]
     device: str | None
     placement: Placement
     options: EngineOptions

@@ -73,6 +73,7 @@ class Engine(Protocol):
         "openai",
     )  # whose HTTP APIs it speaks: openai (which AIMA itself needs), responses, anthropic; worker: ours
     devices: tuple[str, ...] = ("cpu", "gpu")
+    asked: tuple[str, ...] = ("json_schema",)  # what a chat of it is tried with once it is ready, of json_schema and tools
     install: Install | None = None  # None: nothing that engine.install could fetch
     builtin: Builtin | None = None
 
@@ -126,14 +127,21 @@ def context_of(model: Mapping[str, Any], options: Mapping[str, Any]) -> int:
     return min(DEFAULT_CONTEXT, int(model.get("context_length") or DEFAULT_CONTEXT))
 
 
+def headless(model: Mapping[str, Any]) -> str | None:
+    """Why llama.cpp would answer with noise when asked for ranks: it takes any model for a cross-encoder."""
+    if model.get("type") == "rerank" and "rerank" not in model.get("capabilities", ()):
+        return f"{model['id']} has no head for ranks: its file says nothing of one"
+    return None
+
+
 def tasks_of(model: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[str, ...]:
     """What a llama.cpp engine started so will answer."""
-    if model.get("type") == "embedding":
-        return ("embed",)
+    if model.get("type") in ("embedding", "rerank"):
+        return ("embed",) if model["type"] == "embedding" else ("rerank",)
     return ("chat", "complete", "embed") if options.get("embedding") else ("chat", "complete")
 
 
 def batch_of(context: int, tasks: tuple[str, ...], options: Mapping[str, Any]) -> int:
     """Tokens computed at once. An embedding needs its whole text in one batch."""
-    smallest = min(context, 2048) if "embed" in tasks else 512
+    smallest = min(context, 2048) if {"embed", "rerank"} & set(tasks) else 512
     return int(options.get("batch_size", max(smallest, 32)))

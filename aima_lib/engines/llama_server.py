@@ -10,7 +10,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from aima_lib.engines.base import LLAMA_DIALECTS, LLAMA_DISCREET, LLAMA_OPTIONS, TEMPLATES, Engine, Found, batch_of, context_of, tasks_of
+from aima_lib.engines.base import (
+    LLAMA_DIALECTS,
+    LLAMA_DISCREET,
+    LLAMA_OPTIONS,
+    TEMPLATES,
+    Engine,
+    Found,
+    batch_of,
+    context_of,
+    headless,
+    tasks_of,
+)
 from aima_lib.engines.cause import illegal_instruction
 from aima_lib.infra.launch import FOLDER, PORT, Launch, environment
 
@@ -23,8 +34,8 @@ class LlamaServer(Engine):
     name = "llama-server"
     title = "llama.cpp (llama-server)"
     formats: tuple[str, ...] = ("gguf",)
-    tasks: tuple[str, ...] = ("chat", "complete", "embed")
-    types: tuple[str, ...] = ("llm", "vlm", "embedding")
+    tasks: tuple[str, ...] = ("chat", "complete", "embed", "rerank")
+    types: tuple[str, ...] = ("llm", "vlm", "embedding", "rerank")
     options = LLAMA_OPTIONS
     dialects: tuple[str, ...] = LLAMA_DIALECTS
 
@@ -58,6 +69,9 @@ class LlamaServer(Engine):
         rows = answer.stdout.partition("Available devices:")[2].splitlines()
         return [row.strip() for row in rows if ":" in row] if answer.returncode == 0 else None
 
+    def suits(self, model: Mapping[str, Any]) -> str | None:
+        return headless(model)
+
     def plan(self, model: Mapping[str, Any], path: Path, device: Mapping[str, Any], options: Mapping[str, Any]) -> Launch:
         context, tasks = context_of(model, options), tasks_of(model, options)
         parallel, batch = int(options.get("parallel", 1)), str(batch_of(context, tasks, options))
@@ -71,6 +85,7 @@ class LlamaServer(Engine):
             argv += ["--n-gpu-layers", str(options["gpu_layers"])]
         if "embed" in tasks:
             argv += ["--embeddings", "--pooling", str(options.get("pooling", "mean"))]
+        argv += ["--reranking"] if "rerank" in tasks else []
         if template := options.get("chat_template"):
             argv += ["--chat-template-file", str(TEMPLATES / f"{template}.jinja")]
         if "seed" in options:

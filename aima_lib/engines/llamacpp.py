@@ -10,7 +10,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from aima_lib.engines.base import LLAMA_DIALECTS, LLAMA_DISCREET, LLAMA_OPTIONS, TEMPLATES, Engine, Found, batch_of, context_of, tasks_of
+from aima_lib.engines.base import (
+    LLAMA_DIALECTS,
+    LLAMA_DISCREET,
+    LLAMA_OPTIONS,
+    TEMPLATES,
+    Engine,
+    Found,
+    batch_of,
+    context_of,
+    headless,
+    tasks_of,
+)
 from aima_lib.infra.launch import FOLDER, Launch
 
 SERVER = Path(__file__).with_name("llamacpp_server.py")
@@ -22,8 +33,8 @@ class LlamaCpp(Engine):
     name = "llamacpp"
     title = "llama.cpp (embedded)"
     formats: tuple[str, ...] = ("gguf",)
-    tasks: tuple[str, ...] = ("chat", "complete", "embed")
-    types: tuple[str, ...] = ("llm", "vlm", "embedding")
+    tasks: tuple[str, ...] = ("chat", "complete", "embed", "rerank")
+    types: tuple[str, ...] = ("llm", "vlm", "embedding", "rerank")
     options = LLAMA_OPTIONS
     dialects: tuple[str, ...] = LLAMA_DIALECTS
 
@@ -34,6 +45,9 @@ class LlamaCpp(Engine):
 
     def gpus(self) -> list[str] | None:
         return None  # its own server says so when it is ready
+
+    def suits(self, model: Mapping[str, Any]) -> str | None:
+        return headless(model)
 
     def plan(self, model: Mapping[str, Any], path: Path, device: Mapping[str, Any], options: Mapping[str, Any]) -> Launch:
         context, tasks = context_of(model, options), tasks_of(model, options)
@@ -49,6 +63,7 @@ class LlamaCpp(Engine):
             "batch_size": batch_of(context, tasks, options),
             "flash_attention": options.get("flash_attention", "auto"),
             "embedding": "embed" in tasks,
+            "rerank": "rerank" in tasks,
             "pooling": options.get("pooling"),
             "chat_template": str(TEMPLATES / f"{template}.jinja") if template else None,
             "seed": options.get("seed"),

@@ -19,6 +19,7 @@ class PythonServer(Engine):
     formats: tuple[str, ...] = ("safetensors",)
     types: tuple[str, ...] = ("llm", "vlm")
     tasks: tuple[str, ...] = ("chat", "complete")
+    asked: tuple[str, ...] = ("json_schema", "tools")
 
     def __init__(self, environments: Environments) -> None:
         self._environments = environments

@@ -37,6 +37,7 @@ SUFFIXES = {
     ".pth": "pytorch",
 }
 CHECKED = ("gguf", "safetensors", "onnx", "ctranslate2")  # formats whose files are looked into
+RANK_POOLING = 4  # in llama.cpp's enumeration
 BESIDE = (".json", ".jinja", ".txt", ".model")
 SHARD, MOST_FILES = re.compile(r"-\d{5}-of-(\d{5})$"), 400
 # A file, and the name it goes by: while it is downloaded it lies under another.
@@ -88,18 +89,23 @@ def _gguf(files: Sequence[Named]) -> dict[str, Any]:
         )
     geometry = geometry_of(first)
     architecture = first.metadata.get("general.architecture")
-    embeds = architecture in EMBEDDERS
+    embeds, ranks = architecture in EMBEDDERS, head_ranks(first)
     chats = "tokenizer.chat_template" in first.metadata
     return {
-        "type": "embedding" if embeds else "llm",
+        "type": "rerank" if ranks else "embedding" if embeds else "llm",
         "quantization": FILE_TYPES.get(first.metadata.get("general.file_type", -1)),
         "parameters": sum(head.parameters for head in heads) or None,
         "context_length": geometry["context_length"],
         "architecture": architecture,
         "license": first.metadata.get("general.license"),
-        "capabilities": ["embed"] if embeds else ["chat", "complete"] if chats else ["complete"],
+        "capabilities": ["rerank"] if ranks else ["embed"] if embeds else ["chat", "complete"] if chats else ["complete"],
         "geometry": geometry,
     }
+
+
+def head_ranks(head: Head) -> bool:
+    """Whether a GGUF says that its vectors are to become ranks: it then has a head for them."""
+    return bool(head.of_architecture("pooling_type") == RANK_POOLING)
 
 
 def geometry_of(head: Head) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from aima_lib.services.device import DeviceService
 from aima_lib.services.engine_catalog import EngineCatalog, calls_tools
 from aima_lib.services.engine_news import EngineNews
 from aima_lib.services.model import ModelService
-from aima_lib.services.readiness import is_ours, says_a_token
+from aima_lib.services.readiness import is_ours, says_a_token, tried
 from aima_lib.services.secrets import SecretService
 from aima_lib.services.wire import Address, Wire
 
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 WATCH_SECONDS = 0.5
 MISSES = 3  # probes without an answer before an engine counts as unhealthy: a long prompt may keep it busy
 ALIVE = ("starting", "ready")
-GONE: Document = {"health": "unknown", "pid": None, "keeper_pid": None, "base_url": None, "tasks": [], "tools": None}
+GONE: Document = {"health": "unknown", "pid": None, "keeper_pid": None, "base_url": None, "tasks": [], "tools": None, "json_schema": None}
 
 
 class EngineService:
@@ -277,9 +277,12 @@ class EngineService:
         gpus = None if announced else await anyio.to_thread.run_sync(engine.gpus)
         placed = placement.observed(document, self._devices.devices(), announced, gpus)
         properties = await self.wire.get(address, "/props", timeout=5)
+        able = {"tools": calls_tools(properties[1]), "json_schema": None}
+        for what in engine.asked if "chat" in launch.tasks else ():
+            able[what] = await tried(self.wire, address, launch.alias, what) if able[what] is None else able[what]
         ready = await self._store.update(
             "instance", document["id"], status="ready", health="healthy", ready_at=now(), base_url=address.base_url,
-            tasks=list(launch.tasks), tools=calls_tools(properties[1]), device=placed["device"], placement=placed, error=None,
+            tasks=list(launch.tasks), device=placed["device"], placement=placed, error=None, **able,
         )  # fmt: skip
         self._missed.pop(ready["id"], None)
         self._news.started(ready, adopted=False)

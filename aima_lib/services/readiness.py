@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-from aima_lib.errors import Unavailable
+from aima_lib.errors import AimaError, Unavailable
 from aima_lib.infra.launch import Launch
 from aima_lib.services.wire import Address, Wire
 
 PROBE_SECONDS = 5.0
+TRY_SECONDS = 30.0
 TOKEN_SECONDS = 120.0
 
 
@@ -33,6 +35,8 @@ async def says_a_token(wire: Wire, address: Address, launch: Launch) -> None:
     elif "chat" in tasks:
         body: dict[str, Any] = {"model": alias, "prompt": "a", "max_tokens": 1, "temperature": 0}
         await wire.post(address, "/v1/completions", body, timeout=TOKEN_SECONDS)
+    elif "rerank" in tasks:
+        await wire.post(address, "/v1/rerank", {"model": alias, "query": "a", "documents": ["a"]}, timeout=TOKEN_SECONDS)
     else:
         await wire.post(address, "/v1/embeddings", {"model": alias, "input": "a"}, timeout=TOKEN_SECONDS)
 
@@ -49,3 +53,24 @@ async def is_ours(wire: Wire, address: Address, alias: str) -> None:
     served = [row.get("id") for row in answer.get("data", [])]
     if alias not in served:
         raise Unavailable(f"{address.base_url} serves {', '.join(map(str, served)) or 'nothing'}, not {alias}")
+
+
+async def tried(wire: Wire, address: Address, alias: str, what: str) -> bool | None:
+    """Whether a chat of this model does it, seen by one short request: `json_schema` (its answer obeys one) or `tools` (it calls the one it
+    must). None when it did not answer."""
+    asked: dict[str, Any] = {"model": alias, "messages": [{"role": "user", "content": "go"}], "temperature": 0, "max_tokens": 48}
+    if what == "json_schema":
+        schema = {"type": "string", "enum": ["aima"]}
+        asked["response_format"] = {"type": "json_schema", "json_schema": {"name": "probe", "schema": schema}}
+    else:
+        function = {"name": "go", "description": "Go.", "parameters": {"type": "object", "properties": {}}}
+        asked |= {"tools": [{"type": "function", "function": function}], "tool_choice": "required"}
+    try:
+        message = (await wire.post(address, "/v1/chat/completions", asked, timeout=TRY_SECONDS))["choices"][0]["message"]
+        if what == "tools":
+            return any(call["function"]["name"] == "go" for call in message.get("tool_calls") or ())
+        return bool(json.loads(message["content"]) == "aima")
+    except Unavailable:
+        return None
+    except (AimaError, ValueError, KeyError, IndexError, TypeError):
+        return False
