@@ -23,7 +23,7 @@ from tests.hub import Hub  # noqa: E402
 from tests.hub import furnish as fill  # noqa: E402
 from tests.served import Served, serving  # noqa: E402
 from tests.tiny import write_tiny_gguf  # noqa: E402
-from tests.toys import wheel_members, write_toys, write_voice  # noqa: E402
+from tests.playthings import wheel_members, write_toys, write_voice  # noqa: E402
 from tests.world import ROOTS, HostProcess, World, build_wheel, furnish, install  # noqa: E402
 
 # A suite started in the background of a shell ignores Ctrl-C, and so would every process that a test interrupts.

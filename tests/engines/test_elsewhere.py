@@ -22,7 +22,7 @@ from aima_lib.infra.home import Home
 from tests import vendor
 from tests.engines.conftest import Hosted
 from tests.hub import Hub
-from tests.toys import spoken
+from tests.playthings import spoken
 from tests.world import ROOTS
 
 pytestmark = [pytest.mark.anyio, pytest.mark.engine]

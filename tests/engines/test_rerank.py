@@ -39,7 +39,7 @@ async def test_an_onnx_encoder_without_a_head_does_not_start(hosted: Hosted, fix
     import numpy
     from onnx import TensorProto, helper
 
-    from tests.toys import save, write_tokenizer
+    from tests.playthings import save, write_tokenizer
 
     folder = tmp_path / "encoder"
     folder.mkdir()

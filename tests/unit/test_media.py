@@ -24,7 +24,7 @@ from aima_lib.infra.home import Home
 from aima_lib.runtime import host as hosting
 from aima_lib.services.media import INLINE_BYTES, Media
 from tests.hub import Hub
-from tests.toys import RATE, spoken
+from tests.playthings import RATE, spoken
 from tests.workshop import agreed
 from tests.world import ROOTS, HostProcess, environment
 
