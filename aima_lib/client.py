@@ -40,12 +40,21 @@ Work = Callable[[Send], Awaitable[Mapping[str, Any]]]
 _OPEN: set[Aima] = set()
 
 
+def _flow(name: str, **keys: Any) -> Any:
+    """Begin a pipeline built from calls, `aima_lib.flows.builder.Flow`: description, input (a JSON Schema) and keys of its config."""
+    from aima_lib.flows.builder import flow  # most clients build none
+
+    return flow(name, **keys)
+
+
 class AsyncAima:
     """Every unit as a coroutine method: `async with AsyncAima() as aima: await aima.model.list()`.
 
     `home` is the folder to use: AIMA_HOME or ~/.aima when not given. `url` is that of a host elsewhere, instead, and `key` what to show
     there; on this machine it is the owner's when not given. Without `home`, AIMA_URL and AIMA_KEY of the environment stand in for both.
     """
+
+    flow = staticmethod(_flow)
 
     def __init__(self, home: str | Path | None = None, *, url: str | None = None, key: str | None = None) -> None:
         if home is not None and url is not None:
@@ -202,6 +211,8 @@ class Aima:
 
     `home`, `url` and `key` are AsyncAima's.
     """
+
+    flow = staticmethod(_flow)
 
     def __init__(self, home: str | Path | None = None, *, url: str | None = None, key: str | None = None) -> None:
         with ExitStack() as opening:  # what was opened is closed again when a later step fails

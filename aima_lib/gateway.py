@@ -10,7 +10,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -68,7 +68,7 @@ class Context:
     async def call(self, name: str, arguments: Mapping[str, Any], token: str | None = None) -> Mapping[str, Any]:
         """Call another unit as the same caller."""
         send = self.send if self.streams else None
-        return await self.gateway.call(name, arguments, caller=self.caller, send=send, key=self.key, token=token)
+        return await self.gateway.call(name, arguments, caller=self.caller, send=send, key=self.key, token=token, parent=self.run_id)
 
 
 class Gateway:
@@ -90,13 +90,21 @@ class Gateway:
         send: Send | None = None,
         key: str | None = None,
         token: str | None = None,
+        parent: str | None = None,
     ) -> Mapping[str, Any]:
-        """See Door.call."""
+        """See Door.call. `parent`: the run that this call is part of; the audit log has it, and a run that it starts."""
         with lineage.within(lineage.call_id()), self.traced(name, caller):
-            return await self._call(name, arguments, caller, send, key, token)
+            return await self._call(name, arguments, caller, send, key, token, parent)
 
     async def _call(
-        self, name: str, arguments: Mapping[str, Any] | None, caller: Caller, send: Send | None, key: str | None, token: str | None
+        self,
+        name: str,
+        arguments: Mapping[str, Any] | None,
+        caller: Caller,
+        send: Send | None,
+        key: str | None,
+        token: str | None,
+        parent: str | None,
     ) -> Mapping[str, Any]:
         unit, given = self._checked(name, arguments, caller)
         if key is not None and (refusal := _refused_key(unit)):
@@ -104,8 +112,12 @@ class Gateway:
             raise refusal
         plan_id = await self._permitted(unit, given, caller, token)
         if not unit.durable:
-            return await self._recorded(unit, given, caller, send, None, plan_id, key)
-        run = await self.runs.start(unit, given, caller, key, plan_id)
+            return await self._recorded(unit, given, caller, send, parent, plan_id, key)
+        waits = given.get("wait", True)
+        run = await self.runs.start(unit, _asked(given), caller, key, plan_id, parent)
+        if not waits:
+            known = {"run_id": run["id"], "status": run["status"]}
+            return dict.fromkeys(unit.definition["outputSchema"]["required"]) | known
         pass_on = send or silent
         await pass_on({"phase": "started", "message": f"run {run['id']}", "completed": None, "total": None})
         run = await self.runs.follow(run["id"], pass_on)
@@ -128,7 +140,7 @@ class Gateway:
             if not unit.durable:
                 raise FailedPrecondition(f"{name} is not a run: its result comes at once", hint="call it")
             plan_id = await self._permitted(unit, given, caller, token)
-            return await self.runs.start(unit, given, caller, key, plan_id)
+            return await self.runs.start(unit, _asked(given), caller, key, plan_id)
 
     async def plan(self, name: str, arguments: Mapping[str, Any] | None = None, *, caller: Caller = OWNER) -> Mapping[str, Any]:
         """See Door.plan."""
@@ -138,6 +150,17 @@ class Gateway:
                 raise FailedPrecondition(f"{name} changes nothing: there is nothing to plan", hint="call it")
             level = self._level(unit, caller)
             return await self._proposed(unit, given, caller, level, await self.foresee(unit, given, caller))
+
+    def asks(self, unit: Unit, caller: Caller) -> bool:
+        """Whether a call of this unit takes a plan's token."""
+        return self.policy.level(unit, caller) in ("plan", "approve")
+
+    async def request(self, name: str, arguments: Mapping[str, Any], *, caller: Caller, run_id: str) -> Mapping[str, Any]:
+        """The plan of a call that a run pauses before, for somebody else to approve, whatever the policy asks of it."""
+        unit, given = self._checked(name, arguments, caller)
+        self._level(unit, caller)
+        change = await self.foresee(unit, given, caller) if unit.kind == "command" else Change()
+        return await self._proposed(unit, given, caller, "approve", change, run_id)
 
     async def foreseen(self, name: str, arguments: Mapping[str, Any] | None, caller: Caller) -> Change:
         """What calling a unit would change; a query nothing. Raises as `call`, for what can be known before it is done."""
@@ -158,9 +181,12 @@ class Gateway:
         with self.traced(unit.name, caller, run_id):
             return await self._recorded(unit, arguments, caller, send, run_id, self.runs.get(run_id).get("plan_id"))
 
+    def traced(self, name: str, caller: Caller, run_id: str | None = None) -> AbstractContextManager[None]:
+        """A span around a call, or around the run it began, where spans are made. For faces that stream past `call`, too."""
+        return nullcontext() if self.services.tracer is None else self._span(name, caller, run_id)
+
     @contextmanager
-    def traced(self, name: str, caller: Caller, run_id: str | None = None) -> Iterator[None]:
-        """A span around a call, or around the run it began. For faces that stream past `call`, too."""
+    def _span(self, name: str, caller: Caller, run_id: str | None) -> Iterator[None]:
         known = name if name in self._callable else "unknown unit"
         title, whole = f"run {known}" if run_id else known, lineage.ids()[0]
         with (
@@ -274,7 +300,7 @@ class Gateway:
         """
         try:
             level = self._level(unit, caller)
-            if unit.kind == "query":
+            if unit.kind == "query" or (level != "approve" and _only_looks(unit, given)):
                 return None
             if level == "auto" and token is None:
                 self.services.allowance.delete(caller, unit)
@@ -291,8 +317,10 @@ class Gateway:
             self._note_refusal(unit, caller, given, refusal)
             raise
 
-    async def _proposed(self, unit: Unit, given: Mapping[str, Any], caller: Caller, level: str, change: Change) -> Mapping[str, Any]:
-        plan = await self.services.approvals.propose(unit.name, given, _told(unit, given), caller, level, change)
+    async def _proposed(
+        self, unit: Unit, given: Mapping[str, Any], caller: Caller, level: str, change: Change, run_id: str | None = None
+    ) -> Mapping[str, Any]:
+        plan = await self.services.approvals.propose(unit.name, given, _told(unit, given), caller, level, change, run_id)
         return plan | {"usual_seconds": self.services.audit.usual_seconds(unit.name)}
 
     # Doing it
@@ -370,6 +398,11 @@ class Gateway:
         return float(self.services.config["calls"]["command_timeout_seconds" if unit.kind == "command" else "query_timeout_seconds"])
 
 
+def _only_looks(unit: Unit, given: Mapping[str, Any]) -> bool:
+    """Whether a call only says what it would do: that is its plan already."""
+    return given.get("dry_run") is True and "dry_run" in unit.definition["inputSchema"]["properties"]
+
+
 def _needs(plan: Mapping[str, Any], given: Mapping[str, Any], why: str | None) -> ApprovalRequired:
     """Why a call is not done yet, with the call that does it."""
     again = {"name": plan["unit"], "arguments": dict(given), "token": plan["token"]}
@@ -381,6 +414,11 @@ def _needs(plan: Mapping[str, Any], given: Mapping[str, Any], why: str | None) -
         return ApprovalRequired(message, hint=hint, next=calls, details={"plan": plan})
     message = f"{plan['unit']} is not done without its plan's token: {said}it {plan['summary']}"
     return ApprovalRequired(message, hint="if that is wanted: the same call with this token", next=calls, details={"plan": plan})
+
+
+def _asked(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a run is asked to do: `wait` says how its caller is answered, and nothing of that."""
+    return {key: value for key, value in given.items() if key != "wait"}
 
 
 def _refused_key(unit: Unit) -> InvalidArgument | None:

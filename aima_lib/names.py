@@ -20,6 +20,12 @@ def instance_id(engine: str, whose: str) -> str:
     return slug(f"{engine}-{whose}", 2 * LONGEST)
 
 
+def replica_id(engine: str, service_id: str, number: int) -> str:
+    """The id of a service's process: the first has the plain one, and no engine is called r2."""
+    plain = instance_id(engine, service_id)
+    return plain if number == 1 else f"r{number}.{plain}"
+
+
 def fresh(stem: str, taken: Collection[str]) -> str:
     """`stem`, or the first of `stem-2`, `stem-3` … that is not taken."""
     if stem not in taken:

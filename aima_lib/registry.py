@@ -31,11 +31,15 @@ class SchemaError(TypeError):
     """A unit file and the code disagree: AIMA refuses to start."""
 
 
-def handles(name: str) -> Callable[[Handler], Handler]:
-    """Mark a coroutine function as the handler of the unit or resource called `name`."""
+def handles(name: str, *, unwinds: bool = False) -> Callable[[Handler], Handler]:
+    """Mark a coroutine function as the handler of the unit or resource called `name`.
+
+    unwinds: of a run that was cancelled, it is called once more and undoes what it has done; `runs.is_cancelled` tells it.
+    """
 
     def mark(function: Handler) -> Handler:
         function.__unit__ = name  # type: ignore[attr-defined]
+        function.__unwinds__ = unwinds  # type: ignore[attr-defined]
         return function
 
     return mark
@@ -129,6 +133,11 @@ class Unit:
     @property
     def durable(self) -> bool:
         return bool(self.definition.get("durable"))
+
+    @property
+    def unwinds(self) -> bool:
+        """Whether a cancelled run of it still has something to undo."""
+        return bool(getattr(self.handler, "__unwinds__", False))
 
     @property
     def policy(self) -> str:

@@ -23,6 +23,7 @@ from aima_lib.registry import Registry, Unit
 
 Execute = Callable[[Unit, Mapping[str, Any], Caller, str, Send], Awaitable[Mapping[str, Any]]]
 PERSIST_EVERY_SECONDS = 1.0
+INSIDE = ("scopes", "models", "input_digest", "plan_id", "traceparent")
 log = logging.getLogger(__name__)
 
 
@@ -35,7 +36,8 @@ class _Live:
         self.news = anyio.Event()
         self.progress: dict[str, Any] | None = None
         self.told_at: str | None = None
-        self.cancelled = False
+        self.cancelled = False  # somebody asked for it to stop, and that is on record
+        self.suspended = False
 
     def tell(self, progress: Mapping[str, Any]) -> None:
         self.progress, self.told_at = dict(progress), now()
@@ -57,9 +59,17 @@ class Runs:
         self._tasks, self._execute = tasks, execute
 
     async def start(
-        self, unit: Unit, arguments: Mapping[str, Any], caller: Caller, key: str | None, plan_id: str | None = None
+        self,
+        unit: Unit,
+        arguments: Mapping[str, Any],
+        caller: Caller,
+        key: str | None,
+        plan_id: str | None = None,
+        parent: str | None = None,
     ) -> Document:
         """Record a run and set it going. With a key that was used before for the same input, that earlier run.
+
+        parent: the run that it is part of.
 
         Raises:
             AlreadyExists: the key was used with another input, or by another caller.
@@ -77,6 +87,7 @@ class Runs:
             "idempotency_key": key,
             "input_digest": digest,
             "plan_id": plan_id,
+            "parent": parent,
             "attempts": 1,
             "trace_id": trace.trace_id(),
             "traceparent": trace.headers().get(trace.PARENT),
@@ -133,15 +144,30 @@ class Runs:
             if run["status"] == "running":
                 raise FailedPrecondition(f"run {run_id} is not under way in this process", hint="start the host: it takes the run up again")
             return run
-        live.cancelled = True
-        live.scope.cancel()
+        if not live.cancelled:
+            try:
+                with anyio.CancelScope(shield=True):  # on record first: a host that dies now must not let the run go on
+                    await self._store.update("run", run_id, cancel_requested_at=now())
+            finally:
+                live.cancelled = True
+                live.scope.cancel()
         await live.done.wait()
         return self._store.get("run", run_id)
+
+    def is_cancelled(self, run_id: str) -> bool:
+        """Whether somebody asked this run, which is under way, to stop."""
+        live = self._live.get(run_id)
+        return live is not None and live.cancelled
+
+    def keyed(self, unit: str, key: str, caller: Caller) -> Document | None:
+        """The caller's run of a unit that was started with this key, or None."""
+        return self._store.peek("run", _id(unit, key, caller))
 
     async def suspend(self) -> None:
         """Stop working on every run, as if the host had died: `recover` takes them up again."""
         working = list(self._live.values())
         for live in working:
+            live.suspended = True
             live.scope.cancel()
         for live in working:
             await live.done.wait()
@@ -151,32 +177,40 @@ class Runs:
 
         A run goes on with the scopes and models it was begun with, past its key's end too; not when its key has been revoked.
         """
-        taken = []
+        taken: list[tuple[Unit, Document]] = []
         for run in self._store.find("run", status="running"):
             if run["id"] in self._live:
                 continue
             unit = self._registry.get(run["unit"])
-            if (revoked := (self._store.peek("key", run["caller"]) or {}).get("revoked_at")) is not None:
-                error: AimaError = Unauthenticated(f"the key {run['caller']}, which began this, was revoked at {revoked}")
-                await self._store.update("run", run["id"], status="interrupted", finished_at=now(), error=error.as_dict())
+            if (ended := self._ended(unit, run)) is not None:
+                status, error = ended
+                await self._store.update("run", run["id"], status=status, finished_at=now(), error=error.as_dict())
                 continue
-            if unit is None or not unit.durable or not unit.definition["annotations"]["idempotentHint"]:
-                why = f"the host ended during {run['unit']}, which may not be done twice"
-                again = [{"unit": run["unit"], "arguments": run["input"]}] if unit else []
-                again.append({"unit": "event.explain", "arguments": {"subject": run["id"]}})
-                error = Unavailable(why, hint="look at what it left, then call it again", next=again)
-                await self._store.update("run", run["id"], status="interrupted", finished_at=now(), error=error.as_dict())
-                continue
-            run = await self._store.update("run", run["id"], attempts=run["attempts"] + 1)
+            assert unit is not None
+            taken.append((unit, await self._store.update("run", run["id"], attempts=run["attempts"] + 1)))
+        for unit, run in taken:  # all at once: one may wait for another
             models = run.get("models")
             self._begin(unit, run, Caller(run["caller"], frozenset(run["scopes"]), None if models is None else frozenset(models)))
-            taken.append(run["id"])
-        return taken
+        return [run["id"] for _, run in taken]
+
+    def _ended(self, unit: Unit | None, run: Document) -> tuple[str, AimaError] | None:
+        """How a run ends that a host left behind and nobody can go on with; None for one that goes on."""
+        if (revoked := (self._store.peek("key", run["caller"]) or {}).get("revoked_at")) is not None:
+            return "interrupted", Unauthenticated(f"the key {run['caller']}, which began this, was revoked at {revoked}")
+        if run.get("cancel_requested_at") and not (unit and unit.unwinds):
+            return "cancelled", Cancelled(f"run {run['id']} was cancelled")
+        if unit is None or not unit.durable or not unit.definition["annotations"]["idempotentHint"]:
+            why = f"the host ended during {run['unit']}, which may not be done twice"
+            again = [{"unit": run["unit"], "arguments": run["input"]}] if unit else []
+            again.append({"unit": "event.explain", "arguments": {"subject": run["id"]}})
+            return "interrupted", Unavailable(why, hint="look at what it left, then call it again", next=again)
+        return None
 
     def _begin(self, unit: Unit, run: Document, caller: Caller) -> None:
         if self._tasks is None:
             raise Unavailable("this process does not host its home yet")
         live = self._live[run["id"]] = _Live()
+        live.cancelled = run.get("cancel_requested_at") is not None
         self._tasks.start_soon(self._work, unit, run, caller, live, name=run["id"])
 
     async def _work(self, unit: Unit, run: Document, caller: Caller, live: _Live) -> None:
@@ -199,13 +233,18 @@ class Runs:
 
         outcome: dict[str, Any] = {}
         try:
-            with live.scope:
-                try:
-                    outcome = {"status": "succeeded", "result": dict(await self._execute(unit, run["input"], caller, run["id"], send))}
-                except AimaError as error:
-                    outcome = {"status": "failed", "error": error.as_dict()}
+            while not outcome:
+                with live.scope:
+                    try:
+                        outcome = {"status": "succeeded", "result": dict(await self._execute(unit, run["input"], caller, run["id"], send))}
+                    except AimaError as error:
+                        status = "cancelled" if live.cancelled and isinstance(error, Cancelled) else "failed"
+                        outcome = {"status": status, "error": error.as_dict()}
+                if live.suspended or not (live.cancelled and unit.unwinds):
+                    break
+                live.scope = anyio.CancelScope()  # once more, to undo what it has done: just as the next host would
         finally:
-            if live.cancelled and not outcome:
+            if live.cancelled and not outcome and not unit.unwinds:
                 outcome = {"status": "cancelled", "error": Cancelled(f"run {run['id']} was cancelled").as_dict()}
             # Without an outcome the host itself is going down, or frozen: the record stays `running`, and the next host takes it up.
             with anyio.CancelScope(shield=True):
@@ -242,6 +281,11 @@ def outcome_of(run: Document) -> Mapping[str, Any]:
     if run["error"]:
         raise AimaError.from_dict(run["error"])
     raise Unavailable(f"run {run['id']} is {run['status']}", next=[{"unit": "run.wait", "arguments": {"run_id": run["id"]}}])
+
+
+def shown(run: Mapping[str, Any]) -> Document:
+    """A run as it is told: types/run.json."""
+    return {key: value for key, value in run.items() if key not in INSIDE}
 
 
 def _id(unit: str, key: str | None, caller: Caller) -> str:

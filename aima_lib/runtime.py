@@ -12,6 +12,7 @@ from anyio.abc import TaskStatus
 
 from aima_lib import __version__, config, units
 from aima_lib.errors import AimaError, FailedPrecondition
+from aima_lib.flows.triggers import Triggers
 from aima_lib.gateway import Gateway
 from aima_lib.infra.egress import Egress
 from aima_lib.infra.events import Events
@@ -36,6 +37,7 @@ from aima_lib.services.model import ModelService
 from aima_lib.services.oauth import OAuth
 from aima_lib.services.secrets import SecretService
 from aima_lib.services.serving import ServingService
+from aima_lib.services.vectors import VectorService
 
 if TYPE_CHECKING:
     from aima_lib.infra.telemetry import Telemetry
@@ -65,7 +67,7 @@ async def host(home: Home, *, passing: bool = False, registry: Registry | None =
         try:
             telemetry = _telemetry(settings)
             gateway = _build(home, settings, registry, store, telemetry)
-            with closing(gateway.services.allowance):
+            with closing(gateway.services.allowance), closing(gateway.services.events):
                 async with _running(gateway, passing, telemetry):
                     yield gateway
         finally:
@@ -89,8 +91,8 @@ def _build(home: Home, settings: config.Config, registry: Registry, store: Store
     installing, media = Installing(settings, home.path, engines.catalog, models), Media(settings, home.path, store, events)
     modalities = Modalities(inference, engines, media, allowance)
     services = Services(
-        settings, home, store, events, devices, models, engines, serving, inference, keys, secrets, oauth, approvals, audit, freeze,
-        allowance, installing, media, modalities, telemetry,
+        settings, home, store, events, devices, models, engines, serving, inference, keys, secrets, VectorService(store), oauth, approvals,
+        audit, freeze, allowance, installing, media, modalities, telemetry,
     )  # fmt: skip
     return Gateway(registry, services, Runs(store, registry))
 
@@ -124,6 +126,7 @@ async def _running(gateway: Gateway, passing: bool, telemetry: Telemetry | None)
             await loops.start(_kept_up, services.serving.run)
             if services.freeze.record is None and (taken := await gateway.runs.recover()):
                 log.info("took up again: %s", ", ".join(taken))
+            await loops.start(_kept_up, Triggers(gateway).run)
         try:
             yield
         finally:

@@ -152,6 +152,7 @@ class EngineOptions(TypedDict):
     gpu_layers: NotRequired[int]
     batch_size: NotRequired[int]
     flash_attention: NotRequired[Literal['auto', 'on', 'off']]
+    cache_type: NotRequired[Literal['f32', 'f16', 'bf16', 'q8_0', 'q5_1', 'q5_0', 'q4_1', 'q4_0']]
     embedding: NotRequired[bool]
     pooling: NotRequired[Literal['mean', 'cls', 'last']]
     chat_template: NotRequired[Literal['qwen-tools']]
@@ -244,16 +245,63 @@ class Model(TypedDict):
     digest: str | None
     quantization: str | None
     parameters: int | None
+    active_parameters: int | None
     context_length: int | None
     architecture: str | None
     license: str | None
     files: list[dict[str, Any]]
     capabilities: list[str]
+    modalities: list[Literal['text', 'image', 'audio']]
+    chat_template: dict[str, Any] | None
+    warnings: list[str]
     source: dict[str, Any]
     requirements: dict[str, Any]
+    defaults: dict[str, Any]
     geometry: dict[str, Any]
     created_at: str
     verified_at: str | None
+
+
+class Pipeline(TypedDict):
+    """Units joined into a larger one: what it is called, what it calls, whether it can run here."""
+
+    id: str
+    description: str
+    source: Literal['user', 'builtin']
+    version: int | None
+    steps: list[str]
+    units: list[str]
+    runnable: bool
+    reason: str | None
+    created_at: str | None
+    updated_at: str | None
+    created_by: str | None
+
+
+class PipelineIssue(TypedDict):
+    """Something in a pipeline's document that cannot work."""
+
+    path: str
+    line: NotRequired[int | None]
+    column: NotRequired[int | None]
+    message: str
+    suggestion: NotRequired[str | None]
+
+
+class PipelineStep(TypedDict):
+    """How far a step of a run is."""
+
+    id: str
+    unit: str
+    status: Literal['pending', 'started', 'retrying', 'waiting', 'succeeded', 'failed', 'skipped', 'cancelled', 'unknown']
+    attempts: int
+    started_at: str | None
+    finished_at: str | None
+    duration_ms: int | None
+    approval_id: str | None
+    error: dict[str, Any] | None
+    items: dict[str, Any] | None
+    compensation: Literal['started', 'retrying', 'waiting', 'succeeded', 'failed', 'skipped', 'cancelled', 'unknown', 'none']
 
 
 class Placement(TypedDict):
@@ -278,6 +326,7 @@ class Plan(TypedDict):
     expires_at: str
     decided_by: str | None
     reason: str | None
+    run_id: NotRequired[str | None]
     usual_seconds: NotRequired[float | None]
     token: NotRequired[str]
 
@@ -289,6 +338,7 @@ class Progress(TypedDict):
     message: str
     completed: NotRequired[float | None]
     total: NotRequired[float | None]
+    parts: NotRequired[list[dict[str, Any]]]
 
 
 class Run(TypedDict):
@@ -304,6 +354,8 @@ class Run(TypedDict):
     progress: dict[str, Any] | None
     result: dict[str, Any] | None
     error: dict[str, Any] | None
+    parent: NotRequired[str | None]
+    cancel_requested_at: NotRequired[str]
     trace_id: NotRequired[str | None]
     correlation_id: NotRequired[str | None]
     causation_id: NotRequired[str | None]
@@ -331,12 +383,16 @@ class Service(TypedDict):
     engine: str
     options: EngineOptions
     status: Literal['starting', 'running', 'stopped', 'failed', 'stopping']
-    health: Literal['healthy', 'unhealthy', 'unknown']
+    health: Literal['healthy', 'degraded', 'unhealthy', 'unknown']
     desired_replicas: int
     ready_replicas: int
     endpoints: list[dict[str, Any]]
     placement: dict[str, Any] | None
     metrics: ServiceMetrics
+    idle_unload_seconds: float | None
+    pinned: bool
+    priority: int
+    unloaded: bool
     instance_id: str
     error: str | None
     created_at: str
@@ -351,6 +407,8 @@ class ServiceMetrics(TypedDict):
     tokens_per_second: float | None
     error_rate: float | None
     queue_depth: int
+    waiting: int
+    retried: int
     window_seconds: float
 
 
@@ -385,6 +443,16 @@ class Usage(TypedDict):
     completion_tokens: int
     total_tokens: int
     cached_tokens: int | None
+
+
+class VectorCollection(TypedDict):
+    """A set of vectors of one length, searched together."""
+
+    name: str
+    dimensions: int
+    count: int
+    created_at: str
+    updated_at: str
 
 
 class ApprovalApproveResult(TypedDict):
@@ -699,9 +767,20 @@ class ModelEstimateResourcesResult(TypedDict):
 
     memory: dict[str, Any]
     disk_bytes: int | None
+    device_id: str
+    engine: str
     context_length: int
     parallel: int
+    cache_type: str
     fits: list[dict[str, Any]]
+    split: list[dict[str, Any]]
+
+
+class ModelGcResult(TypedDict):
+    """ModelGcResult"""
+
+    freed_bytes: int
+    blobs: list[str]
 
 
 class ModelGetResult(TypedDict):
@@ -714,6 +793,8 @@ class ModelImportResult(TypedDict):
     """ModelImportResult"""
 
     model: Model
+    models: list[Model]
+    skipped: list[dict[str, Any]]
 
 
 class ModelListResult(TypedDict):
@@ -729,11 +810,79 @@ class ModelPullResult(TypedDict):
     model: Model
 
 
+class ModelSearchResult(TypedDict):
+    """ModelSearchResult"""
+
+    results: list[dict[str, Any]]
+    unavailable: list[dict[str, Any]]
+
+
 class ModelVerifyResult(TypedDict):
     """ModelVerifyResult"""
 
     valid: bool
     issues: list[dict[str, Any]]
+
+
+class PipelineCancelResult(TypedDict):
+    """PipelineCancelResult"""
+
+    run: Run
+
+
+class PipelineCreateResult(TypedDict):
+    """PipelineCreateResult"""
+
+    pipeline: Pipeline
+
+
+class PipelineDeleteResult(TypedDict):
+    """PipelineDeleteResult"""
+
+    pipeline_id: str
+    versions: int
+
+
+class PipelineGetResult(TypedDict):
+    """PipelineGetResult"""
+
+    pipeline: Pipeline
+    document: dict[str, Any]
+    diagram: str
+
+
+class PipelineListResult(TypedDict):
+    """PipelineListResult"""
+
+    pipelines: list[Pipeline]
+    total: int
+
+
+class PipelineRunResult(TypedDict):
+    """PipelineRunResult"""
+
+    run_id: str
+    status: Literal['running', 'succeeded']
+    output: Any
+
+
+class PipelineStatusResult(TypedDict):
+    """PipelineStatusResult"""
+
+    run_id: str
+    pipeline_id: str
+    version: int | None
+    status: Literal['running', 'succeeded', 'failed', 'cancelled', 'interrupted']
+    undoing: bool
+    steps: list[PipelineStep]
+    error: dict[str, Any] | None
+
+
+class PipelineValidateResult(TypedDict):
+    """PipelineValidateResult"""
+
+    valid: bool
+    issues: list[PipelineIssue]
 
 
 class RunCancelResult(TypedDict):
@@ -810,6 +959,12 @@ class ServiceLogsResult(TypedDict):
     lines: list[str]
 
 
+class ServiceScaleResult(TypedDict):
+    """ServiceScaleResult"""
+
+    service: Service
+
+
 class ServiceStartResult(TypedDict):
     """ServiceStartResult"""
 
@@ -821,6 +976,8 @@ class ServiceStatusResult(TypedDict):
 
     service: Service
     instance: dict[str, Any] | None
+    instances: list[dict[str, Any]]
+    queue: dict[str, Any]
     metrics: ServiceMetrics
     restarts: int
 
@@ -885,3 +1042,29 @@ class UnitSearchResult(TypedDict):
     """UnitSearchResult"""
 
     units: list[dict[str, Any]]
+
+
+class VectorDeleteResult(TypedDict):
+    """VectorDeleteResult"""
+
+    deleted: int
+
+
+class VectorListResult(TypedDict):
+    """VectorListResult"""
+
+    collections: list[VectorCollection]
+    total: int
+
+
+class VectorPutResult(TypedDict):
+    """VectorPutResult"""
+
+    collection: VectorCollection
+    ids: list[str]
+
+
+class VectorSearchResult(TypedDict):
+    """VectorSearchResult"""
+
+    matches: list[dict[str, Any]]

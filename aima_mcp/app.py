@@ -21,7 +21,7 @@ from aima_lib.services.oauth import Bearer
 from aima_mcp.faces import http, mcp, openai, strict_json
 from aima_mcp.faces.http import metrics, negotiated, openapi, refuse_method
 from aima_mcp.faces.http.entrance import METADATA, Entrance
-from aima_mcp.faces.http.exchange import MIB, ClientLeft, Exchange
+from aima_mcp.faces.http.exchange import MIB, ClientLeft, Exchange, Fields
 from aima_mcp.faces.http.problem import Refused, status_of
 
 log = logging.getLogger(__name__)
@@ -47,8 +47,8 @@ class _Open:
         """Pass on what the face sends, with the headers every reply has, and remember how far it is."""
         if message["type"] == "http.response.start":
             self.started = True
-            kind = Headers(raw=message.get("headers", [])).get("content-type", "")
-            self.endless = self._is_get and kind.startswith("text/event-stream")
+            if self._is_get:
+                self.endless = Headers(raw=message.get("headers", [])).get("content-type", "").startswith("text/event-stream")
             message = {**message, "headers": [*message.get("headers", []), *self._extra]}
         elif not message.get("more_body", False):
             self.finished = True
@@ -112,7 +112,7 @@ class App:
         """ASGI."""
         if scope["type"] != "http":
             raise NotImplementedError(f"no {scope['type']} here")
-        headers = Headers(scope=scope)
+        headers = Fields(scope)
         request = _Open(send, {"x-content-type-options": "nosniff"}, scope["method"] == "GET")
         self._open.add(request)
         try:
@@ -127,7 +127,7 @@ class App:
             await self._cut(scope, receive, request, gone)
 
     async def _answer(self, scope: Scope, headers: Headers, receive: Receive, request: _Open) -> None:
-        exchange = Exchange(scope, receive, request.send)
+        exchange = Exchange(scope, receive, request.send, headers)
         try:
             if self._closing:
                 raise Refused(503, _ending(), {"connection": "close"})

@@ -21,16 +21,16 @@ from aima_lib.infra.store import Store  # noqa: E402
 from aima_lib.runtime import host  # noqa: E402
 from tests.hub import Hub  # noqa: E402
 from tests.hub import furnish as fill  # noqa: E402
+from tests.playthings import wheel_members, write_toys, write_voice  # noqa: E402
 from tests.served import Served, serving  # noqa: E402
 from tests.tiny import write_tiny_gguf  # noqa: E402
-from tests.playthings import wheel_members, write_toys, write_voice  # noqa: E402
 from tests.world import ROOTS, HostProcess, World, build_wheel, furnish, install  # noqa: E402
 
 # A suite started in the background of a shell ignores Ctrl-C, and so would every process that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Engines of tests die soon after their host, and nothing reaches beyond this machine.
-CONFIG = '[engines]\ngrace_seconds = 2\nespeak_ng = "{voice}"\n'
+CONFIG = '[models.aliases]\nsmall-model = "tiny"\n[engines]\ngrace_seconds = 2\nespeak_ng = "{voice}"\n'
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
-"""A model hub and a package index of one's own: `python -m tests.hub --root DIR`, or `with Hub(root) as hub`.
+"""Hubs, registries and a package index of one's own: `python -m tests.hub --root DIR`, or `with Hub(root) as hub`.
 
 DIR/hf/<owner>/<name>/<file> is a repository with Hugging Face's API (downloads are redirected to a second port, the "CDN", as the
 real hub does; a file `.token` makes the repository private). DIR/simple/<project>/<wheel> is a package index, in JSON and in HTML.
+DIR/files/<name> is a plain file; Ollama's and OCI registries and ModelScope are in `tests.registries`.
 `GET /_counts` tells the bytes sent for each path and how often credentials reached the CDN; `POST /_faults` with
 {"<path's end>": {"status": 500, "times": 2}} breaks things; `POST /_reset` forgets both.
 """
@@ -12,6 +13,7 @@ import argparse
 import hashlib
 import io
 import json
+import os
 import socket
 import struct
 import tempfile
@@ -25,9 +27,10 @@ from fnmatch import fnmatchcase
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
-from typing import Any
-from urllib.parse import unquote, urlsplit
+from typing import Any, BinaryIO
+from urllib.parse import parse_qs, unquote, urlsplit
 
+from tests import registries
 from tests.tiny import write_tiny_gguf
 
 CHUNK = 16 << 10
@@ -46,6 +49,8 @@ class Fault:
     wrong_byte: int | None = None
     etag: str | None = None
     no_range: bool = False
+    no_etag: bool = False
+    more: int = 0  # bytes that it says, and sends, beyond what there are
     times: int | None = None
 
 
@@ -61,6 +66,9 @@ class Hub:
     requests: Counter[str] = field(default_factory=Counter)
     credentials_at_cdn: int = 0
     faults: dict[str, Fault] = field(default_factory=dict)
+    lies: dict[str, bytes] = field(default_factory=dict)  # what is answered instead, by path
+    oci_tokens: dict[str, int] = field(default_factory=dict)  # for how many requests each is good
+    _tags: dict[tuple[Path, int, int], str] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _ending: threading.Event = field(default_factory=threading.Event)
 
@@ -89,6 +97,7 @@ class Hub:
     def config(self) -> str:
         """What config.toml says to a host that uses it: the CDN is a place that only the hub names."""
         sources = f'[sources]\nhuggingface_endpoint = "{self.url}"\npypi_index = "{self.url}/simple"\nhuggingface_token_env = "HUB_TOKEN"\n'
+        sources += "".join(f'{key} = "{self.url}"\n' for key in ("ollama_endpoint", "ollama_library", "modelscope_endpoint"))
         return f'{sources}[egress]\nallow = ["{urlsplit(self.cdn).netloc}"]\n'
 
     # Content
@@ -101,6 +110,13 @@ class Hub:
             path.write_bytes(content)
         if token is not None:
             (self.root / "hf" / repo / ".token").write_text(token, encoding="utf-8")
+
+    def add_file(self, name: str, content: bytes) -> str:
+        """Serve a plain file; returns its address."""
+        path = self.root / "files" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        return f"{self.url}/files/{name}"
 
     def add_wheel(self, project: str, version: str, members: Mapping[str, bytes]) -> Path:
         """Serve a wheel that holds these members."""
@@ -143,6 +159,7 @@ class Hub:
             self.counts.clear()
             self.requests.clear()
             self.faults.clear()
+            self.lies.clear()
             self.credentials_at_cdn = 0
 
     def files(self, repo: str) -> dict[str, Path]:
@@ -150,12 +167,26 @@ class Hub:
         return {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".token"}
 
     def commit(self, repo: str) -> str:
-        listed = "".join(f"{name}{sha256_of(path)}" for name, path in self.files(repo).items())
+        listed = "".join(f"{name}{self.tag(path)}" for name, path in self.files(repo).items())
         return hashlib.sha1(listed.encode()).hexdigest()
+
+    def tag(self, path: Path) -> str:
+        """A file's digest, reckoned once."""
+        state = path.stat()
+        key = (path, state.st_size, state.st_mtime_ns)
+        if key not in self._tags:
+            self._tags[key] = sha256_of(path)
+        return self._tags[key]
 
 
 def sha256_of(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def git_oid_of(path: Path) -> str:
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 class _Server(ThreadingHTTPServer):
@@ -200,18 +231,39 @@ class _Answer(BaseHTTPRequestHandler):
         if fault.status is not None:
             extra = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
             return self._say(fault.status, b"", "text/plain", extra)
+        if path in self.hub.lies:
+            return self._say(200, self.hub.lies[path], "application/json")
         parts = [part for part in path.split("/") if part]
         if self.is_cdn:
-            return self._file(self.hub.root / "hf" / "/".join(parts), path, fault)
-        if parts[:2] == ["api", "models"] and "revision" in parts:
+            folder = self.hub.root if parts[:1] in (["blobs"], ["ms"]) else self.hub.root / "hf"
+            return self._file(folder / "/".join(parts), path, fault)
+        if parts == ["api", "models"]:
+            return self._found(parse_qs(urlsplit(self.path).query))
+        if parts[:2] == ["api", "models"] and "revision" in parts[4:]:
             return self._repo("/".join(parts[2 : parts.index("revision")]), parts[-1])
-        if "resolve" in parts:
+        if "resolve" in parts and parts[0] != "models":
             return self._resolve(parts)
         if parts[:1] == ["simple"] and len(parts) == 2:
             return self._project(parts[1])
         if parts[:1] == ["packages"]:
             return self._file(self.hub.root / "simple" / "/".join(parts[1:]), path, fault)
-        return self._say(404, b"", "text/plain")
+        if parts[:1] == ["files"]:
+            return self._file(self.hub.root / "/".join(parts), path, fault)
+        answer = registries.answer(self.hub, parts, parse_qs(urlsplit(self.path).query), self.headers)
+        return self._say(*(answer or (404, b"", "text/plain")))
+
+    def _found(self, asked: Mapping[str, list[str]]) -> None:
+        """Hugging Face's search."""
+        found = []
+        for folder in sorted((self.hub.root / "hf").glob("*/*")):
+            repo = f"{folder.parent.name}/{folder.name}"
+            formats = sorted({path.suffix[1:] for path in folder.iterdir()} & {"gguf", "safetensors"})
+            if asked["search"][0].lower() in repo.lower() and asked.get("filter", formats[:1]) == formats[:1]:
+                tags = [*formats, f"license:{self.hub.license}"]
+                found.append(
+                    {"id": repo, "downloads": 7, "tags": tags, "pipeline_tag": "text-generation", "lastModified": "2026-01-01T00:00:00Z"}
+                )
+        self._say(200, json.dumps(found[: int(asked["limit"][0])]).encode(), "application/json")
 
     def _refused(self, repo: str) -> bool:
         token = self.hub.root / "hf" / repo / ".token"
@@ -230,8 +282,10 @@ class _Answer(BaseHTTPRequestHandler):
             return self._say(404, b"", "text/plain")
         siblings: list[dict[str, Any]] = []
         for name, path in self.hub.files(repo).items():
-            large = {"lfs": {"sha256": sha256_of(path), "size": path.stat().st_size}} if path.suffix in (".gguf", ".safetensors") else {}
-            siblings.append({"rfilename": name, "size": path.stat().st_size, **large})
+            size = path.stat().st_size
+            large = path.suffix in (".gguf", ".safetensors")
+            told = {"lfs": {"sha256": self.hub.tag(path), "size": size}} if large else {"blobId": git_oid_of(path)}
+            siblings.append({"rfilename": name, "size": size, **told})
         body = {"id": repo, "sha": self.hub.commit(repo), "siblings": siblings, "cardData": {"license": self.hub.license}}
         return self._say(200, json.dumps(body).encode(), "application/json")
 
@@ -267,24 +321,41 @@ class _Answer(BaseHTTPRequestHandler):
     def _file(self, path: Path, url_path: str, fault: Fault) -> None:
         if not path.is_file():
             return self._say(404, b"", "text/plain")
-        content = bytearray(path.read_bytes())
-        if fault.wrong_byte is not None:
-            content[fault.wrong_byte] ^= 0xFF
-        etag = fault.etag or f'"{hashlib.sha256(content).hexdigest()[:24]}"'
-        wanted, start = self.headers.get("Range", ""), 0
-        if wanted.startswith("bytes=") and not fault.no_range and self.headers.get("If-Range", etag) == etag:
+        size = path.stat().st_size + fault.more
+        headers = (
+            {} if fault.no_etag else {"ETag": fault.etag or f'"{self.hub.tag(path)[:24]}{"x" if fault.wrong_byte is not None else ""}"'}
+        )
+        wanted, start, end = self.headers.get("Range", ""), 0, size
+        if wanted.startswith("bytes=") and not fault.no_range and self.headers.get("If-Range", headers.get("ETag")) == headers.get("ETag"):
             first, _, last = wanted.removeprefix("bytes=").partition("-")
-            start, end = int(first), min(int(last) + 1, len(content)) if last else len(content)
-            if start >= len(content):
-                return self._say(416, b"", "text/plain", {"Content-Range": f"bytes */{len(content)}"})
-            headers = {"ETag": etag, "Content-Range": f"bytes {start}-{end - 1}/{len(content)}"}
-            return self._send(206, bytes(content[start:end]), headers, url_path, fault)
-        return self._send(200, bytes(content), {"ETag": etag, "Accept-Ranges": "bytes"}, url_path, fault)
+            start, end = int(first), min(int(last) + 1, size) if last else size
+            if start >= size:
+                return self._say(416, b"", "text/plain", {"Content-Range": f"bytes */{size}"})
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+        self._head(
+            206 if "Content-Range" in headers else 200, end - start, "application/octet-stream", headers | {"Accept-Ranges": "bytes"}
+        )
+        if fault == Fault(etag=fault.etag, no_range=fault.no_range, no_etag=fault.no_etag, times=fault.times):
+            return self._pour(path, start, end, url_path)
+        with path.open("rb") as stream:
+            return self._drip(stream, start, end, url_path, fault)
 
-    def _send(self, status: int, body: bytes, headers: Mapping[str, str], url_path: str, fault: Fault) -> None:
-        self._head(status, len(body), "application/octet-stream", headers)
-        sent, began = 0, time.monotonic()
-        while sent < len(body):
+    def _pour(self, path: Path, start: int, end: int, url_path: str) -> None:
+        """As fast as the kernel can."""
+        self.wfile.flush()
+        with path.open("rb") as stream:
+            while start < end:
+                sent = os.sendfile(self.connection.fileno(), stream.fileno(), start, min(4 << 20, end - start))
+                if not sent:
+                    return
+                self.hub.sent(url_path, sent)
+                start += sent
+
+    def _drip(self, stream: BinaryIO, start: int, end: int, url_path: str, fault: Fault) -> None:
+        """With what goes wrong on the way."""
+        sent, began, size = 0, time.monotonic(), end - start
+        stream.seek(start)
+        while sent < size:
             if fault.stall_after is not None and sent >= fault.stall_after:
                 self.hub.wait(3600)
                 return
@@ -293,7 +364,10 @@ class _Answer(BaseHTTPRequestHandler):
                 self.close_connection = True
                 self.connection.close()
                 return
-            piece = body[sent : sent + CHUNK]
+            length = min(CHUNK, size - sent)
+            piece = bytearray(stream.read(length).ljust(length, b"\0"))
+            if fault.wrong_byte is not None and 0 <= (at := fault.wrong_byte - start - sent) < length:
+                piece[at] ^= 0xFF
             self.wfile.write(piece)
             sent += len(piece)
             self.hub.sent(url_path, len(piece))
@@ -312,11 +386,13 @@ class _Answer(BaseHTTPRequestHandler):
 
 
 def furnish(hub: Hub) -> None:
-    """The content that examples and crash tests count on: the repository aima/tiny-GGUF."""
+    """The content that examples and crash tests count on: aima/tiny-GGUF of both hubs, and aima-tiny:f32 of Ollama's registry."""
     target = hub.root / "hf/aima/tiny-GGUF/tiny-f32.gguf"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         write_tiny_gguf(target)
+        registries.add_modelscope(hub, "aima/tiny-GGUF", {target.name: target.read_bytes()})
+        registries.add_ollama(hub, "aima-tiny:f32", target.read_bytes())
 
 
 def main() -> None:

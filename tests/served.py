@@ -19,7 +19,7 @@ from aima_lib.infra.home import Home
 from aima_lib.registry import Registry
 from aima_lib.runtime import host
 from aima_mcp import server
-from tests.workshop import agreed, write_handlers, write_schemas
+from tests.workshop import agreed, imported, write_handlers, write_schemas
 
 DEADLINE = 20
 
@@ -69,7 +69,9 @@ def client_of(url: str, key: str) -> httpx.AsyncClient:
 def registry(folder: Path, world: Sequence[Mapping[str, Any]], handlers: str) -> tuple[Registry, str]:
     """AIMA's units and the test's; and the name of the package that the test's handlers are in."""
     name = f"handlers_{folder.name.replace('-', '_')}"
-    own = Registry.load(write_handlers(folder, name, handlers), write_schemas(folder / "schemas", *world))
+    made = folder / name
+    package = imported(folder, name) if made.exists() else write_handlers(folder, name, handlers)
+    own = Registry.load(package, write_schemas(folder / "schemas", *world))
     return Registry(dict(Registry.load(units)) | dict(own)), name
 
 

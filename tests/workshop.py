@@ -73,6 +73,11 @@ def write_handlers(folder: Path, name: str, source: str) -> ModuleType:
         "from aima_lib.registry import handles, plans\n" + source,
         encoding="utf-8",
     )
+    return imported(folder, name)
+
+
+def imported(folder: Path, name: str) -> ModuleType:
+    """A package that was written into a folder, here or by another process."""
     sys.path.insert(0, str(folder))
     try:
         importlib.invalidate_caches()

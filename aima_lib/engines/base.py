@@ -13,6 +13,8 @@ from aima_lib.infra.launch import Launch
 from aima_lib.names import did_you_mean
 
 DEFAULT_CONTEXT = 4096
+# Copies of sliding windows and states that llama.cpp may keep for each request, to take up an older text again: memory that a start counts.
+CHECKPOINTS = 3
 TEMPLATES = Path(__file__).parent / "templates"
 # llama.cpp's server speaks OpenAI's chats and responses and Anthropic's messages by itself.
 LLAMA_DIALECTS = ("openai", "responses", "anthropic")
@@ -22,7 +24,7 @@ LLAMA_DISCREET = (r"\S+ ::= ", r"(?<=got exception: )\{", r"(?<=error parsing gr
 LLAMA_OPTIONS = frozenset(
     {
         "context_length", "parallel", "threads", "gpu_layers", "batch_size", "flash_attention", "embedding", "pooling", "chat_template",
-        "seed",
+        "seed", "cache_type",
     }
 )  # fmt: skip
 
@@ -121,10 +123,17 @@ def refuse_unknown(engine: Engine, options: Mapping[str, Any]) -> None:
 
 
 def context_of(model: Mapping[str, Any], options: Mapping[str, Any]) -> int:
-    """Tokens one request may hold: what was asked, else 4096 or what the model was trained for, whichever is less."""
+    """Tokens one request may hold: what was asked, else its publisher's choice or 4096, and no more than it was trained for."""
     if "context_length" in options:
         return int(options["context_length"])
-    return min(DEFAULT_CONTEXT, int(model.get("context_length") or DEFAULT_CONTEXT))
+    wanted = max(1, int(defaults_of(model).get("context_length") or DEFAULT_CONTEXT))
+    return min(wanted, int(model.get("context_length") or wanted))
+
+
+def defaults_of(model: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The parameters that the model's publisher set, by the names of types/model.json: numbers, and `stop`."""
+    defaults = model.get("defaults") or {}
+    return defaults.get("parameters") or {}
 
 
 def headless(model: Mapping[str, Any]) -> str | None:
@@ -139,6 +148,12 @@ def tasks_of(model: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[str,
     if model.get("type") in ("embedding", "rerank"):
         return ("embed",) if model["type"] == "embedding" else ("rerank",)
     return ("chat", "complete", "embed") if options.get("embedding") else ("chat", "complete")
+
+
+def projector_of(model: Mapping[str, Any], path: Path) -> Path | None:
+    """The file beside the weights that lets a model see or hear, if it has one."""
+    names = [str(file["name"]) for file in model.get("files", ())[1:]]
+    return next((path.with_name(name) for name in names if "mmproj" in name.lower()), None)
 
 
 def batch_of(context: int, tasks: tuple[str, ...], options: Mapping[str, Any]) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from aima_lib.engines.base import (
+    CHECKPOINTS,
     LLAMA_DIALECTS,
     LLAMA_DISCREET,
     LLAMA_OPTIONS,
@@ -19,13 +20,26 @@ from aima_lib.engines.base import (
     Found,
     batch_of,
     context_of,
+    defaults_of,
     headless,
+    projector_of,
     tasks_of,
 )
 from aima_lib.engines.cause import illegal_instruction
 from aima_lib.infra.launch import FOLDER, PORT, Launch, environment
 
 ASK_SECONDS = 10
+# What a request that says nothing gets, by the model's record and by llama-server; it takes no `stop` when it starts.
+DEFAULTS = {
+    "temperature": "--temp",
+    "top_k": "--top-k",
+    "top_p": "--top-p",
+    "min_p": "--min-p",
+    "repeat_penalty": "--repeat-penalty",
+    "presence_penalty": "--presence-penalty",
+    "frequency_penalty": "--frequency-penalty",
+    "max_tokens": "--predict",
+}
 
 
 class LlamaServer(Engine):
@@ -88,9 +102,16 @@ class LlamaServer(Engine):
         argv += ["--reranking"] if "rerank" in tasks else []
         if template := options.get("chat_template"):
             argv += ["--chat-template-file", str(TEMPLATES / f"{template}.jinja")]
-        if "seed" in options:
-            argv += ["--seed", str(options["seed"])]
-        around = {"OMP_WAIT_POLICY": "passive"} | self._libraries()
+        given = defaults_of(model)
+        argv += [word for name, flag in DEFAULTS.items() if name in given for word in (flag, str(given[name]))]
+        if (seed := options.get("seed", given.get("seed"))) is not None:
+            argv += ["--seed", str(int(seed))]
+        if projector := projector_of(model, path):
+            argv += ["--mmproj", str(projector)]
+        if "cache_type" in options:
+            argv += ["--cache-type-k", str(options["cache_type"]), "--cache-type-v", str(options["cache_type"])]
+        # By its environment: an older binary refuses a flag it does not know.
+        around = {"OMP_WAIT_POLICY": "passive", "LLAMA_ARG_CTX_CHECKPOINTS": str(CHECKPOINTS)} | self._libraries()
         return Launch(tuple(argv), str(model["id"]), tasks, env=around, discreet=LLAMA_DISCREET)
 
     def _ask(self, flag: str) -> subprocess.CompletedProcess[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from aima_lib.engines.base import (
+    CHECKPOINTS,
     LLAMA_DIALECTS,
     LLAMA_DISCREET,
     LLAMA_OPTIONS,
@@ -19,7 +20,9 @@ from aima_lib.engines.base import (
     Found,
     batch_of,
     context_of,
+    defaults_of,
     headless,
+    projector_of,
     tasks_of,
 )
 from aima_lib.infra.launch import FOLDER, Launch
@@ -66,7 +69,11 @@ class LlamaCpp(Engine):
             "rerank": "rerank" in tasks,
             "pooling": options.get("pooling"),
             "chat_template": str(TEMPLATES / f"{template}.jinja") if template else None,
-            "seed": options.get("seed"),
+            "seed": options.get("seed", defaults_of(model).get("seed")),
+            "defaults": dict(defaults_of(model)),
+            "projector": str(projector) if (projector := projector_of(model, path)) else None,
+            "cache_type": options.get("cache_type", "f16"),
+            "checkpoints": CHECKPOINTS,
         }
         return Launch(
             # -P keeps this folder's module names (llamacpp, base …) from hiding installed packages.

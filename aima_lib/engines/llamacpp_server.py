@@ -25,6 +25,19 @@ FLASH_ATTENTION = {
     "on": llama.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_ENABLED,
     "off": llama.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED,
 }
+CACHE = {
+    name: getattr(llama.ggml_type, f"GGML_TYPE_{name.upper()}") for name in ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+}
+# What a request that says nothing gets, by the model's record and by llama.cpp.
+SAMPLING: dict[str, tuple[str, type]] = {
+    "temperature": ("temp", float),
+    "top_k": ("top_k", int),
+    "top_p": ("top_p", float),
+    "min_p": ("min_p", float),
+    "repeat_penalty": ("penalty_repeat", float),
+    "presence_penalty": ("penalty_present", float),
+    "frequency_penalty": ("penalty_freq", float),
+}
 
 
 def parameters(spec: dict[str, Any], key: str) -> Any:
@@ -48,11 +61,22 @@ def parameters(spec: dict[str, Any], key: str) -> Any:
     if spec["rerank"]:
         wanted.embedding = True
         wanted.pooling_type = llama.llama_pooling_type.LLAMA_POOLING_TYPE_RANK
+    if spec["projector"]:
+        wanted.mmproj.path = spec["projector"]
     if spec["chat_template"]:
         wanted.chat_template = Path(spec["chat_template"]).read_text(encoding="utf-8")
     if spec["seed"] is not None:
         wanted.sampling.seed = spec["seed"]
+    for name, value in spec["defaults"].items():
+        if name in SAMPLING:
+            field, kind = SAMPLING[name]
+            setattr(wanted.sampling, field, kind(value))
+    wanted.n_predict = int(spec["defaults"].get("max_tokens", -1))
+    wanted.antiprompt = list(spec["defaults"].get("stop", []))
     # A prompt cache in memory (8 GiB by default) is beyond every estimate; slots show prompts; nobody browses here.
+    # The same for copies of sliding windows: 32 of them for each request would be gigabytes.
+    wanted.n_ctx_checkpoints = spec["checkpoints"]
+    wanted.cache_type_k = wanted.cache_type_v = CACHE[spec["cache_type"]]
     wanted.cache_ram_mib, wanted.endpoint_slots, wanted.ui = 0, False, False
     return wanted
 

@@ -1,26 +1,35 @@
-"""One file over HTTP into one file on disk, going on after a reset, a stall or a kill from the bytes that are there."""
+"""One file over HTTP into one file on disk: in ranges side by side, going on after a reset, a stall or a kill from what is there.
+
+The hash follows the bytes on disk while the rest is still to come, so a file is verified soon after its last byte.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
+from anyio import from_thread, to_thread
 
 from aima_lib.errors import Unavailable
-from aima_lib.infra.blobs import CHUNK
+from aima_lib.infra.blobs import need_room
 from aima_lib.infra.egress import Again
 from aima_lib.infra.places import shown
-from aima_lib.infra.web import Web
+from aima_lib.infra.ranges import Ranges
+from aima_lib.infra.throttle import Throttle
+from aima_lib.infra.web import Challenged, Web
 
 if TYPE_CHECKING:
     from aima_lib.infra.egress import Response
 
-RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+NOTHING = re.compile(r"bytes \*/(\d+)")
+BATCH = 2 << 20
+SLOWEST = 1024  # bytes a second: what drips more slowly than this for as long as a stall may last is one
 
 
 class Interrupted(Unavailable):
@@ -31,18 +40,29 @@ class Mismatch(Unavailable):
     """The bytes are not those that were promised; nothing of them is kept."""
 
 
+class Changed(Exception):
+    """The source serves something else than before, or serves no ranges: all begins anew."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How often and how fast to try again: `attempts` failures in a row without a byte between them end a download."""
+    """How a file is fetched, and how often and fast it is tried again: `attempts` failures in a row without a byte end a download."""
 
     attempts: int = 5
     first_wait_seconds: float = 0.5
     longest_wait_seconds: float = 20
+    lanes: int = 4
+    segment: int = 32 << 20  # at least; of large files more, up to `longest_segment`
+    longest_segment: int = 256 << 20
+    stall_seconds: float = 30
 
 
 @dataclass(slots=True)
 class Download:
-    """A download under way. `resumed` hears of the bytes that were there, `step` of those gained or (negative) lost since."""
+    """A download under way. `resumed` hears of the bytes that were there, `step` of those gained or (negative) lost since.
+
+    `renew` makes new headers when the server asks who this is: tokens of registries do not last as long as large files.
+    """
 
     web: Web
     url: str
@@ -53,9 +73,14 @@ class Download:
     pace: Pace = field(default_factory=Pace)
     step: Callable[[int], None] = lambda _: None
     resumed: Callable[[int], None] = lambda _: None
-    _have: int = 0
-    _hash: hashlib._Hash = field(default_factory=hashlib.sha256)
-    _total: int | None = None
+    renew: Callable[[], Awaitable[Mapping[str, str]]] | None = field(default=None, repr=False)
+    throttle: Throttle = field(default_factory=Throttle)
+    _ranges: Ranges = field(init=False)
+    _news: anyio.Event = field(default_factory=anyio.Event)
+    _laid: anyio.Event = field(default_factory=anyio.Event)
+    _waiting: list[int] = field(default_factory=list)
+    _busy: int = 0
+    _plain: bool = False  # the server serves no ranges
 
     async def run(self) -> str:
         """Fetch and verify; returns the sha256.
@@ -64,146 +89,263 @@ class Download:
             Interrupted: the network failed too often in a row.
             Mismatch: size or digest are not as promised.
         """
-        await anyio.to_thread.run_sync(self._recall)
-        self.resumed(self._have)
-        if self.size is not None and self._have > self.size:
-            self._start_over()
-        resumed = self._have > 0
-        await self._persist()
-        if (wrong := self._wrong()) and resumed:  # the old bytes may be the bad ones: once more, from nothing
-            self._start_over()
+        self._ranges = Ranges(self.path, self.pace.segment)
+        try:
+            await to_thread.run_sync(self._ranges.recall, self.sha256 is None)
+            self.resumed(self._ranges.have)
+            resumed = self._ranges.have > 0
+            if self.size is not None and self._ranges.total not in (None, self.size):
+                self._lose()
             await self._persist()
-            wrong = self._wrong()
-        if wrong:
-            self._start_over()
-            raise Mismatch(f"{shown(self.url)}: {wrong}", hint="pull again; if it stays so, name another mirror")
-        return self._hash.hexdigest()
+            if (wrong := self._wrong()) and resumed:  # the old bytes may be the bad ones: once more, from nothing
+                self._lose()
+                await self._persist()
+                wrong = self._wrong()
+            if wrong:
+                raise Mismatch(f"{shown(self.url)}: {wrong}", hint="pull again; if it stays so, name another mirror")
+            return self._ranges.digest()
+        except Mismatch:
+            self._lose()
+            raise
+        finally:
+            self._ranges.close()
 
     async def _persist(self) -> None:
-        failures, before = 0, -1
-        while True:
+        """All of it, however often the source changes within reason."""
+        for left in reversed(range(self.pace.attempts + 1)):
             try:
-                if await self._attempt():
+                await self._fetch()
+                return
+            except BaseExceptionGroup as group:
+                error = first_of(group)
+            if not isinstance(error, Changed):
+                raise error
+            self._lose()
+            if not left:
+                raise self._interrupted(Again(f"{shown(self.url)} changes while it is read", hint="name another mirror, or try later"))
+
+    async def _fetch(self) -> None:
+        """Every segment that is not here, over a few lanes, while the hash follows."""
+        self._laid, self._busy = anyio.Event(), 0
+        if self._ranges.counts:
+            self._spread()
+        else:
+            self._waiting = [0]
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._hash_along)
+            group.start_soon(self._lane)
+            await self._laid.wait()
+            for _ in range(min(self.pace.lanes - 1, len(self._waiting))):
+                group.start_soon(self._lane)
+
+    @property
+    def _piece(self) -> int:
+        """Bytes of a segment: a few for each lane, as far as the size is known before it is asked for."""
+        share = (self.size or 0) // (4 * self.pace.lanes)
+        return max(self.pace.segment, min(share, self.pace.longest_segment))
+
+    def _spread(self) -> None:
+        self._waiting = [number for number in range(len(self._ranges.counts)) if not self._ranges.is_done(number)]
+        self._laid.set()
+
+    async def _lane(self) -> None:
+        while self._waiting:
+            number = self._waiting.pop(0)
+            self._busy += 1
+            try:
+                if not await self._segment(number):
                     return
+            finally:
+                self._busy -= 1
+        self._tell()
+
+    async def _segment(self, number: int) -> bool:
+        """One segment; False when it was left to the other lanes, because the server wants fewer of them."""
+        failures, furthest, renewed = 0, -1, False
+        while not (self._ranges.counts and self._ranges.is_done(number)):
+            asked_with = self.headers
+            try:
+                async with self.throttle.lanes:
+                    await self._attempt(number)
+                if self._ranges.total is None:
+                    self._ranges.close_at(self._ranges.have)
+            except Challenged:
+                if renewed or self.renew is None:
+                    raise
+                if asked_with is self.headers:  # no other lane has done it meanwhile
+                    self.headers, renewed = {**self.headers, **await self.renew()}, True
             except Again as error:
-                failures = 1 if self._have > before else failures + 1
-                before = max(before, self._have)  # a server that always begins anew gets no further by getting as far again
+                renewed = False
+                here = self._ranges.counts[number] if self._ranges.counts else 0
+                failures = 1 if here > furthest else failures + 1
+                furthest = max(furthest, here)  # a server that always begins anew gets no further by getting as far again
+                if error.details.get("status") in (429, 503) and self._busy > 1:
+                    self._waiting.insert(0, number)
+                    return False
                 if failures > self.pace.attempts:
                     raise self._interrupted(error) from error
                 backoff = self.pace.first_wait_seconds * 2 ** (failures - 1)
                 await anyio.sleep(min(error.wait_seconds or backoff, self.pace.longest_wait_seconds))
-
-    async def _attempt(self) -> bool:
-        """One request; says whether the file is whole now."""
-        if self._have and self._have == (self.size if self.size is not None else self._total):
-            return True
-        headers = {**self.headers, "Accept-Encoding": "identity"}
-        validator = self._validator()
-        if self._have:
-            headers["Range"] = f"bytes={self._have}-"
-            if validator.startswith('"'):
-                headers["If-Range"] = validator
-        async with self.web.stream(self.url, headers) as response:
-            if response.status_code == 416:
-                return self._beyond(response)
-            self._align(response, validator)
-            await self._receive(response)
-        return self._complete()
-
-    def _align(self, response: Response, validator: str) -> None:
-        """Make the file end where this response begins."""
-        current = response.headers.get("etag") or response.headers.get("last-modified") or ""
-        length = response.headers.get("content-length")
-        if response.status_code == 206:
-            found = RANGE.fullmatch(response.headers.get("content-range", ""))
-            if found is None or int(found[1]) != self._have or (validator and current and current != validator):
-                self._start_over()
-                raise Again(f"{shown(self.url)} changed while it was read")
-            self._total = int(found[2]) if found[2] != "*" else None
-        else:
-            if self._have:
-                self._start_over()
-            self._total = int(length) if length and length.isdigit() else None
-        self._tag().write_text(current, encoding="utf-8")
-
-    async def _receive(self, response: Response) -> None:
-        limit, buffer = self.size if self.size is not None else self._total, bytearray()
-        try:
-            async for chunk in response.aiter_raw():
-                buffer += chunk
-                if limit is not None and self._have + len(buffer) > limit:
-                    buffer.clear()
-                    self._start_over()
-                    raise Mismatch(f"{shown(self.url)} sends more than its {limit} bytes", hint="name another mirror")
-                if len(buffer) >= CHUNK:
-                    full, buffer = buffer, bytearray()
-                    await anyio.to_thread.run_sync(self._write, full)
-                    self.step(len(full))
-        finally:
-            if buffer:  # what came before a reset counts, else a link that breaks every 100 KB never gets further
-                self._write(buffer)
-                self.step(len(buffer))
-
-    def _complete(self) -> bool:
-        expected = self.size if self.size is not None else self._total
-        if not self._have:
-            self._write(b"")
-        if expected is not None and self._have < expected:
-            if self._total is not None and self._total < expected and self._have == self._total:
-                return True  # the server says this is all of it: `_wrong` tells
-            raise Again(f"{shown(self.url)} ended after {self._have} of {expected} bytes")
         return True
 
-    def _beyond(self, response: Response) -> bool:
-        """The server has nothing after what we have: either that is the whole file, or it changed."""
-        if response.headers.get("content-range", "") == f"bytes */{self._have}" and self.size in (None, self._have):
-            return True
-        self._start_over()
-        raise Again(f"{shown(self.url)} is shorter than before")
+    async def _attempt(self, number: int) -> None:
+        """One request for what a segment lacks."""
+        ranges = self._ranges
+        start, end = ranges.bounds(number) if ranges.counts else (0, None)
+        have = ranges.counts[number] if ranges.counts else 0
+        if self._plain and have:
+            raise Changed
+        headers = {**self.headers, "Accept-Encoding": "identity"}
+        if asked := self._range(start, have, end):
+            headers["Range"] = asked
+            if (have or number) and ranges.tag.startswith('"'):
+                headers["If-Range"] = ranges.tag
+        async with self.web.stream(self.url, headers) as response:
+            if response.status_code == 416:
+                await self._beyond(response, start + have)
+                return
+            await self._align(response, start + have, bool(asked))
+            start, end = ranges.bounds(number)
+            await self._receive(response, number, None if end is None else end - start)
+
+    def _range(self, start: int, have: int, end: int | None) -> str | None:
+        """What to ask for; None for the whole file."""
+        counts = self._ranges.counts
+        if self._plain or (not counts and self.size is not None and self.size <= self.pace.segment):
+            return None
+        if not counts:
+            return f"bytes=0-{self._piece - 1}"
+        if len(counts) == 1:
+            return f"bytes={have}-" if have else None
+        return f"bytes={start + have}-{(end or 0) - 1}"
+
+    async def _align(self, response: Response, start: int, asked: bool) -> None:
+        """See that this response goes on where the file ends; the first one says how large it is. Raises Changed."""
+        tag = response.headers.get("etag") or response.headers.get("last-modified") or ""
+        if response.status_code == 206:
+            found = RANGE.fullmatch(response.headers.get("content-range", ""))
+            total = int(found[3]) if found and found[3] != "*" else None
+            if not self._ranges.counts and found and found[1] == "0" and total is not None:
+                await self._lay(tag, total, whole=False)
+            elif found is None or int(found[1]) != start or self._differs(tag) or total not in (None, self._ranges.total):
+                self._plain = self._plain or not self._ranges.counts  # ranges of its own kind are worse than none
+                raise Changed
+            return
+        self._plain = self._plain or (asked and not self._differs(tag))
+        if start or (self._ranges.counts and (len(self._ranges.counts) > 1 or self._differs(tag))):
+            raise Changed
+        length = response.headers.get("content-length", "")
+        if not self._ranges.counts:
+            await self._lay(tag, int(length) if length.isdigit() else None, whole=True)
+
+    def _differs(self, tag: str) -> bool:
+        return bool(self._ranges.tag and tag and tag != self._ranges.tag)
+
+    async def _lay(self, tag: str, total: int | None, *, whole: bool) -> None:
+        """Now that the size is known: is there room, and how is it divided?"""
+        if self.size is not None and total is not None and total != self.size:
+            raise Mismatch(f"{shown(self.url)} has {total} bytes, {self.size} were promised", hint="name another mirror, or wait")
+        size = total if total is not None else self.size
+        if size is not None and self.size is None:
+            need_room(self.path.parent, size)
+        await to_thread.run_sync(lambda: self._ranges.lay(tag, size, whole=whole, segment=self._piece))
+        if whole or size is None:
+            self._waiting = []
+            self._laid.set()
+        else:
+            self._spread()
+            self._waiting = [number for number in self._waiting if number]  # the first is under way
+
+    async def _beyond(self, response: Response, start: int) -> None:
+        """The server has nothing from there on: the file is empty, or it is shorter than it was."""
+        found = NOTHING.fullmatch(response.headers.get("content-range", ""))
+        if found and int(found[1]) == start and self.size in (None, start):
+            if not self._ranges.counts:
+                await self._lay("", start, whole=True)
+            self._ranges.close_at(start)
+            return
+        if self._ranges.have or not self._plain:
+            self._plain = not self._ranges.have
+            raise Changed
+        raise Again(f"{shown(self.url)} does not serve the range it was asked for (HTTP 416)", hint="name another mirror")
+
+    async def _receive(self, response: Response, number: int, limit: int | None) -> None:
+        """The body into the segment, which may hold `limit` bytes in all; what a server sends beyond a range that was asked for is left."""
+        batch: list[bytes] = []
+        size, ranges = 0, self._ranges
+        window, got = time.monotonic(), 0
+        try:
+            async for chunk in self.web.body(response):
+                room = None if limit is None else limit - ranges.counts[number] - size
+                if room is not None and len(chunk) > room:
+                    if ranges.bounds(number)[1] == ranges.total:
+                        batch.clear()
+                        raise Mismatch(f"{shown(self.url)} sends more than its {limit} bytes", hint="name another mirror")
+                    chunk = chunk[:room]
+                batch.append(chunk)
+                size += len(chunk)
+                got += len(chunk)
+                if size >= BATCH:
+                    full, batch, size = batch, [], 0
+                    await to_thread.run_sync(ranges.write, number, full)
+                    self._gained(full)
+                if (waited := time.monotonic() - window) > self.pace.stall_seconds:
+                    if got < SLOWEST * waited:
+                        raise Again(f"{shown(self.url)} sends {got} bytes in {waited:.0f} s", hint="name another mirror")
+                    window, got = time.monotonic(), 0
+                before = time.monotonic()
+                await self.throttle.let_pass(len(chunk))
+                window += time.monotonic() - before
+        finally:
+            if batch:  # what came before a reset counts, else a link that breaks every 100 KB never gets further
+                ranges.write(number, batch)
+                self._gained(batch)
+        self._refuse_short(number)
+
+    def _refuse_short(self, number: int) -> None:
+        """Raise Again when a response ended before its segment did."""
+        start, end = self._ranges.bounds(number)
+        here = self._ranges.counts[number]
+        if end is not None and here < end - start:
+            raise Again(f"{shown(self.url)} ended after {start + here} of {self._ranges.total} bytes")
+
+    async def _hash_along(self) -> None:
+        while True:
+            news = self._news
+            if self._laid.is_set() and self._ranges.counts and self._ranges.prefix() > self._ranges.hashed:
+                await to_thread.run_sync(self._ranges.hash_on, from_thread.check_cancelled)
+            elif self._ranges.is_whole:
+                return
+            else:
+                await news.wait()
+
+    def _gained(self, batch: list[bytes]) -> None:
+        self.step(sum(map(len, batch)))
+        self._tell()
+
+    def _tell(self) -> None:
+        news, self._news = self._news, anyio.Event()
+        news.set()
+
+    def _lose(self) -> None:
+        self.step(-self._ranges.forget())
 
     def _wrong(self) -> str | None:
-        if self.size is not None and self._have != self.size:
-            return f"{self._have} bytes came, {self.size} were promised"
-        if self.sha256 is not None and self._hash.hexdigest() != self.sha256:
-            return f"the bytes hash to sha256 {self._hash.hexdigest()}, promised was {self.sha256}"
+        if self.size is not None and self._ranges.have != self.size:
+            return f"{self._ranges.have} bytes came, {self.size} were promised"
+        if self.sha256 is not None and self._ranges.digest() != self.sha256:
+            return f"the bytes hash to sha256 {self._ranges.digest()}, promised was {self.sha256}"
         return None
 
     def _interrupted(self, error: Again) -> Interrupted:
-        kept = f"{self._have} of {self.size or self._total or 'unknown'} bytes of it are kept, the next pull goes on from there"
-        return Interrupted(f"{error}; {kept}", hint=error.hint, details={**error.details, "kept_bytes": self._have})
+        have, whole = self._ranges.have, self.size or self._ranges.total or "unknown"
+        kept = f"{have} of {whole} bytes of it are kept, the next pull goes on from there"
+        return Interrupted(f"{error}; {kept}", hint=error.hint, next=error.next, details={**error.details, "kept_bytes": have})
 
-    # Blocking
 
-    def _recall(self) -> None:
-        """Take up what an earlier attempt left, unless nothing could tell whether it still fits."""
-        if not self.path.exists():
-            return
-        if not self._validator() and self.sha256 is None:
-            self.path.unlink()
-            return
-        with self.path.open("rb", buffering=0) as stream:
-            while chunk := stream.read(CHUNK):
-                anyio.from_thread.check_cancelled()
-                self._hash.update(chunk)
-                self._have += len(chunk)
-
-    def _write(self, data: bytes | bytearray) -> None:
-        with self.path.open("ab", buffering=0) as stream:
-            view = memoryview(data)
-            while view:
-                written = stream.write(view)
-                self._hash.update(view[:written])
-                self._have += written
-                view = view[written:]
-
-    def _start_over(self) -> None:
-        self.path.unlink(missing_ok=True)
-        self._tag().unlink(missing_ok=True)
-        self.step(-self._have)
-        self._have, self._hash, self._total = 0, hashlib.sha256(), None
-
-    def _validator(self) -> str:
-        return self._tag().read_text(encoding="utf-8") if self._tag().exists() else ""
-
-    def _tag(self) -> Path:
-        return self.path.with_name(f"{self.path.name}.etag")
+def first_of(error: BaseException) -> BaseException:
+    """Of several failures at once, the first that is no cancellation speaks for all."""
+    while isinstance(error, BaseExceptionGroup):
+        real = [each for each in error.exceptions if isinstance(each, Exception | BaseExceptionGroup)]
+        error = (real or error.exceptions)[0]
+    return error

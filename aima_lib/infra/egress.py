@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from httpx import Response as Response
 
 MOST_REDIRECTS, MOST_ADDRESSES = 5, 8
+WIDE, DIRECT = 1 << 20, 4 << 20
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 HARMLESS = frozenset({"accept", "accept-encoding", "range", "if-range", "user-agent"})
 SAID = {"User-Agent": "aima", "Accept": "*/*", "Accept-Encoding": "gzip, deflate"}
@@ -143,6 +144,31 @@ class Egress:
             target = after
         raise InvalidArgument(f"{shown(url)}: more than {MOST_REDIRECTS} redirects", hint="name another mirror")
 
+    async def body(self, response: Response) -> AsyncIterator[bytes]:
+        """The body as it comes, within `open`. A long one is taken from the connection itself once its beginning was parsed.
+
+        A parser copies each byte five times, which costs more than fetching it. Such a connection is not used again.
+
+        Raises:
+            Again: it ends too soon.
+        """
+        length, stream = response.headers.get("content-length", ""), response.extensions.get("network_stream")
+        left = int(length) if length.isdigit() and stream is not None and "transfer-encoding" not in response.headers else 0
+        async with aclosing(response.aiter_raw()) as chunks:  # type: ignore[type-var]
+            async for chunk in chunks:
+                yield chunk
+                left -= len(chunk)
+                if left < DIRECT:
+                    continue
+                assert stream is not None
+                while left:
+                    chunk = await stream.read(min(WIDE, left), self._stall)
+                    if not chunk:
+                        raise Again(f"{shown(str(response.request.url))} ended {left} bytes too soon", hint=ELSEWHERE)
+                    yield chunk
+                    left -= len(chunk)
+                return
+
     async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> int:
         """The status that a POST is answered with. A redirect is an answer like any other, and not followed. Raises as `open` does."""
         async with self._answer(url, place(url), SAID | dict(headers), body) as answer:
@@ -160,6 +186,7 @@ class Egress:
     async def _answer(
         self, url: str, target: Place, headers: Mapping[str, str], body: bytes | None = None, method: str | None = None
     ) -> AsyncIterator[Response]:
+        import httpcore
         import httpx
 
         limits = httpx.Timeout(self._stall, connect=self._connect, pool=None).as_dict()
@@ -176,10 +203,10 @@ class Egress:
                 await response.aclose()
         except httpx.InvalidURL as error:
             raise InvalidArgument(f"{shown(url)}: {error}", hint=PLAIN) from error
-        except httpx.TimeoutException as error:
+        except (httpx.TimeoutException, httpcore.TimeoutException) as error:
             waited = "no connection in time" if isinstance(error, httpx.ConnectTimeout) else f"no byte for {self._stall:g} s"
             raise Again(f"{shown(url)}: {waited}", hint=ELSEWHERE) from error
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpcore.NetworkError, httpcore.ProtocolError) as error:
             raise Again(f"{shown(url)} could not be read: {str(error) or type(error).__name__}", hint=ELSEWHERE) from error
 
     async def _transport(self, target: Place) -> httpx.AsyncHTTPTransport:
@@ -206,6 +233,29 @@ def _pinned(addresses: Callable[[str, int], Awaitable[Sequence[Address]]]) -> ht
     import httpcore
     import httpx
 
+    class Wide(httpcore.AsyncNetworkStream):
+        """A stream that takes all that is there: a fourth of the wakings for a body of gigabytes."""
+
+        def __init__(self, inner: httpcore.AsyncNetworkStream) -> None:
+            self._inner = inner
+
+        async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+            return await self._inner.read(max(max_bytes, WIDE), timeout)
+
+        async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+            await self._inner.write(buffer, timeout)
+
+        async def start_tls(
+            self, ssl_context: Any, server_hostname: str | None = None, timeout: float | None = None
+        ) -> httpcore.AsyncNetworkStream:
+            return Wide(await self._inner.start_tls(ssl_context, server_hostname, timeout))
+
+        async def aclose(self) -> None:
+            await self._inner.aclose()
+
+        def get_extra_info(self, info: str) -> Any:
+            return self._inner.get_extra_info(info)
+
     class Dialer(httpcore.AnyIOBackend):
         async def connect_tcp(
             self, host: str, port: int, timeout: float | None = None, local_address: str | None = None, socket_options: Any = None
@@ -221,7 +271,7 @@ def _pinned(addresses: Callable[[str, int], Awaitable[Sequence[Address]]]) -> ht
             for address in found:
                 share = timeout and timeout / len(found)
                 try:
-                    return await super().connect_tcp(str(address), port, share, local_address, socket_options)
+                    return Wide(await super().connect_tcp(str(address), port, share, local_address, socket_options))
                 except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                     failed = error
             raise failed

@@ -7,6 +7,7 @@ that falls further behind than that reads on from the log. Only what the log has
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import threading
@@ -30,6 +31,7 @@ from aima_lib.registry import Unit
 Event = dict[str, Any]
 KEPT = 4096
 PAGE = 500
+GATHER_SECONDS = 0.1
 BATCH = 512  # events that one job of the writer takes
 BESIDE = 250  # bytes that an event takes in the store besides its payload, its places in the indexes among them
 COLUMNS = "seq, type, time, subject, correlation_id, causation_id, payload"
@@ -46,7 +48,7 @@ class _Batch:
 
     def __init__(self) -> None:
         self.events: list[tuple[Event, str, lineage.Lineage | None, Notice]] = []
-        self.closed = False
+        self.closed = self.sent = False
 
 
 class Events:
@@ -58,7 +60,8 @@ class Events:
         self._news = anyio.Event()
         self._subscribers: list[Callable[[Event], None]] = []
         self._batch, self._lock = _Batch(), threading.Lock()
-        self._batch.closed = True
+        self._batch.closed = self._batch.sent = True
+        self._timer: asyncio.TimerHandle | None = None
         self.counts: Counter[str] = Counter()
         self._last = int(store.read(LAST)[0][0])
         self._first = int(store.read("SELECT min(seq) FROM events")[0][0] or self._last + 1)
@@ -78,8 +81,10 @@ class Events:
         """The number of the newest event that followers can see."""
         return self._last
 
-    def publish(self, type: str, payload: Mapping[str, Any], *, subject: str | None = None) -> Notice:
+    def publish(self, type: str, payload: Mapping[str, Any], *, subject: str | None = None, gather: bool = False) -> Notice:
         """Log an event, as coming of the work at hand, and show it to followers. Never waits.
+
+        gather: one of many of its kind, which may wait a tenth of a second for the others, so that they share a commit.
 
         Raises:
             Internal: no such event, or a payload that breaks its schema.
@@ -92,11 +97,29 @@ class Events:
         with self._lock:
             if not self._batch.closed and len(self._batch.events) < BATCH:
                 self._batch.events.append(entry)
-                return entry[3]
-            batch = self._batch = _Batch()
-            batch.events.append(entry)
-        self._store.submit(lambda db: self._append(db, batch)).add_done_callback(lambda done: self._shown(done, batch))
+            else:
+                self.flush()
+                self._batch = _Batch()
+                self._batch.events.append(entry)
+        if not gather:
+            self.flush()
+        elif self._timer is None and not self._batch.sent:
+            self._timer = asyncio.get_running_loop().call_later(GATHER_SECONDS, self.flush)
         return entry[3]
+
+    def flush(self) -> None:
+        """Hand what was gathered to the writer."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        batch = self._batch
+        if not batch.sent:
+            batch.sent = True
+            self._store.submit(lambda db: self._append(db, batch)).add_done_callback(lambda done: self._shown(done, batch))
+
+    def close(self) -> None:
+        """Write down what was gathered; the store must be open still."""
+        self.flush()
 
     def subscribe(self, subscriber: Callable[[Event], None]) -> Callable[[], None]:
         """Call `subscriber` with each event from now on, on the loop; it must not wait. Returns the way out."""

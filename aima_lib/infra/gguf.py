@@ -6,6 +6,7 @@ that claims an array of 2^40 is refused at once. Source of the layout: ggml's do
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,9 +15,11 @@ from typing import Any, BinaryIO
 
 from aima_lib.errors import InvalidArgument
 
-LONGEST_KEY, LONGEST_KEPT, MOST_ELEMENTS, MOST_DIMENSIONS, DEEPEST = 65_535, 1 << 20, 1 << 24, 4, 2
+LONGEST_KEY, LONGEST_KEPT, MOST_KEPT, MOST_ELEMENTS, MOST_DIMENSIONS, DEEPEST = 65_535, 1 << 20, 8 << 20, 1 << 24, 4, 2
+MOST_KEYS, MOST_TENSORS, MOST_STRINGS, MOST_ARRAYS, WINDOW = 1 << 14, 1 << 17, 1 << 21, 1 << 16, 1 << 18
+BLOCK, EXPERT = re.compile(r"(?:blk|v\.blk|a\.blk)\.\d+\."), "_exps."
 SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
-STRING, ARRAY = 8, 9
+STRING, ARRAY, LENGTH = 8, 9, struct.Struct("<Q")
 # Tensor types: name, elements a block, bytes a block.
 TENSOR_TYPES: Mapping[int, tuple[str, int, int]] = {
     0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24),
@@ -42,7 +45,12 @@ class Head:
     metadata: dict[str, Any] = field(default_factory=dict)
     lengths: dict[str, int] = field(default_factory=dict)
     parameters: int = 0
+    tensors: int = 0
     bytes_by_type: dict[str, int] = field(default_factory=dict)
+    block_bytes: int = 0  # of the layers; the rest are embeddings and the output
+    embedding: tuple[str, int] | None = None  # type and bytes of the words' vectors
+    expert_bytes: int = 0
+    expert_parameters: int = 0
     complete: bool = False
 
     def of_architecture(self, key: str) -> Any:
@@ -86,7 +94,7 @@ class _Cursor:
     """Reads forward, and refuses to pass the end."""
 
     def __init__(self, stream: BinaryIO, size: int, name: str, have: int) -> None:
-        self.stream, self.size, self.name, self.have, self.at = stream, size, name, have, 0
+        self.stream, self.size, self.name, self.have, self.at, self.kept = stream, size, name, have, 0, 0
 
     def broken(self, what: str) -> InvalidArgument:
         return InvalidArgument(
@@ -115,6 +123,23 @@ class _Cursor:
         self.stream.seek(length, 1)
         self.at += length
 
+    def skip_strings(self, length: int, what: str) -> None:
+        """Pass over strings, whose lengths are read from a window that moves: a vocabulary has hundreds of thousands."""
+        window, at, end = b"", 0, min(self.size, self.have)
+        for _ in range(length):
+            if at + 8 > len(window):
+                self.at, at = self.at + at, 0
+                self.stream.seek(self.at)
+                window = self.stream.read(min(WINDOW, max(0, end - self.at)))
+                self._claim(8, f"the length of {what}")
+            (size,) = LENGTH.unpack_from(window, at)
+            at += 8 + size
+            if self.at + at > end:
+                self.at += at - size
+                self._claim(size, what)
+        self.at += at
+        self.stream.seek(self.at)
+
     def number(self, form: str, what: str) -> Any:
         return struct.unpack(form, self.take(struct.calcsize(form), what))[0]
 
@@ -129,6 +154,9 @@ class _Cursor:
         length = self.count(1, f"length of {what}", most=1 << 62)
         if length > longest:
             raise self.broken(f"{what} is {length} bytes long, at most {longest} are read")
+        self.kept += length
+        if self.kept > MOST_KEPT:
+            raise self.broken(f"its text is longer than {MOST_KEPT} bytes")
         try:
             return self.take(length, what).decode("utf-8")
         except UnicodeDecodeError as error:
@@ -143,10 +171,12 @@ def _read(cursor: _Cursor, head: Head) -> None:
     if head.version not in (2, 3):
         cursor.at = 4
         raise cursor.broken(f"version {head.version} is not 2 or 3" + (" (a big-endian file)" if head.version >> 16 else ""))
-    tensors = cursor.count(32, "the number of tensors")
-    pairs = cursor.count(13, "the number of metadata keys")
+    tensors = cursor.count(32, "the number of tensors", MOST_TENSORS)
+    pairs = cursor.count(13, "the number of metadata keys", MOST_KEYS)
     for _ in range(pairs):
         key = cursor.text("a metadata key", LONGEST_KEY)
+        if key in head.metadata or key in head.lengths:
+            raise cursor.broken(f"the metadata key {key} stands there twice")
         _read_value(cursor, head, key, cursor.number("<I", f"the type of {key}"))
     _read_tensors(cursor, head, tensors)
     head.complete = True
@@ -168,7 +198,7 @@ def _read_array(cursor: _Cursor, head: Head, key: str, depth: int = 1) -> None:
     if kind == ARRAY:
         if depth == DEEPEST:
             raise cursor.broken(f"{key} nests arrays more than {DEEPEST} deep")
-        for _ in range(cursor.count(12, f"the length of {key}")):
+        for _ in range(cursor.count(12, f"the length of {key}", MOST_ARRAYS)):
             _read_array(cursor, head, key, depth + 1)
         return
     if kind != STRING and kind not in SCALARS:
@@ -176,8 +206,9 @@ def _read_array(cursor: _Cursor, head: Head, key: str, depth: int = 1) -> None:
     width = 8 if kind == STRING else struct.calcsize(SCALARS[kind])
     head.lengths[key] = length = cursor.count(width, f"the length of {key}")
     if kind == STRING:
-        for _ in range(length):
-            cursor.skip(cursor.count(1, f"the length of an element of {key}", most=1 << 62), f"an element of {key}")
+        if length > MOST_STRINGS:
+            raise cursor.broken(f"{key} has {length} strings, at most {MOST_STRINGS} are read")
+        cursor.skip_strings(length, f"an element of {key}")
     elif length <= 1024:
         head.metadata[key] = [value for (value,) in struct.iter_unpack(SCALARS[kind], cursor.take(length * width, key))]
     else:
@@ -187,21 +218,41 @@ def _read_array(cursor: _Cursor, head: Head, key: str, depth: int = 1) -> None:
 def _read_tensors(cursor: _Cursor, head: Head, count: int) -> None:
     infos = list(_tensor_infos(cursor, count))
     alignment = head.metadata.get("general.alignment", 32)
-    if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20:
+    if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20 or alignment & (alignment - 1):
         raise cursor.broken(f"general.alignment is {alignment!r}")
-    start = -(-cursor.at // alignment) * alignment
-    for name, elements, kind, offset in infos:
-        label, block, width = TENSOR_TYPES.get(kind, (f"type {kind}", 0, 0))
-        length = -(-elements // block) * width if block else 0
+    start, reached = -(-cursor.at // alignment) * alignment, 0
+    for name, elements, kind, offset in sorted(infos, key=lambda info: info[3]):
+        label, block, width = TENSOR_TYPES.get(kind, ("unknown", 0, 0))
+        # of a type that is not known here, all that is sure is that no weight takes less than a bit
+        length = -(-elements // block) * width if block else elements // 8
+        if offset % alignment or offset < reached:
+            raise cursor.broken(f"tensor {name} begins at {offset} of the data, inside another or off the alignment of {alignment}")
         if start + offset + length > cursor.size:
             raise cursor.broken(f"tensor {name} ends at byte {start + offset + length}, the file at {cursor.size}: it was cut short")
-        head.parameters += elements
-        head.bytes_by_type[label] = head.bytes_by_type.get(label, 0) + length
+        reached = offset + length
+        _count(head, name, elements, label, length)
+
+
+def _count(head: Head, name: str, elements: int, label: str, length: int) -> None:
+    head.parameters += elements
+    head.tensors += 1
+    head.bytes_by_type[label] = head.bytes_by_type.get(label, 0) + length
+    if BLOCK.match(name):
+        head.block_bytes += length
+    if name == "token_embd.weight":
+        head.embedding = label, length
+    if EXPERT in name:
+        head.expert_bytes += length
+        head.expert_parameters += elements
 
 
 def _tensor_infos(cursor: _Cursor, count: int) -> Iterator[tuple[str, int, int, int]]:
+    seen: set[str] = set()
     for _ in range(count):
         name = cursor.text("a tensor's name", LONGEST_KEY)
+        if name in seen:
+            raise cursor.broken(f"tensor {name} stands there twice")
+        seen.add(name)
         dimensions = cursor.number("<I", f"the rank of {name}")
         if dimensions > MOST_DIMENSIONS:
             raise cursor.broken(f"tensor {name} has {dimensions} dimensions, at most {MOST_DIMENSIONS} are possible")

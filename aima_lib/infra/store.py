@@ -12,13 +12,14 @@ import json
 import os
 import queue
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import apsw
 
-from aima_lib.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
+from aima_lib.errors import AimaError, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from aima_lib.names import did_you_mean, nearest
 
 T = TypeVar("T")
@@ -26,8 +27,9 @@ Document = dict[str, Any]
 Job = Callable[[apsw.Connection], Any]
 MIGRATIONS = Path(__file__).parent / "migrations"
 GROUP = 512
+NAMED = 1000  # of so many, the newest, the nearest are named
 # The unit that lists the documents of a kind.
-LISTED_BY = {kind: f"{kind}.list" for kind in ("model", "service", "run", "key", "secret")}
+LISTED_BY = {kind: f"{kind}.list" for kind in ("model", "service", "run", "key", "secret", "pipeline")}
 LISTED_BY |= {"instance": "engine.list", "plan": "approval.list"}
 
 
@@ -40,6 +42,9 @@ class Store:
         self._refuse_damage()
         self._migrate()
         self._reader = _connect(path)
+        self.changes: Counter[str] = Counter()  # by kind: moves whenever a document of it may have changed
+        self._touched: set[str] = set()  # the writer's
+        self._watchers: list[Callable[[set[str]], None]] = []
         self._jobs: queue.SimpleQueue[tuple[Job, asyncio.Future[Any]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._write, name="aima-store", daemon=True)
         self._thread.start()
@@ -80,7 +85,14 @@ class Store:
     def count(self, kind: str, **equal: Any) -> int:
         """How many documents `find` would see without a limit."""
         where, values = _conditions(kind, equal)
+        if not values and (known := self.read("SELECT count FROM document_counts WHERE kind = ?", (kind,))):
+            return int(known[0][0])
         return int(self.read(f"SELECT count(*) FROM documents WHERE {where}", values)[0][0])
+
+    def ids(self, kind: str, prefix: str = "") -> set[str]:
+        """The ids of a kind that begin so."""
+        rows = self.read("SELECT id FROM documents WHERE kind = ? AND id >= ? AND id < ?", (kind, prefix, f"{prefix}\U0010ffff"))
+        return {str(row[0]) for row in rows}
 
     def read(self, sql: str, values: tuple[Any, ...] | Mapping[str, Any] = ()) -> list[tuple[Any, ...]]:
         """Rows of a SELECT. For tables that are not documents.
@@ -96,7 +108,7 @@ class Store:
     def missing(self, kind: str, id: str, **equal: Any) -> NotFound:
         """The error that says so and names what is near, among the documents whose fields equal these."""
         where, values = _conditions(kind, equal)
-        ids = [row[0] for row in self.read(f"SELECT id FROM documents WHERE {where}", values)]
+        ids = [row[0] for row in self.read(f"SELECT id FROM documents WHERE {where} ORDER BY rowid DESC LIMIT {NAMED}", values)][::-1]
         unit = LISTED_BY.get(kind)
         hint = did_you_mean(id, ids) or (f"there are: {', '.join(ids[-5:])}" if ids else f"there is no {kind} yet")
         calls = [{"unit": unit, "arguments": {}}] if unit else []
@@ -110,15 +122,16 @@ class Store:
         Raises:
             AlreadyExists: its id is taken.
         """
+        sql = "INSERT INTO documents VALUES (?, ?, ?)"
         try:
-            await self.submit(lambda db: db.execute("INSERT INTO documents VALUES (?, ?, ?)", (kind, document["id"], _dumps(document))))
+            await self.submit(lambda db: self._touching(db, kind).execute(sql, (kind, document["id"], _dumps(document))))
         except apsw.ConstraintError as error:
             raise AlreadyExists(f"there is a {kind} called {document['id']!r} already") from error
 
     async def put(self, kind: str, document: Mapping[str, Any]) -> None:
         """Add or replace a document."""
         sql = "INSERT INTO documents VALUES (?, ?, ?) ON CONFLICT (kind, id) DO UPDATE SET body = excluded.body"
-        await self.submit(lambda db: db.execute(sql, (kind, document["id"], _dumps(document))))
+        await self.submit(lambda db: self._touching(db, kind).execute(sql, (kind, document["id"], _dumps(document))))
 
     async def update(self, kind: str, id: str, **changes: Any) -> Document:
         """Merge `changes` into a document, atomically; returns the whole.
@@ -130,7 +143,7 @@ class Store:
         def merge(db: apsw.Connection) -> Document | None:
             for (body,) in db.execute("SELECT body FROM documents WHERE kind = ? AND id = ?", (kind, id)).fetchall():
                 merged = _loads(str(body)) | changes
-                db.execute("UPDATE documents SET body = ? WHERE kind = ? AND id = ?", (_dumps(merged), kind, id))
+                self._touching(db, kind).execute("UPDATE documents SET body = ? WHERE kind = ? AND id = ?", (_dumps(merged), kind, id))
                 return merged
             return None
 
@@ -143,7 +156,7 @@ class Store:
         """Remove a document; says whether it was there."""
 
         def remove(db: apsw.Connection) -> bool:
-            db.execute("DELETE FROM documents WHERE kind = ? AND id = ?", (kind, id))
+            self._touching(db, kind).execute("DELETE FROM documents WHERE kind = ? AND id = ?", (kind, id))
             return bool(db.changes())
 
         return await self.submit(remove)
@@ -154,7 +167,16 @@ class Store:
         self._jobs.put((job, future))
         return future
 
+    def watch(self, watcher: Callable[[set[str]], None]) -> None:
+        """Call `watcher` with the kinds whose documents may have changed, on the loop; it must not wait."""
+        self._watchers.append(watcher)
+
     # The writer's thread
+
+    def _touching(self, db: apsw.Connection, kind: str) -> apsw.Connection:
+        """The connection, to change a document of this kind by."""
+        self._touched.add(kind)
+        return db
 
     def _write(self) -> None:
         while (first := self._jobs.get()) is not None:
@@ -186,8 +208,9 @@ class Store:
                 return
             lost = (outcomes[0][2] if outcomes else None) or _translated(error)
             outcomes = [(future, None, lost) for _, future in group]
+        touched, self._touched = self._touched, set()
         try:
-            group[0][1].get_loop().call_soon_threadsafe(_settle, outcomes)
+            group[0][1].get_loop().call_soon_threadsafe(self._settle, outcomes, touched)
         except RuntimeError:  # the loop is closed: nobody waits any more, and what was committed stays
             return
 
@@ -198,13 +221,26 @@ class Store:
         try:
             outcome = job(db)
             outcome = list(outcome) if isinstance(outcome, apsw.Cursor) else outcome
-        except (apsw.Error, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        except (apsw.Error, AimaError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
             if db.in_transaction:
                 db.execute("ROLLBACK TO job")
                 db.execute("RELEASE job")
             return None, _translated(error)
         db.execute("RELEASE job")
         return outcome, None
+
+    def _settle(self, outcomes: list[tuple[asyncio.Future[Any], Any, BaseException | None]], touched: set[str]) -> None:
+        """On the loop: the group is on disk."""
+        self.changes.update(touched)
+        for watcher in self._watchers if touched else ():
+            watcher(touched)
+        for future, value, error in outcomes:
+            if future.cancelled():
+                continue
+            if error is None:
+                future.set_result(value)
+            else:
+                future.set_exception(error)
 
     # Opening
 
@@ -246,19 +282,9 @@ def _connect(path: Path) -> apsw.Connection:
         for _ in db.execute("PRAGMA journal_mode=WAL"):
             pass
         db.execute("PRAGMA synchronous=FULL")
-    except apsw.NotADBError:
+    except (apsw.NotADBError, apsw.CorruptError):
         pass  # the integrity check that follows says it in our words
     return db
-
-
-def _settle(outcomes: list[tuple[asyncio.Future[Any], Any, BaseException | None]]) -> None:
-    for future, value, error in outcomes:
-        if future.cancelled():
-            continue
-        if error is None:
-            future.set_result(value)
-        else:
-            future.set_exception(error)
 
 
 def _translated(error: Exception) -> Exception:
@@ -269,8 +295,9 @@ def _translated(error: Exception) -> Exception:
 
 def _conditions(kind: str, equal: Mapping[str, Any]) -> tuple[str, tuple[Any, ...]]:
     given = {key: value for key, value in equal.items() if value is not None}
-    clauses = ["kind = ?", *(f"json_extract(body, '$.{key}') = ?" for key in given)]
-    return " AND ".join(clauses), (kind, *given.values())
+    assert kind.isidentifier()  # it stands in the text: an index of one kind is not found by a value that is bound later
+    clauses = [f"kind = '{kind}'", *(f"json_extract(body, '$.{key}') = ?" for key in given)]
+    return " AND ".join(clauses), tuple(given.values())
 
 
 def _dumps(document: Mapping[str, Any]) -> str:

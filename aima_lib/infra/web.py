@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from aima_lib.infra.egress import Response
 
 LARGEST_PAGE, PAGE_SECONDS = 64 << 20, 300
+SECRETS = {"unit": "secret.list", "arguments": {}}
 
 
 @dataclass(slots=True)
@@ -26,6 +27,12 @@ class Page:
     url: str
     content_type: str
     body: bytes
+
+
+class Challenged(PermissionDenied):
+    """The server wants to know who asks; `challenge` is its WWW-Authenticate."""
+
+    challenge = ""
 
 
 class Web:
@@ -47,16 +54,22 @@ class Web:
                 raise refusal(response.status_code, url, response.headers)
             yield response
 
-    async def get(self, url: str, headers: Mapping[str, str] | None = None) -> Page:
+    def body(self, response: Response) -> AsyncIterator[bytes]:
+        """The body of what `stream` gave, as it comes. Raises Again when it ends too soon."""
+        return self._egress.body(response)
+
+    async def get(self, url: str, headers: Mapping[str, str] | None = None, most: int = LARGEST_PAGE) -> Page:
         """A whole page of bounded size, in bounded time; raises as `stream` does."""
         body = bytearray()
         try:
             with anyio.fail_after(PAGE_SECONDS):
                 async with self.stream(url, headers or {}) as response:
+                    if response.status_code == 416:
+                        raise refusal(416, url, response.headers)
                     async for chunk in response.aiter_bytes():
                         body += chunk
-                        if len(body) > LARGEST_PAGE:
-                            raise Unavailable(f"{shown(url)} answers more than {LARGEST_PAGE} bytes", hint="is it the right endpoint?")
+                        if len(body) > most:
+                            raise Unavailable(f"{shown(url)} answers more than {most} bytes", hint="is it the right endpoint?")
                     return Page(str(response.url), response.headers.get("content-type", ""), bytes(body))
         except TimeoutError as error:
             raise Again(f"{shown(url)} takes more than {PAGE_SECONDS} s for a page", hint="name another mirror") from error
@@ -68,19 +81,25 @@ class Web:
 
 def refusal(status: int, url: str, headers: Mapping[str, str]) -> AimaError:
     """What an HTTP error status means."""
-    where = shown(url)
+    where, told = shown(url), {"status": status}
     if status == 401:
-        return PermissionDenied(
-            f"{where} wants a token (HTTP 401), or does not exist", hint="set the source's token in the environment of the host"
-        )
+        hint = "put the source's token (`aima secret put`), or set it in the environment of the host"
+        denied = Challenged(f"{where} wants a token (HTTP 401), or does not exist", hint=hint, next=[SECRETS], details=told)
+        denied.challenge = headers.get("www-authenticate", "")
+        return denied
     if status == 403:
-        return PermissionDenied(f"{where} refuses this token (HTTP 403)", hint="ask for access, or accept the model's licence on its page")
+        hint = "ask for access, or accept the model's licence on its page, with the account of the token"
+        return PermissionDenied(f"{where} refuses this token (HTTP 403)", hint=hint, next=[SECRETS], details=told)
     if status in (404, 410):
-        return NotFound(f"{where} does not exist (HTTP {status})", hint="check repo, revision and file")
+        return NotFound(f"{where} does not exist (HTTP {status})", hint="check repo, revision and file", details=told)
     if status in (408, 425, 429) or status >= 500:
         why = "limits how often it may be asked" if status == 429 else "failed"
-        error = Again(f"{where} {why} (HTTP {status})", hint="wait a little, or name another mirror", details={"status": status})
         asked = headers.get("retry-after", "")
-        error.wait_seconds = float(asked) if asked.isdigit() else None
+        wait = float(asked) if asked.isdigit() else None
+        hint = "wait a little, or name another mirror" if wait is None else f"ask again in {wait:.0f} s, or name another mirror"
+        error = Again(f"{where} {why} (HTTP {status})", hint=hint, details=told | ({"retry_after_seconds": wait} if wait else {}))
+        error.wait_seconds = wait
         return error
-    return FailedPrecondition(f"{where} answers HTTP {status}", details={"status": status})
+    if status == 416:
+        return Unavailable(f"{where} does not serve the range it was asked for (HTTP 416)", hint="name another mirror", details=told)
+    return FailedPrecondition(f"{where} answers HTTP {status}", hint="is it the right endpoint?", details=told)

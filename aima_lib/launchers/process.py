@@ -157,6 +157,11 @@ def rss_bytes(home: Path, instance: str) -> int:
     return sum(_rss(process) for process in _tree(home, instance))
 
 
+def pids(home: Path, instance: str) -> list[int]:
+    """The processes of an instance, the engine's own first; none when it does not run."""
+    return [process.pid for process in _tree(home, instance)]
+
+
 def stop(home: Path, instance: str, timeout_seconds: float) -> int:
     """End an instance: politely, and by force after the timeout. Returns the bytes of memory that were freed, measured."""
     kept = read_state(home, instance)

@@ -25,6 +25,7 @@ from aima_lib.services.model import ModelService
 from aima_lib.services.oauth import OAuth
 from aima_lib.services.secrets import SecretService
 from aima_lib.services.serving import ServingService
+from aima_lib.services.vectors import VectorService
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class Services:
     inference: InferenceService
     keys: KeyService
     secrets: SecretService
+    vectors: VectorService
     oauth: OAuth | None
     approvals: Approvals
     audit: Audit

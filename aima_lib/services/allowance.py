@@ -33,6 +33,21 @@ Spend = Callable[[float], None]
 Hold = Callable[[float], AbstractContextManager[Spend]]
 
 
+class Account:
+    """A Charge that knows whose it is."""
+
+    def __init__(self, allowance: Allowance, caller: Caller) -> None:
+        self.allowance, self.caller = allowance, caller
+
+    def __call__(self, kind: Kind, amount: float) -> None:
+        self.allowance.charge(self.caller, kind, amount)
+
+
+def caller_of(charge: Charge) -> str:
+    """Who pays, so that callers can take turns; everybody whose charge does not say counts as one."""
+    return charge.caller.name if isinstance(charge, Account) else ""
+
+
 @contextmanager
 def unlimited(_: float) -> Iterator[Spend]:
     """A Hold for nobody in particular."""
@@ -112,6 +127,10 @@ class Allowance:
             yield
         finally:
             _within.reset(mark)
+
+    def account(self, caller: Caller) -> Account:
+        """What counts as used by this caller."""
+        return Account(self, caller)
 
     def charge(self, caller: Caller, kind: Kind, amount: float) -> None:
         """Count what was used."""

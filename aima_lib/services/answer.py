@@ -17,7 +17,9 @@ class Answer:
 
     def __init__(self, id: str) -> None:
         self.id, self.began = id, time.monotonic()
+        self.sent = self.began  # when an engine was asked
         self.usage: dict[str, Any] | None = None
+        self.instance_id: str | None = None  # who answers
         self.pieces = 0  # of the stream so far: a token each, or nearly
         self._first: float | None = None
         self._texts: dict[str, list[str]] = {"content": [], "reasoning_content": []}
@@ -43,10 +45,10 @@ class Answer:
 
     @property
     def busy_seconds(self) -> float:
-        """How long the engine worked on it: by its own clock, else all the time since it was asked."""
+        """How long the engine worked on it: by its own clock, else all the time since it was sent there."""
         spans = [self._engine_timings.get(key) for key in ("prompt_ms", "predicted_ms")]
         if None in spans:
-            return time.monotonic() - self.began
+            return time.monotonic() - self.sent
         return sum(float(span) for span in spans if span is not None) / 1000
 
     def cost(self, request: Mapping[str, Any], left: bool) -> int:

@@ -14,12 +14,13 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import anyio
 import apsw
 
-from aima_lib.door import AGENT, Caller
+from aima_lib.door import AGENT, OWNER, Caller
 from aima_lib.errors import FailedPrecondition, PermissionDenied, ResourceExhausted
 from aima_lib.infra.change import Change
-from aima_lib.infra.clock import now, stamp
+from aima_lib.infra.clock import now, parse, stamp
 from aima_lib.infra.events import Events
 from aima_lib.infra.home import Home
 from aima_lib.infra.store import Document, Store
@@ -27,6 +28,7 @@ from aima_lib.names import token as word
 
 MOST_OPEN = 100  # of one caller: asking for more is a loop, not a wish
 KEPT = timedelta(days=7)
+EXPIRED_SECONDS = 0.01  # stamps are cut to the millisecond
 INSIDE = ("digest", "fingerprint")
 CLAIM = """UPDATE documents SET body = json_set(body, '$.status', 'applied') WHERE kind = 'plan' AND id = ?
   AND json_extract(body, '$.status') = ? RETURNING id"""
@@ -41,19 +43,26 @@ class Approvals:
         self._secret, self._store, self._events = home.secret(), store, events
 
     async def propose(
-        self, unit: str, arguments: Mapping[str, Any], shown: Mapping[str, Any], caller: Caller, level: str, change: Change
+        self,
+        unit: str,
+        arguments: Mapping[str, Any],
+        shown: Mapping[str, Any],
+        caller: Caller,
+        level: str,
+        change: Change,
+        run_id: str | None = None,
     ) -> Document:
         """The plan of a call, with its token; the open one when the same call was planned and nothing has changed since.
 
-        shown: the arguments without what must not be written down.
+        shown: the arguments without what must not be written down. run_id: the run that pauses until it is decided.
 
         Raises:
             ResourceExhausted: this caller has too many open ones.
         """
-        asked = {"unit": unit, "digest": _digest(arguments), "caller": caller.name, "fingerprint": change.fingerprint()}
+        asked = {"unit": unit, "digest": _digest(arguments), "caller": caller.name, "fingerprint": change.fingerprint(), "run_id": run_id}
         mine = [plan for plan in self._store.find("plan", caller=caller.name) if _status(plan) in ("open", "approved")]
         for plan in mine:
-            if all(plan[key] == value for key, value in asked.items()) and plan["policy"] == level:
+            if all(plan.get(key) == value for key, value in asked.items()) and plan["policy"] == level:
                 return self.shown(plan) | {"token": self._token(plan["id"])}
         if len(mine) >= MOST_OPEN:
             raise ResourceExhausted(f"{caller.name} has {len(mine)} plans open", hint="apply some, or wait: each expires by itself")
@@ -115,7 +124,8 @@ class Approvals:
             FailedPrecondition: it is decided, used or expired, or needs nobody's approval.
         """
         plan = self._store.get("plan", approval_id)
-        if verdict == "approved" and plan["caller"] == by.name:
+        own = plan["caller"] == by.name and not (by.name == OWNER.name and plan.get("run_id"))  # nobody else stands above the owner's runs
+        if verdict == "approved" and own:
             raise PermissionDenied(f"{by.name} asked for {approval_id} and cannot approve it", hint="somebody else must: aima approve")
         if verdict == "approved" and by == AGENT:
             raise PermissionDenied("an agent cannot approve", hint="a person does, on the command line: aima approve")
@@ -131,9 +141,49 @@ class Approvals:
         self._events.publish(f"approval.{verdict}", told, subject=approval_id)
         return self.shown(plan)
 
+    # For a run that pauses
+
+    def peek(self, approval_id: str) -> Document | None:
+        """The plan as it is told, or None when it was forgotten."""
+        plan = self._store.peek("plan", approval_id)
+        return None if plan is None else self.shown(plan)
+
+    def was_used(self, approval_id: str) -> bool:
+        """Whether the token of the plan let a call pass, or may have."""
+        plan = self._store.peek("plan", approval_id)
+        return plan is None or plan["status"] not in ("open", "approved", "denied")
+
+    def token_of(self, approval_id: str) -> str:
+        """The token of a plan, for the run that asked for it."""
+        return self._token(approval_id)
+
+    async def decided(self, approval_id: str) -> None:
+        """Wait until somebody approved or denied it, or it expired."""
+        news = anyio.Event()
+
+        def hear(event: Document) -> None:
+            if event["subject"] == approval_id and event["type"] != "approval.requested":
+                news.set()
+
+        leave = self._events.subscribe(hear)
+        try:
+            while (plan := self.peek(approval_id)) is not None and plan["status"] == "open" and not news.is_set():
+                left = (parse(plan["expires_at"]) - datetime.now(UTC)).total_seconds()
+                with anyio.move_on_after(max(left, 0) + EXPIRED_SECONDS):
+                    await news.wait()
+        finally:
+            leave()
+
+    async def withdraw(self, approval_id: str) -> None:
+        """Nobody needs it any more: it is not asked about again."""
+        plan = self._store.peek("plan", approval_id)
+        if plan is not None and _status(plan) in ("open", "approved"):
+            await self._store.update("plan", approval_id, expires_at=now())
+
     def shown(self, plan: Document) -> Document:
         """A plan as it is told: types/plan.json, less the token."""
-        return {key: value for key, value in plan.items() if key not in INSIDE} | {"status": _status(plan)}
+        told = {key: value for key, value in plan.items() if key not in INSIDE} | {"status": _status(plan)}
+        return told | {"run_id": plan.get("run_id")}
 
     def _token(self, id: str) -> str:
         made = hmac.digest(self._secret, f"token of {id}".encode(), "sha256")

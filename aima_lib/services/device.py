@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -100,6 +100,10 @@ class DeviceService:
         samples = [sample for sample in self._history.get(main["id"], ()) if sample[0] >= oldest]
         mine = next(entry["now"] for entry in now if entry["device_id"] == main["id"])
         return {"device_id": main["id"], "now": mine, "history": _points(samples, resolution_seconds), "devices": now}
+
+    async def held(self, device_id: str, pids: Collection[int]) -> int | None:
+        """Bytes of a GPU's memory that these processes hold; None when its driver does not tell."""
+        return await anyio.to_thread.run_sync(self._hardware.held, self.device(device_id), pids, abandon_on_cancel=True)
 
     def sample(self, device_id: str, before: datetime, within_seconds: float = 60) -> dict[str, Any] | None:
         """The last sample of a device in the seconds before a moment, if one was taken and is still kept."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
@@ -25,20 +24,24 @@ from aima_lib.infra.launch import Launch
 from aima_lib.infra.progress import Send, silent
 from aima_lib.infra.store import Document, Store
 from aima_lib.launchers import process
-from aima_lib.names import did_you_mean, instance_id, slug
+from aima_lib.names import did_you_mean, instance_id, replica_id, slug
 from aima_lib.services import placement
-from aima_lib.services.admission import Admission, high_bytes
+from aima_lib.services.admission import Admission
+from aima_lib.services.ceiling import Ceiling
 from aima_lib.services.device import DeviceService
 from aima_lib.services.engine_catalog import EngineCatalog, calls_tools
 from aima_lib.services.engine_news import EngineNews
+from aima_lib.services.measurements import Measurements
+from aima_lib.services.measuring import Measuring
 from aima_lib.services.model import ModelService
+from aima_lib.services.probes import Probes
 from aima_lib.services.readiness import is_ours, says_a_token, tried
 from aima_lib.services.secrets import SecretService
 from aima_lib.services.wire import Address, Wire
 
 log = logging.getLogger(__name__)
 WATCH_SECONDS = 0.5
-MISSES = 3  # probes without an answer before an engine counts as unhealthy: a long prompt may keep it busy
+BATCHED = 32
 ALIVE = ("starting", "ready")
 GONE: Document = {"health": "unknown", "pid": None, "keeper_pid": None, "base_url": None, "tasks": [], "tools": None, "json_schema": None}
 
@@ -59,10 +62,12 @@ class EngineService:
         self._settings, self._home, self._store = config["engines"], home, store
         self._models, self._devices, self._secrets = models, devices, secrets
         self._news = EngineNews(events)
-        self._admission = Admission(devices, float(self._settings["memory_reserve_fraction"]))
+        self._ceiling = Ceiling(self._settings["memory_limit_gib"])
+        self._measurements = Measurements(store)
+        self._measuring = Measuring(store, devices, self._measurements, lambda id: process.pids(home, id))
+        self._admission = Admission(devices, self._measurements, float(self._settings["memory_reserve_fraction"]))
         self._locks: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
-        self._missed: defaultdict[str, int] = defaultdict(int)
-        self._probed: dict[str, float] = {}
+        self._probes = Probes(float(self._settings["probe_seconds"]))
         self.wire = Wire()
         self.catalog = EngineCatalog(roster(config, home), store, self.wire)
 
@@ -93,11 +98,18 @@ class EngineService:
         """The API key of this start."""
         return process.read_key(self._home, instance["id"])
 
+    def slots(self, instance: Mapping[str, Any]) -> int:
+        """How many requests an instance answers at the same time: what it was started for, or many where the engine batches by itself."""
+        given = instance["options"].get("parallel")
+        if given is None:
+            given = 1 if "parallel" in self.catalog.adapter(instance["engine"]).options else BATCHED
+        return int(given)
+
     def address(self, instance: Mapping[str, Any]) -> Address:
         """Where an instance answers. Raises FailedPrecondition when it does not run."""
         if not instance["base_url"]:
             raise FailedPrecondition(f"{instance['id']} is {instance['status']}", next=[_logs_call(instance["id"])])
-        return Address(instance["id"], instance["base_url"], self.key(instance))
+        return Address(instance["id"], instance["base_url"], self.key(instance), self.slots(instance))
 
     async def logs(self, instance_id: str, tail: int = 100, since: str | None = None) -> list[str]:
         """The last lines of an instance's output, each with its time, also when it has ended.
@@ -125,6 +137,7 @@ class EngineService:
         send: Send = silent,
         *,
         service_id: str | None = None,
+        replica: int = 1,
     ) -> Document:
         """Start an engine for a model; returns when it has said a token. A start that already runs is joined.
 
@@ -139,7 +152,7 @@ class EngineService:
         refuse_unknown(engine, chosen)
         if why := misfit(engine, model):
             raise InvalidArgument(why, next=[{"unit": "engine.list", "arguments": {}}])
-        id = instance_id(name, service_id or model_id)
+        id = replica_id(name, service_id or model_id, replica)
         async with self._locks[id]:
             if running := await self._running(id, model_id, chosen, port, send):
                 return running
@@ -150,7 +163,13 @@ class EngineService:
         refuse_unknown(self.catalog.adapter(name), options)
         id, model = instance_id(name, model_id), self._model(model_id)
         found = self._store.peek("instance", id)
-        return id, bool(found and found["status"] in ALIVE), high_bytes(model, options)
+        device, _ = placement.choose(self._devices.devices(), options)
+        needed = self._measurements.high_bytes(model, name, self.catalog.version(name), device["type"], options)
+        return id, bool(found and found["status"] in ALIVE), needed
+
+    def needed_bytes(self, name: str, model_id: str, options: Mapping[str, Any]) -> int | None:
+        """The memory that an engine with this model may take, or None where nobody knows."""
+        return self.foresee(name, model_id, options)[2]
 
     async def restart(self, instance_id: str, send: Send = silent) -> Document:
         """Stop an instance and start it again as it was. Raises as `stop` and `start` do."""
@@ -190,7 +209,11 @@ class EngineService:
             raise FailedPrecondition(f"port {port} is taken by {holder}", hint="ask for another, or for none", details=taken)
         device, fallback = placement.choose(await self._devices.known(), options, engine.devices)
         retry = _start_call(engine.name, model["id"], options, service_id)
-        async with self._admission.admitted(id, model, device["id"], options, retry):
+        alive = [each for each in self._store.find("instance") if each["status"] in ALIVE and each["id"] != id]
+        self._ceiling.refuse(self.needed_bytes(engine.name, model["id"], options), model["id"], device["id"], alive, self.needed_bytes)
+        which = (engine.name, self.catalog.version(engine.name))
+        async with self._admission.admitted(id, model, which, device["id"], options, retry):
+            await self._measuring.expect(id, device["id"])
             return await self._begin(engine, model, options, id, port, service_id, device["id"], fallback, send)
 
     async def _begin(
@@ -284,8 +307,9 @@ class EngineService:
             "instance", document["id"], status="ready", health="healthy", ready_at=now(), base_url=address.base_url,
             tasks=list(launch.tasks), device=placed["device"], placement=placed, error=None, **able,
         )  # fmt: skip
-        self._missed.pop(ready["id"], None)
+        self._probes.forget(ready["id"])
         self._news.started(ready, adopted=False)
+        await self._measuring.started(ready, self.catalog.version(ready["engine"]))
         return ready
 
     async def _give_up(self, document: Document) -> None:
@@ -338,6 +362,7 @@ class EngineService:
 
     async def _end(self, instance: Document, timeout_seconds: float, reason: str) -> int:
         with anyio.CancelScope(shield=True):
+            await self._measuring.look(instance)
             freed = await anyio.to_thread.run_sync(process.stop, self._home, instance["id"], timeout_seconds)
             await self._store.update("instance", instance["id"], status="stopped", **GONE)
         self._news.stopped(instance, reason, freed)
@@ -349,7 +374,7 @@ class EngineService:
         await anyio.to_thread.run_sync(process.clear, self._home, instance_id)
 
     def _refuse_used(self, instances: list[Document], force: bool) -> None:
-        wanted = {service["id"]: service for service in self._store.find("service", desired_replicas=1)}
+        wanted = {service["id"] for service in self._store.find("service") if service["desired_replicas"]}
         users = [instance["service_id"] for instance in instances if instance["service_id"] in wanted]
         if users and not force:
             calls = [{"unit": "service.stop", "arguments": {"service_id": user}} for user in users]
@@ -393,7 +418,8 @@ class EngineService:
                 if fresh and fresh["status"] in ALIVE and fresh["pid"] == instance["pid"]:
                     await self._bury(fresh)
         elif instance["status"] == "ready":
-            await self._probe(instance)
+            if self._probes.is_due(instance["id"]):  # one that hangs takes its time, and the others are watched meanwhile
+                starts.start_soon(self._probe, instance)
         else:
             starts.start_soon(self._go_on, instance)
 
@@ -427,18 +453,31 @@ class EngineService:
 
     async def _probe(self, instance: Document) -> None:
         id = instance["id"]
-        if time.monotonic() - self._probed.get(id, 0.0) < float(self._settings["probe_seconds"]):
-            return
-        self._probed[id] = time.monotonic()
-        try:
-            await is_ours(self.wire, self.address(instance), instance["model_id"])
-            self._missed[id] = 0
-        except (Unavailable, FailedPrecondition):
-            self._missed[id] += 1
-        health = "healthy" if not self._missed[id] else "unhealthy" if self._missed[id] >= MISSES else instance["health"]
+        address, wait = self.address(instance), float(self._settings["probe_timeout_seconds"])
+
+        async def ask() -> None:
+            await self._measuring.look(instance)
+            await is_ours(self.wire, address, instance["model_id"], wait)
+
+        health = await self._probes.judge(instance, ask)
         if health != instance["health"] and not self._locks[id].locked() and self._store.peek("instance", id):
             await self._store.update("instance", id, health=health)
             self._news.health(instance, health)
+        silent = self._probes.silent_seconds(id)
+        if health == "unhealthy" and silent > float(self._settings["hung_seconds"]):
+            await self._end_hung(instance, f"it answered no probe for {silent:.0f} s, and was ended")
+
+    async def _end_hung(self, instance: Document, why: str) -> None:
+        id = instance["id"]
+        async with self._locks[id]:
+            current = self._store.peek("instance", id)
+            if current is None or current["status"] != "ready" or current["pid"] != instance["pid"]:
+                return
+            await anyio.to_thread.run_sync(process.stop, self._home, id, 0.0)
+            await self._store.update("instance", id, status="failed", error=why, **GONE)
+        self._probes.forget(id)
+        self._news.error(instance, why)
+        self._news.stopped(instance, "died", None)
 
     # Small things
 

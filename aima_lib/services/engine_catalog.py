@@ -10,12 +10,18 @@ import anyio
 
 from aima_lib.engines.base import Engine, Found, misfit
 from aima_lib.errors import FailedPrecondition, NotFound, Unavailable
+from aima_lib.infra.kinds import ABILITIES
 from aima_lib.infra.store import Document, Store
 from aima_lib.names import did_you_mean, nearest
 from aima_lib.services.wire import Address, Wire
 
 FOUND_SECONDS = 30.0
 ALIVE = ("starting", "ready")
+# The types of model by what they answer: the other way round of what each type can do.
+TASK_TYPES = {
+    ability: tuple(kind for kind, abilities in ABILITIES.items() if ability in abilities)
+    for ability in dict.fromkeys(name for names in ABILITIES.values() for name in names)
+} | {"chat": ("llm", "vlm")}
 
 
 class EngineCatalog:
@@ -71,6 +77,26 @@ class EngineCatalog:
     def forget(self, name: str) -> None:
         """Ask again whether an engine is installed, the next time."""
         self._found.pop(name, None)
+
+    async def compatibility(self, devices: Sequence[Mapping[str, Any]]) -> list[Document]:
+        """Engine × format × task × device, as the adapters declare it and this machine allows it."""
+        rows: list[Document] = []
+        for name, engine in self._engines.items():
+            found = await self.find(name)
+            gpus = await anyio.to_thread.run_sync(engine.gpus) if found.installed else []
+            for device in devices:
+                usable, reason = _usable(engine, found, device, gpus)
+                rows += [
+                    {"engine": name, "version": found.version, "format": format, "task": task, "types": _types(engine, task),
+                     "device_id": device["id"], "usable": usable, "reason": reason}
+                    for format in engine.formats for task in engine.tasks
+                ]  # fmt: skip
+        return rows
+
+    def version(self, name: str) -> str | None:
+        """The version that was found last; None before anybody looked."""
+        known = self._found.get(name)
+        return known[1].version if known else None
 
     async def refuse_absent(self, engine: Engine) -> None:
         """Raise FailedPrecondition, with the reason, when the engine is not installed now."""
@@ -133,6 +159,27 @@ def mending(engine: Engine) -> Document:
     if engine.install is not None or engine.builtin is not None:
         return {"unit": "engine.install", "arguments": {"name": engine.name}}
     return {"unit": "engine.list", "arguments": {}}
+
+
+def _usable(engine: Engine, found: Found, device: Mapping[str, Any], gpus: Sequence[str] | None) -> tuple[bool | None, str | None]:
+    """Whether an engine can compute on a device, and why not."""
+    kinds = getattr(engine, "devices", ("cpu", "gpu"))  # what an adapter does not say, its build does
+    if not found.installed:
+        return False, found.reason
+    if device["type"] not in kinds:
+        return False, f"{engine.name} computes on {', '.join(kinds)} only"
+    if device["type"] != "gpu":
+        return True, None
+    if gpus is None:
+        return None, f"{engine.name} says which GPUs it can use when it runs"
+    return bool(gpus), None if gpus else f"this build of {engine.name} lists no GPU it can use"
+
+
+def _types(engine: Engine, task: str) -> list[str]:
+    """Types of model that do a task, of those the engine serves."""
+    served = getattr(engine, "types", ())
+    doing = TASK_TYPES.get(task, ())
+    return [kind for kind in doing if not served or kind in served]
 
 
 def _observed(instance: Document, properties: Mapping[str, Any]) -> Document:

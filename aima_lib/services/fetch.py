@@ -1,37 +1,37 @@
-"""From a plan to complete, verified files: parts side by side, joined in order, hashed on the way."""
+"""From a plan to complete, verified files in the store: each is moved in as soon as it is whole, and is what the next pull begins with."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
-import time
-import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, cast
 
 import anyio
 from anyio import from_thread, to_thread
 
-from aima_lib.errors import AimaError, FailedPrecondition, InvalidArgument
-from aima_lib.infra.blobs import CHUNK, Blobs, digest, disk_error, need_room
-from aima_lib.infra.download import Download, Interrupted, Mismatch, Pace
-from aima_lib.infra.home import write_private
+from aima_lib.errors import AimaError, FailedPrecondition, PermissionDenied
+from aima_lib.infra.blobs import CHUNK, Blobs, disk_error, need_room, sync
+from aima_lib.infra.download import Download, Interrupted, Mismatch, Pace, first_of
+from aima_lib.infra.ranges import arrived
+from aima_lib.infra.throttle import Throttle
 from aima_lib.infra.web import Web
 from aima_lib.services.allowance import Hold, Spend, unlimited
-from aima_lib.sources.base import Artefact, Part, Plan, matches, total
+from aima_lib.services.gauge import Meter
+from aima_lib.services.joining import Joining
+from aima_lib.sources.base import Artefact, Part, Plan, total
 
 AT_ONCE = 4
-REPORT_SECONDS = 0.5
 SPARE = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A complete, verified file. `path` is where it lies until it becomes a blob; a blob that was there already has none."""
+    """A complete, verified file. `path` is where it lies until it becomes a blob; one that is a blob already has none."""
 
     name: str
     sha256: str
@@ -39,140 +39,154 @@ class File:
     path: Path | None
 
 
-@dataclass(slots=True)
-class Meter:
-    """Counts bytes and tells `hear` about twice a second."""
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """What all fetches of a home share."""
 
-    hear: Callable[[Meter], None] = lambda _: None
-    total: int | None = None
-    completed: int = 0
-    rate: float | None = None
-    _seen: tuple[float, int] = field(default_factory=lambda: (time.monotonic(), 0))
-
-    def step(self, count: int) -> None:
-        """`count` bytes more (or, negative, lost)."""
-        self.completed += count
-        moment, before = self._seen
-        waited = time.monotonic() - moment
-        if waited >= REPORT_SECONDS:
-            latest = max(0.0, (self.completed - before) / waited)
-            self.rate = latest if self.rate is None else 0.7 * self.rate + 0.3 * latest
-            self._seen = (moment + waited, self.completed)
-            self.hear(self)
-
-    def resume(self, count: int) -> None:
-        """`count` bytes that were there before count as done, and not as speed."""
-        self.completed += count
-        self._seen = (self._seen[0], self._seen[1] + count)
-
-    @property
-    def eta_seconds(self) -> float | None:
-        """Seconds to go at the present rate, or None."""
-        if self.total is None or not self.rate:
-            return None
-        return round(max(0, self.total - self.completed) / self.rate, 1)
+    blobs: Blobs
+    web: Web
+    pace: Pace
+    throttle: Throttle
+    is_kept: Callable[[str], bool] = lambda _: False  # whether a model has this blob
 
 
 class Fetch:
-    """One plan's files, in models/partial/<key> until all are whole."""
+    """One plan's files. Parts lie in models/partial/<key>, whole files in models/blobs."""
 
-    def __init__(self, plan: Plan, blobs: Blobs, web: Web, pace: Pace, hold: Hold = unlimited) -> None:
-        self.plan, self._blobs, self._web, self._pace, self._hold = plan, blobs, web, pace, hold
+    def __init__(self, plan: Plan, ways: Ways, hold: Hold = unlimited) -> None:
+        self.plan, self._ways, self._blobs, self._hold = plan, ways, ways.blobs, hold
         self._spend: Spend = lambda _: None
         self.begun = False
-        self.folder = blobs.partial / plan.key
+        self.folder = ways.blobs.partial / plan.key
         self.meter = Meter(total=plan.size)
         self._limit = anyio.CapacityLimiter(AT_ONCE)
+        self._taken: list[str] = []
 
-    async def run(self) -> list[File]:
-        """Download, join and verify everything.
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[list[File]]:
+        """Every file, downloaded, joined, verified and in the store. Until the block ends nothing of it is garbage.
 
         Raises:
             Interrupted: the network failed; what arrived is kept.
+            PermissionDenied: the source refuses; what arrived is kept.
             ResourceExhausted: the caller may fetch no more for a while; what arrived is kept. Or the disk has no room.
             AimaError: anything else; nothing is kept.
         """
         self.begun = True
+        known = [artefact.sha256 for artefact in self.plan.artefacts if artefact.sha256]
         try:
-            with _one_error():
-                known, missing = await to_thread.run_sync(self._prepare)
+            with self._blobs.busy(self.folder), self._blobs.wanting(known):
+                noted, missing = await to_thread.run_sync(self._prepare)
                 with self._hold(missing) as self._spend:
-                    return [await self._artefact(number, artefact, known) for number, artefact in enumerate(self.plan.artefacts)]
+                    files = [await self._artefact(number, artefact, noted) for number, artefact in enumerate(self.plan.artefacts)]
+                with self._blobs.wanting([file.sha256 for file in files]):
+                    yield files
         except (AimaError, OSError) as error:
-            if isinstance(error, Interrupted) or (isinstance(error, AimaError) and error.retry_after is not None):
+            if isinstance(error, AimaError) and self._keeps(error):
                 raise
             await self.clear()
             if isinstance(error, OSError):
                 raise disk_error(error, self._blobs.models) from error
             raise
 
-    async def clear(self) -> None:
-        """Leave no part behind."""
-        with anyio.CancelScope(shield=True):
-            await to_thread.run_sync(lambda: shutil.rmtree(self.folder, ignore_errors=True))
+    def _keeps(self, error: AimaError) -> bool:
+        denied = isinstance(error, PermissionDenied) and self.meter.completed > 0
+        return isinstance(error, Interrupted) or error.retry_after is not None or denied
 
-    def note(self, files: list[File]) -> None:
-        """Say what is about to become blobs: after a crash in the middle nothing need be fetched again."""
-        write_private(self.folder / "done.json", json.dumps({file.name: file.sha256 for file in files}))
+    async def clear(self) -> None:
+        """Leave nothing behind that no model has."""
+        with anyio.CancelScope(shield=True):
+            lone = [sha256 for sha256 in self._taken if not self._ways.is_kept(sha256)]
+            await to_thread.run_sync(self._blobs.forget, self.folder, lone)
+
+    def done(self) -> None:
+        """A record has the files now: the parts are of no more use. Blocks."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _prepare(self) -> tuple[dict[str, str], int]:
         """What an earlier fetch noted, and how many bytes are to come, as far as is known."""
         self.folder.mkdir(parents=True, exist_ok=True)
         known = noted(self.folder)
         missing = [a for a in self.plan.artefacts if not self._blobs.has(a.sha256 or known.get(a.name))]
-        here = sum(entry.stat().st_size for entry in self.folder.iterdir())
-        # Parts that must be joined lie on the disk twice for a moment.
+        here = sum(arrived(path) for path in self.folder.glob("*.part"))
+        joined = sum(path.stat().st_size for path in self.folder.glob("*.whole"))
+        taken = sum(entry.stat().st_blocks * 512 for entry in self.folder.iterdir())
         sizes = [_size(artefact) for artefact in missing]
-        twice = [_size(artefact) for artefact in missing if not _plain(artefact)]
-        need_room(self._blobs.models, max(0, sum(sizes) - here) + sum(twice) + (SPARE if missing else 0))
-        parts = sum(path.stat().st_size for path in self.folder.glob("*.part"))
-        return known, max(len(missing), sum(sizes) - parts)
+        # Parts that are joined lie on the disk twice for a moment: those that are fetched at once.
+        ahead = [sum(sorted((part.size or 0 for part in a.parts), reverse=True)[: AT_ONCE + 1]) for a in missing if not a.is_plain]
+        need_room(self._blobs.models, max(0, sum(sizes) - taken) + max(ahead, default=0) + (SPARE if missing else 0))
+        return known, max(len(missing), sum(sizes) - here - joined)
 
     async def _artefact(self, number: int, artefact: Artefact, known: dict[str, str]) -> File:
         expected = artefact.sha256 or known.get(artefact.name)
-        if expected and (found := await to_thread.run_sync(self._reuse, artefact, expected)):
-            self.meter.resume(found.size)
-            return found
-        targets = [self.folder / f"{number}.{place}.part" for place in range(len(artefact.parts))]
-        digests: list[str] = [""] * len(targets)
+        if expected is None:
+            return await self._bring(number, artefact)
+        async with self._blobs.one_at_a_time(expected):  # another model may have the very same file on its way
+            size = await to_thread.run_sync(self._blobs.checked, expected, artefact.size, from_thread.check_cancelled)
+            if size is not None:
+                self.meter.resume(size)
+                return File(artefact.name, expected, size, None)
+            return await self._bring(number, artefact)
 
-        async def fetch(place: int, part: Part) -> None:
+    async def _bring(self, number: int, artefact: Artefact) -> File:
+        target = self.folder / f"{number}.0.part"
+        try:
+            if artefact.is_plain:
+                sha256 = await self._download(artefact.parts[0], target)
+            else:
+                target, sha256 = await self._joined(number, artefact)
+        except BaseExceptionGroup as group:
+            raise first_of(group) from None
+        size = target.stat().st_size
+        await to_thread.run_sync(_compare, artefact, sha256, size, target)
+        await to_thread.run_sync(self._keep, artefact.name, sha256, target)
+        return File(artefact.name, sha256, size, None)
+
+    def _keep(self, name: str, sha256: str, target: Path) -> None:
+        """Into the store; and noted, so that after a crash nothing need be fetched again."""
+        note = self.folder / "done.json"
+        fresh = note.with_name("done.json.new")
+        fresh.write_text(json.dumps(noted(self.folder) | {name: sha256}), encoding="utf-8")
+        if not self._blobs.has(sha256):
+            self._taken.append(sha256)
+        self._blobs.take(target, sha256)
+        fresh.replace(note)
+        sync(self.folder)
+
+    async def _joined(self, number: int, artefact: Artefact) -> tuple[Path, str]:
+        """All parts, joined in order while the later ones are still on their way."""
+        targets = [self.folder / f"{number}.{place}.part" for place in range(len(artefact.parts))]
+        joining = Joining(self.folder / f"{number}.whole", artefact.parts, targets)
+        here = [anyio.Event() for _ in targets]
+        start, size = await to_thread.run_sync(joining.recall, from_thread.check_cancelled)
+        self.meter.resume(min(size, total([part.size for part in artefact.parts[:start]]) or size))
+
+        async def fetch(place: int) -> None:
             async with self._limit:
-                digests[place] = await self._download(part, targets[place])
+                await self._download(artefact.parts[place], targets[place])
+            here[place].set()
 
         async with anyio.create_task_group() as group:
-            for place, part in enumerate(artefact.parts):
-                group.start_soon(fetch, place, part)
-        if _plain(artefact):
-            whole, sha256 = targets[0], digests[0]
-        else:
-            whole = self.folder / f"{number}.whole"
-            sha256 = await to_thread.run_sync(_join, artefact.parts, targets, whole)
-        size = whole.stat().st_size
-        _compare(artefact, sha256, size)
-        return File(artefact.name, sha256, size, whole)
+            for place in range(start, len(targets)):
+                group.start_soon(fetch, place)
+            for place in range(start, len(targets)):
+                await here[place].wait()
+                await to_thread.run_sync(joining.add, place, from_thread.check_cancelled)
+        return joining.path, joining.digest()
 
     async def _download(self, part: Part, target: Path) -> str:
-        step, resume = self._gained, self.meter.resume
-        return await Download(self._web, part.url, target, part.size, part.sha256, part.headers, self._pace, step, resume).run()
+        ways, step, resume = self._ways, self._gained, self.meter.resume
+        given = (part.url, target, part.size, part.sha256, part.headers, ways.pace, step, resume, part.renew, ways.throttle)
+        return await Download(ways.web, *given).run()
 
     def _gained(self, count: int) -> None:
         self.meter.step(count)
         if count > 0:  # bytes that were lost again were fetched all the same
             self._spend(count)
 
-    def _reuse(self, artefact: Artefact, sha256: str) -> File | None:
-        """A blob that is here and still what its name says."""
-        if not self._blobs.has(sha256, artefact.size):
-            return None
-        path = self._blobs.path(sha256)
-        if digest(path, lambda _: from_thread.check_cancelled()) != sha256:
-            return None
-        return File(artefact.name, sha256, path.stat().st_size, None)
-
 
 def noted(folder: Path) -> dict[str, str]:
-    """What `note` said of a folder of parts: names and digests. Nothing when it said nothing, or the disk lost it."""
+    """What was noted in a folder of parts: names and digests of files that are blobs. Nothing when that was nothing, or it was lost."""
     try:
         said: dict[str, str] = json.loads((folder / "done.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -180,27 +194,11 @@ def noted(folder: Path) -> dict[str, str]:
     return said
 
 
-@contextmanager
-def _one_error() -> Iterator[None]:
-    """Of several parts that fail at once, the first speaks for all."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        raise error from None
-
-
-def _plain(artefact: Artefact) -> bool:
-    return len(artefact.parts) == 1 and artefact.parts[0].member is None
-
-
 def _size(artefact: Artefact) -> int:
     return artefact.size or total([part.size for part in artefact.parts]) or 0
 
 
-def _compare(artefact: Artefact, sha256: str, size: int) -> None:
+def _compare(artefact: Artefact, sha256: str, size: int, path: Path) -> None:
     if artefact.size is not None and size != artefact.size:
         raise Mismatch(f"{artefact.name} has {size} bytes, {artefact.size} were promised", hint="pull again, or name another mirror")
     if artefact.sha256 is not None and sha256 != artefact.sha256:
@@ -209,43 +207,14 @@ def _compare(artefact: Artefact, sha256: str, size: int) -> None:
             hint="the weights are not the ones you expect: check repo, revision, file and sha256",
             details={"sha256": sha256, "expected": artefact.sha256},
         )
+    if artefact.sha256 is None and artefact.git_oid and (found := git_oid(path)) != artefact.git_oid:
+        raise Mismatch(f"{artefact.name} is {found} to git, promised was {artefact.git_oid}", hint="pull again, or name another mirror")
 
 
-def _join(parts: tuple[Part, ...], paths: list[Path], target: Path) -> str:
-    """Write the parts one after the other; returns the sha256 of the whole."""
-    state = hashlib.sha256()
-    with target.open("wb", buffering=0) as out:
-        for part, path in zip(parts, paths, strict=True):
-            with _opened(part, path) as stream:
-                while chunk := stream.read(CHUNK):
-                    from_thread.check_cancelled()
-                    state.update(chunk)
-                    out.write(chunk)
+def git_oid(path: Path) -> str:
+    """What git calls a file's content."""
+    state = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with path.open("rb", buffering=0) as stream:
+        for chunk in iter(partial(stream.read, CHUNK), b""):
+            state.update(chunk)
     return state.hexdigest()
-
-
-@contextmanager
-def _opened(part: Part, path: Path) -> Iterator[BinaryIO]:
-    if part.member is None:
-        with path.open("rb") as plain:
-            yield plain
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            info = _member(archive, part.member, part.url)
-            need_room(path.parent, info.file_size)
-            with archive.open(info) as member:  # gives no more than info.file_size, and checks its CRC
-                yield cast(BinaryIO, member)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-        raise Mismatch(f"{part.url.rpartition('/')[2]} is not a usable zip: {error}", hint="name another mirror") from error
-
-
-def _member(archive: zipfile.ZipFile, pattern: str, url: str) -> zipfile.ZipInfo:
-    found = [info for info in archive.infolist() if not info.is_dir() and matches(info.filename, pattern)]
-    if len(found) != 1:
-        names = ", ".join(info.filename for info in (found or archive.infolist())[:8])
-        raise InvalidArgument(
-            f"{pattern!r} fits {len(found)} files of {url.rpartition('/')[2]}, it must fit exactly one",
-            hint=f"there are {names}; name one by file",
-        )
-    return found[0]

@@ -13,15 +13,17 @@ from aima_lib.door import Caller
 from aima_lib.errors import AimaError, FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, Unavailable
 from aima_lib.infra import lineage, trace
 from aima_lib.infra.events import Events
+from aima_lib.infra.pool import Line
 from aima_lib.infra.progress import Send, silent
 from aima_lib.infra.store import Document, Store
 from aima_lib.names import did_you_mean, nearest
-from aima_lib.services.allowance import Charge
+from aima_lib.services.allowance import Charge, caller_of
 from aima_lib.services.answer import Answer
 from aima_lib.services.engine import EngineService
 from aima_lib.services.limits import DEVICE_SECONDS, TOKENS
+from aima_lib.services.routes import Candidate, Endpoint
 from aima_lib.services.serving import ServingService
-from aima_lib.services.wire import Address
+from aima_lib.services.wire import events, whole
 
 CHAT_FIELDS = (
     "tools", "tool_choice", "response_format", "temperature", "top_p", "top_k", "max_tokens", "stop", "seed",
@@ -40,27 +42,16 @@ OPERATIONS = {
     "embed": "embeddings",
 }  # as OpenTelemetry names them; what it has no name for goes by ours
 USED = {"input": "prompt_tokens", "output": "completion_tokens"}
-Candidate = tuple[Document | None, Document | None]  # an instance and its service
 COMPLETE_FIELDS = ("temperature", "top_p", "top_k", "max_tokens", "stop", "seed")
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Who will answer: where, with which key, and as what AIMA knows it."""
+class Turn:
+    """A request that is being answered: what it comes to, who answers, and the answer as it comes."""
 
-    base_url: str
-    key: str
-    instance: Document
-    service: Document | None
-
-    @property
-    def address(self) -> Address:
-        return Address(self.instance["id"], self.base_url, self.key)
-
-    @property
-    def model(self) -> str:
-        """The name the engine knows its model by."""
-        return str(self.instance["model_id"])
+    answer: Answer
+    endpoint: Endpoint
+    line: Line
 
 
 class InferenceService:
@@ -83,18 +74,34 @@ class InferenceService:
             FailedPrecondition: it does not run, or cannot do this; `next` holds the call that mends it.
             Unavailable: it is on its way.
         """
+        model = self._meant(model)
         candidates = self._candidates(model)
         for instance, service in candidates:
-            if instance is not None and instance["status"] == "ready" and task in instance["tasks"]:
-                return Endpoint(instance["base_url"], self._engines.key(instance), instance, service)
+            is_wanted = service is None or service["desired_replicas"]
+            if is_wanted and instance is not None and instance["status"] == "ready" and task in instance["tasks"]:
+                return self._serving.routes.endpoint(instance, service)
         raise self._why_not(model, task, candidates)
+
+    async def find(self, model: str, task: str, charge: Charge, send: Send = silent) -> Endpoint:
+        """As `resolve`, but waits for a service that is on its way, and brings up one that was unloaded, or a model that nothing serves.
+
+        `send` gets {delta: {}, loading} every other second meanwhile. Raises as `resolve`, and as `service.start` where that fails.
+        """
+        try:
+            return self.resolve(model, task)
+        except (FailedPrecondition, Unavailable) as error:
+            service_id = await self._serving.summon(model, task, self._candidates(model))
+            if service_id is None:
+                raise error
+        await self._serving.awaited(service_id, caller_of(charge), send)
+        return self.resolve(service_id, task)
 
     def refuse_model(self, model: str | None, caller: Caller) -> None:
         """Raises PermissionDenied, which names the caller's models, unless whatever answers to `model` is one of them.
 
         It says the same of a model that is not there: what others have is no business of this caller's.
         """
-        if caller.models is None or (model is not None and self._is_within(model, caller.models)):
+        if caller.models is None or (model is not None and self._is_within(self._meant(model), caller.models)):
             return
         allowed = sorted(caller.models)
         raise PermissionDenied(
@@ -103,6 +110,10 @@ class InferenceService:
             next=[{"unit": "inference.models", "arguments": {}}],
             details={"models": allowed},
         )
+
+    def _meant(self, model: str) -> str:
+        """The name that a name stands for here: config.toml's [models.aliases] comes before whatever is called so."""
+        return str(self._config["models"]["aliases"].get(model, model))
 
     def _is_within(self, model: str, allowed: frozenset[str]) -> bool:
         if model in allowed:
@@ -114,15 +125,7 @@ class InferenceService:
         return bool(found) and all(within)
 
     def _candidates(self, model: str) -> list[Candidate]:
-        """Instance and service of what is called so. A service's own name means it and no other; a model's, whatever serves it."""
-        services = self._store.find("service")
-        named = [service for service in services if service["id"] == model] or [service for service in services if service["name"] == model]
-        if named:
-            return [(self._store.peek("instance", service["instance_id"]), service) for service in named]
-        owners = {service["instance_id"]: service for service in services}
-        running = [(instance, owners.pop(instance["id"], None)) for instance in self._store.find("instance")]
-        found: list[Candidate] = [pair for pair in running if model in (pair[0]["id"], pair[0]["model_id"])]
-        return found + [(None, service) for service in owners.values() if service["model_id"] == model]
+        return self._serving.routes.candidates(model)
 
     def _why_not(self, model: str, task: str, candidates: Sequence[Candidate]) -> AimaError:
         for instance, _ in candidates:
@@ -175,7 +178,7 @@ class InferenceService:
             AimaError: as `resolve`; InvalidArgument when the prompt is too long or has parts the model cannot read; Unavailable when
                 the engine goes away.
         """
-        endpoint = self.resolve(request["model"], "chat")
+        endpoint = await self.find(request["model"], "chat", charge, send)
         self.check(endpoint, request)
         body = {key: request[key] for key in CHAT_FIELDS if request.get(key) is not None}
         body |= {"model": endpoint.model, "messages": request["messages"], "stream": True, "stream_options": {"include_usage": True}}
@@ -207,18 +210,19 @@ class InferenceService:
 
     async def complete(self, request: Mapping[str, Any], charge: Charge, send: Send = silent) -> Document:
         """Text that goes on from a prompt; `send` gets {delta: {content}} as it comes. Raises as `chat` does."""
-        endpoint = self.resolve(request["model"], "complete")
+        endpoint = await self.find(request["model"], "complete", charge, send)
         body = {key: request[key] for key in COMPLETE_FIELDS if request.get(key) is not None}
         body |= {"model": endpoint.model, "prompt": request["prompt"], "stream": True, "stream_options": {"include_usage": True}}
         return await self._generate(endpoint, "complete", "/v1/completions", body, charge, send)
 
     async def _generate(self, endpoint: Endpoint, task: str, path: str, body: Mapping[str, Any], charge: Charge, send: Send) -> Document:
-        async with self.recorded(endpoint, task, body, charge) as answer:
-            async with aclosing(self._engines.wire.stream(endpoint.address, path, body)) as chunks:
+        async with self.turn(endpoint, task, path, body, charge) as turn:
+            answer = turn.answer
+            async with aclosing(events(turn.endpoint.address, turn.line, body)) as chunks:
                 async for chunk in chunks:
                     if delta := answer.take(chunk):
                         await send({"delta": delta})
-            return answer.result(endpoint.model, endpoint.instance["placement"])
+            return answer.result(endpoint.model, turn.endpoint.instance["placement"])
 
     async def embed(self, request: Mapping[str, Any], charge: Charge) -> Document:
         """One vector per text. With `dimensions`, the first so many of each, brought back to length one.
@@ -226,18 +230,27 @@ class InferenceService:
         Raises:
             AimaError: as `resolve`; InvalidArgument when the model's vectors are shorter than `dimensions`.
         """
-        endpoint = self.resolve(request["model"], "embed")
+        endpoint = await self.find(request["model"], "embed", charge)
         texts = [request["input"]] if isinstance(request["input"], str) else list(request["input"])
         if not texts or not all(texts):
             raise InvalidArgument("input has an empty text", hint="leave it out: nothing has no vector")
         body = {"model": endpoint.model, "input": texts, "encoding_format": "float"}
-        async with self.recorded(endpoint, "embed", body, charge) as answer:
-            reply = await self._engines.wire.post(endpoint.address, "/v1/embeddings", body)
+        async with self.turn(endpoint, "embed", "/v1/embeddings", body, charge) as turn:
+            answer, reply = turn.answer, await whole(turn.endpoint.address, turn.line, body)
             rows = sorted(reply["data"], key=lambda row: row["index"])
             vectors = [_shortened(row["embedding"], request.get("dimensions"), endpoint.model) for row in rows]
             counts = {key: reply["usage"][key] for key in ("prompt_tokens", "total_tokens")}
             answer.usage = counts | {"completion_tokens": 0, "cached_tokens": None}
             return {"model": endpoint.model, "embeddings": vectors, "dimensions": len(vectors[0]), "usage": answer.usage}
+
+    @asynccontextmanager
+    async def turn(self, endpoint: Endpoint, task: str, path: str, request: Mapping[str, Any], charge: Charge) -> AsyncIterator[Turn]:
+        """Ask whoever serves what `endpoint` does, when the caller's turn comes; recorded as `recorded` says."""
+        turns = self._serving.turns
+        asking = turns.taken(turns.lane(endpoint), caller_of(charge), path, request)
+        async with self.recorded(endpoint, task, request, charge) as answer, asking as (seat, line):
+            answer.instance_id, answer.sent = seat.endpoint.instance["id"], seat.since
+            yield Turn(answer, seat.endpoint, line)
 
     @asynccontextmanager
     async def recorded(self, endpoint: Endpoint, task: str, request: Mapping[str, Any], charge: Charge) -> AsyncIterator[Answer]:
@@ -262,7 +275,7 @@ class InferenceService:
         service_id = endpoint.service["id"] if endpoint.service else None
         meter = self._serving.meters[service_id] if service_id else None
         who = {"request_id": answer.id, "model": endpoint.model, "task": task, "service_id": service_id, "instance_id": id}
-        self._events.publish("inference.request_started", who, subject=id)
+        self._events.publish("inference.request_started", who, subject=id, gather=True)
         code: str | None = "cancelled"
         if meter:
             meter.open += 1
@@ -275,14 +288,17 @@ class InferenceService:
         finally:
             charge(TOKENS, answer.cost(request, code == "cancelled"))
             charge(DEVICE_SECONDS, answer.busy_seconds)
+            who["instance_id"] = id = answer.instance_id or id
             duration = round((time.monotonic() - answer.began) * 1000, 1)
             if meter:
                 meter.open -= 1
                 meter.record(answer.ttft_ms, answer.speed, code not in (None, "cancelled"))
             if code is None:
-                self._events.publish("inference.request_completed", {**who, "duration_ms": duration, "tokens": answer.tokens}, subject=id)
+                self._events.publish(
+                    "inference.request_completed", {**who, "duration_ms": duration, "tokens": answer.tokens}, subject=id, gather=True
+                )
             else:
-                self._events.publish("inference.request_failed", {**who, "duration_ms": duration, "code": code}, subject=id)
+                self._events.publish("inference.request_failed", {**who, "duration_ms": duration, "code": code}, subject=id, gather=True)
 
     def _told(self, error: AimaError, endpoint: Endpoint) -> AimaError:
         """The error with the calls that lead on, where it has none of its own."""

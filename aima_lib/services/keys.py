@@ -33,7 +33,7 @@ FIELDS = ("id", "name", "scopes", "models", "profile", "prefix", "created_at", "
 RESERVED = (OWNER.name, AGENT.name, "nobody")
 # Whoever revokes its own key still gets the answer; everybody else's next request is refused at once.
 END_SECONDS = 0.2
-NOTED_SECONDS = 60.0
+NOTED_SECONDS, SEEN_SECONDS = 60.0, 1.0
 log = logging.getLogger(__name__)
 
 
@@ -53,6 +53,8 @@ class KeyService:
         self._secret = home.secret()
         self._held: dict[str, set[anyio.CancelScope]] = {}
         self._noted: dict[str, float] = {}
+        self._seen: dict[str, float] = {}
+        self._callers: dict[str, Caller] = {}  # what a key may never changes
         self._creating = anyio.Lock()
 
     # Who comes in
@@ -65,17 +67,20 @@ class KeyService:
         """
         if self._home.is_key(text):
             return OWNER
-        if not is_whole(text):
-            raise Unauthenticated("this is no whole key: its checksum does not fit", hint="it is mistyped or cut short; copy it again")
         kept = digest(self._secret, text)
         record = self._by_digest.get(kept)
         if record is None or not hmac.compare_digest(record["digest"], kept):
+            if not is_whole(text):
+                raise Unauthenticated("this is no whole key: its checksum does not fit", hint="it is mistyped or cut short; copy it again")
             raise Unauthenticated("nobody has this key", hint="`aima key show` prints the owner's; `aima key list` names the others")
         if ended := _ended(record):
             raise ended
         self._note_use(record)
-        models = None if record["models"] is None else frozenset(record["models"])
-        return Caller(record["id"], frozenset(record["scopes"]), models)
+        caller = self._callers.get(record["id"])
+        if caller is None:
+            models = None if record["models"] is None else frozenset(record["models"])
+            caller = self._callers[record["id"]] = Caller(record["id"], frozenset(record["scopes"]), models)
+        return caller
 
     def refuse_revoked(self, caller: Caller) -> None:
         """Raises Unauthenticated when the caller's key has been revoked since it came in."""
@@ -209,7 +214,10 @@ class KeyService:
             scope.cancel()
 
     def _note_use(self, record: Document) -> None:
-        """Remember the moment; write it down once a minute, and without waiting: a request need not cost a write."""
+        """Remember the second; write it down once a minute, and without waiting: a request need not cost a write."""
+        if time.monotonic() - self._seen.get(record["id"], -math.inf) < SEEN_SECONDS:
+            return
+        self._seen[record["id"]] = time.monotonic()
         record["last_used_at"] = moment = now()
         if time.monotonic() - self._noted.get(record["id"], -math.inf) < NOTED_SECONDS:
             return

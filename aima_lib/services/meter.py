@@ -7,6 +7,7 @@ from collections import deque
 from typing import Any, NamedTuple
 
 WINDOW_SECONDS = 60.0
+LEAST_MEASURED, SLOW = 20, 0.5
 
 
 class Sample(NamedTuple):
@@ -24,10 +25,26 @@ class Meter:
     def __init__(self) -> None:
         self._samples: deque[Sample] = deque(maxlen=10_000)
         self._since = time.monotonic()
+        self._recent = self._usual = 0.0
+        self._measured = 0
         self.open = 0
+
+    @property
+    def speeds(self) -> tuple[float, float]:
+        """Tokens a second of its last requests, and what it has been used to: averages that forget, the one soon and the other late."""
+        return self._recent, self._usual
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether it answers at less than half the speed it is used to."""
+        return self._measured >= LEAST_MEASURED and self._recent < self._usual * SLOW
 
     def record(self, ttft_ms: float | None, tokens_per_second: float | None, failed: bool) -> None:
         """Count a request that has ended."""
+        if tokens_per_second is not None:
+            self._measured += 1
+            self._recent += (tokens_per_second - self._recent) * max(1 / self._measured, 0.2)
+            self._usual += (tokens_per_second - self._usual) * max(1 / self._measured, 0.01)
         self._samples.append(Sample(time.monotonic(), ttft_ms, tokens_per_second, failed))
 
     def read(self) -> dict[str, Any]:

@@ -8,22 +8,22 @@ import secrets
 import wave
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
-from functools import partial
 from typing import Any
 
 from aima_lib.door import Caller
 from aima_lib.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
-from aima_lib.infra.progress import Send
+from aima_lib.infra.progress import Send, silent
 from aima_lib.infra.store import Document
 from aima_lib.names import did_you_mean
 from aima_lib.services.allowance import Allowance
-from aima_lib.services.answer import Answer
 from aima_lib.services.engine import EngineService
-from aima_lib.services.inference import Endpoint, InferenceService
+from aima_lib.services.inference import InferenceService, Turn
 from aima_lib.services.media import Media
-from aima_lib.services.wire import Form
+from aima_lib.services.routes import Endpoint
+from aima_lib.services.wire import Form, events, parsed, translated, whole
 
 Request = Mapping[str, Any]
+LARGEST_ANSWER = 512 << 20
 MEDIA_TYPES = {"wav": "audio/wav", "pcm": "audio/pcm", "mp3": "audio/mpeg", "flac": "audio/flac", "opus": "audio/ogg", "aac": "audio/aac"}
 MAGIC = ((b"\x89PNG", "image/png"), (b"\xff\xd8\xff", "image/jpeg"), (b"RIFF", "image/webp"), (b"GIF8", "image/gif"))
 
@@ -35,55 +35,53 @@ class Modalities:
         self._inference, self._engines, self._media, self._allowance = inference, engines, media, allowance
 
     @asynccontextmanager
-    async def _asked(self, task: str, model: str, caller: Caller) -> AsyncIterator[tuple[Endpoint, Answer]]:
-        """Who answers, with the request recorded and charged."""
-        endpoint = self._inference.resolve(model, task)
-        charge = partial(self._allowance.charge, caller)
-        async with self._inference.recorded(endpoint, task, {}, charge) as answer:
-            yield endpoint, answer
+    async def _asked(
+        self, task: str, path: str, model: str, body: dict[str, Any], caller: Caller, send: Send = silent
+    ) -> AsyncIterator[tuple[Turn, Endpoint]]:
+        """The answer of whoever serves the model, recorded and charged. `body` gets the model's name there."""
+        charge = self._allowance.account(caller)
+        endpoint = await self._inference.find(model, task, charge, send)
+        body["model"] = endpoint.model
+        if "worker" in self._dialects(endpoint):
+            body |= {name: value for name, value in self._own(task, body).items() if name not in body}
+        async with self._inference.turn(endpoint, task, path, body, charge) as turn:
+            yield turn, turn.endpoint
+
+    @staticmethod
+    def _own(task: str, body: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG004
+        """What our worker takes besides: transcripts bit by bit, and a seed, so that what was made can be made again."""
+        if task == "transcribe":
+            return {"stream": "true"}
+        return {"seed": secrets.randbelow(1 << 32)} if task in ("generate_image", "generate_video") else {}
 
     async def rerank(self, request: Request, caller: Caller) -> Document:
         """Documents by how well they answer the query, best first. Raises as `InferenceService.resolve`."""
-        async with self._asked("rerank", request["model"], caller) as (endpoint, answer):
-            body = {"model": endpoint.model, **_given(request, "query", "documents", "top_n")}
-            reply = await self._engines.wire.post(endpoint.address, "/v1/rerank", body)
+        body = _given(request, "query", "documents", "top_n")
+        async with self._asked("rerank", "/v1/rerank", request["model"], body, caller) as (turn, endpoint):
+            reply = await whole(endpoint.address, turn.line, body)
             rows = [{"index": int(row["index"]), "score": float(row["relevance_score"])} for row in reply["results"]]
             rows.sort(key=lambda row: -row["score"])
             tokens = int((reply.get("usage") or {}).get("total_tokens") or 0)
-            answer.usage = {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens, "cached_tokens": None}
-            return _answered(endpoint, results=rows[: request.get("top_n")], usage=answer.usage)
+            turn.answer.usage = {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens, "cached_tokens": None}
+            return _answered(endpoint, results=rows[: request.get("top_n")], usage=turn.answer.usage)
 
     async def transcribe(self, request: Request, caller: Caller, send: Send) -> Document:
         """Speech as text; `send` gets {delta: {content}} as it is heard, where the engine says it bit by bit."""
         audio, media_type = await self._media.take(request["audio"], caller, "audio")
-        async with self._asked("transcribe", request["model"], caller) as (endpoint, answer):
-            whole = await self._heard(endpoint, answer, audio, media_type, request, send)
-        segments = [_segment(row) for row in whole.get("segments") or ()]
-        if request.get("timestamps") == "word" and not any("words" in segment for segment in segments):
-            _spread(segments, whole.get("words") or ())
-        language, seconds = whole.get("language"), whole.get("duration")
-        return _answered(
-            endpoint, text=str(whole.get("text", "")).strip(), segments=segments, language=language,
-            duration_seconds=float(seconds) if seconds is not None else _wav(audio)[1],
-        )  # fmt: skip
-
-    async def _heard(
-        self, endpoint: Endpoint, answer: Answer, audio: bytes, media_type: str | None, request: Request, send: Send
-    ) -> Mapping[str, Any]:
-        form = Form(model=endpoint.model, file=(f"audio.{_suffix(audio, media_type)}", audio), response_format="verbose_json")
+        form = Form(file=(f"audio.{_suffix(audio, media_type)}", audio), response_format="verbose_json")
         form |= _given(request, "language", "prompt", "timestamps", "temperature")
         if request.get("timestamps") == "word":
             form["timestamp_granularities[]"] = "word"
-        if "worker" in self._dialects(endpoint):
-            form["stream"] = "true"
-        async with aclosing(self._engines.wire.stream(endpoint.address, "/v1/audio/transcriptions", form)) as events:
-            async for event in events:
-                if event.get("type") == "transcript.text.delta":
-                    answer.begun()
-                    await send({"delta": {"content": event["delta"]}})
-                else:
-                    return event
-        raise Unavailable(f"{endpoint.address.name} ended its transcript in the middle")
+        async with self._asked("transcribe", "/v1/audio/transcriptions", request["model"], form, caller, send) as (turn, endpoint):
+            said = await _heard(turn, form, send)
+        segments = [_segment(row) for row in said.get("segments") or ()]
+        if request.get("timestamps") == "word" and not any("words" in segment for segment in segments):
+            _spread(segments, said.get("words") or ())
+        language, seconds = said.get("language"), said.get("duration")
+        return _answered(
+            endpoint, text=str(said.get("text", "")).strip(), segments=segments, language=language,
+            duration_seconds=float(seconds) if seconds is not None else _wav(audio)[1],
+        )  # fmt: skip
 
     async def synthesize(self, request: Request, caller: Caller) -> Document:
         """Text as speech."""
@@ -94,9 +92,10 @@ class Modalities:
     async def spoken(self, request: Request, caller: Caller) -> tuple[bytes, Document, Endpoint]:
         """The bytes of a speech, what is known of them, and who spoke."""
         form = request.get("format") or "wav"
-        async with self._asked("synthesize", request["model"], caller) as (endpoint, _):
-            body = {"model": endpoint.model, "input": request["text"], "response_format": form, **_given(request, "voice", "speed")}
-            headers, data = await self._engines.wire.fetch(endpoint.address, "/v1/audio/speech", body)
+        body = {"input": request["text"], "response_format": form, **_given(request, "voice", "speed")}
+        async with self._asked("synthesize", "/v1/audio/speech", request["model"], body, caller) as (turn, endpoint):
+            data = await _file(turn, body)
+        headers = turn.line.facts
         rate, seconds = _wav(data) if form == "wav" else (None, None)
         rate, seconds = _number(headers.get("x-sample-rate")) or rate, _number(headers.get("x-duration-seconds")) or seconds
         facts = {"format": form, "media_type": MEDIA_TYPES[form], "sample_rate": None if rate is None else int(rate)}
@@ -114,17 +113,9 @@ class Modalities:
 
     async def drawn(self, request: Request, caller: Caller) -> tuple[list[tuple[bytes, Document]], Endpoint]:
         """The bytes of each image with what is known of it, and who drew."""
-        async with self._asked("generate_image", request["model"], caller) as (endpoint, _):
-            body = {
-                "model": endpoint.model,
-                "response_format": "b64_json",
-                **_given(request, "prompt", "negative_prompt", "size", "steps", "n"),
-            }
-            if "worker" in self._dialects(endpoint):
-                body["seed"] = _seed(request)
-            elif request.get("seed") is not None:
-                body["seed"] = request["seed"]
-            reply = await self._engines.wire.post(endpoint.address, "/v1/images/generations", body)
+        body = {"response_format": "b64_json", **_given(request, "prompt", "negative_prompt", "size", "steps", "n", "seed")}
+        async with self._asked("generate_image", "/v1/images/generations", request["model"], body, caller) as (turn, endpoint):
+            reply = await whole(endpoint.address, turn.line, body)
         made = []
         for row in reply["data"]:
             if "b64_json" not in row:
@@ -140,11 +131,10 @@ class Modalities:
 
     async def generate_video(self, request: Request, caller: Caller) -> Document:
         """A video of a prompt."""
-        async with self._asked("generate_video", request["model"], caller) as (endpoint, _):
-            given = _given(request, "prompt", "size", "steps", "fps", "format")
-            body = {"model": endpoint.model, **given, "seconds": request["duration_seconds"], "seed": _seed(request)}
-            headers, data = await self._engines.wire.fetch(endpoint.address, "/v1/video/generations", body)
-        kind = headers.get("content-type", "application/octet-stream")
+        body = {"seconds": request["duration_seconds"], **_given(request, "prompt", "size", "steps", "fps", "format", "seed")}
+        async with self._asked("generate_video", "/v1/video/generations", request["model"], body, caller) as (turn, endpoint):
+            data = await _file(turn, body)
+        headers, kind = turn.line.facts, turn.line.content_type or "application/octet-stream"
         facts = {name: _number(headers.get(f"x-{name}")) for name in ("width", "height", "fps", "frames", "seed")}
         whole = {name: None if value is None else int(value) for name, value in facts.items()}
         video = await self._media.give(data, kind, caller, "inference.generate_video")
@@ -156,9 +146,9 @@ class Modalities:
     async def detect(self, request: Request, caller: Caller) -> Document:
         """What is in an image, and where."""
         image, _ = await self._media.take(request["image"], caller, "image")
-        async with self._asked("detect", request["model"], caller) as (endpoint, _):
-            body = {"model": endpoint.model, "image": base64.b64encode(image).decode(), **_given(request, "threshold", "labels")}
-            reply = await self._engines.wire.post(endpoint.address, "/v1/detections", body)
+        body = {"image": base64.b64encode(image).decode(), **_given(request, "threshold", "labels")}
+        async with self._asked("detect", "/v1/detections", request["model"], body, caller) as (turn, endpoint):
+            reply = await whole(endpoint.address, turn.line, body)
         if unknown := reply.get("unknown"):
             hint = did_you_mean(unknown, reply["labels"]) or f"it knows {', '.join(reply['labels'][:20])}"
             raise InvalidArgument(f"{endpoint.model} knows no label {unknown!r}", hint=hint)
@@ -195,8 +185,31 @@ def _given(request: Request, *names: str) -> dict[str, Any]:
     return {name: request[name] for name in names if request.get(name) is not None}
 
 
-def _seed(request: Request) -> int:
-    return secrets.randbelow(1 << 32) if request.get("seed") is None else int(request["seed"])
+async def _file(turn: Turn, body: Mapping[str, Any]) -> bytes:
+    """The file that an engine answered with. Raises AimaError for anything but 200."""
+    parts, size = list[bytes](), 0
+    async for part in turn.line.pieces():
+        parts.append(part)
+        size += len(part)
+        if size > LARGEST_ANSWER:
+            raise Unavailable(f"{turn.endpoint.address.name} answered more than {LARGEST_ANSWER >> 20} MiB")
+    if turn.line.status != 200:
+        raise translated(turn.endpoint.address, turn.line.status, parsed(b"".join(parts)), body)
+    return b"".join(parts)
+
+
+async def _heard(turn: Turn, form: Form, send: Send) -> Mapping[str, Any]:
+    """The whole transcript; `send` gets what comes before it, where the engine says it bit by bit."""
+    if turn.line.content_type != "text/event-stream":
+        found: Mapping[str, Any] = await whole(turn.endpoint.address, turn.line, form)
+        return found
+    async with aclosing(events(turn.endpoint.address, turn.line, form)) as items:
+        async for event in items:
+            if event.get("type") != "transcript.text.delta":
+                return event
+            turn.answer.begun()
+            await send({"delta": {"content": event["delta"]}})
+    raise Unavailable(f"{turn.endpoint.address.name} ended its transcript in the middle")
 
 
 def _number(text: str | None) -> float | None:

@@ -19,18 +19,23 @@ from aima_lib.infra.events import Events
 from aima_lib.infra.progress import Send, silent
 from aima_lib.infra.roots import Absent, Roots
 from aima_lib.infra.store import Store
+from aima_lib.infra.throttle import Throttle
 from aima_lib.infra.web import Web
 from aima_lib.names import slug
-from aima_lib.services import memory
 from aima_lib.services.allowance import Hold, unlimited
+from aima_lib.services.caches import Skipped
 from aima_lib.services.describe import digest_of
 from aima_lib.services.device import DeviceService
+from aima_lib.services.estimates import Estimates, Wish
+from aima_lib.services.fetch import Ways
 from aima_lib.services.intake import Intake
-from aima_lib.services.pulling import Pulling, guess, way_out
+from aima_lib.services.pulling import Pulling, way_out
+from aima_lib.services.search import SearchService
 from aima_lib.services.secrets import SecretService
 from aima_lib.services.shelf import Model, Shelf
 from aima_lib.services.transfers import Transfers
-from aima_lib.sources.base import Request
+from aima_lib.sources.base import Query, Request
+from aima_lib.sources.roster import LOCAL, guess
 
 
 class ModelService:
@@ -51,13 +56,19 @@ class ModelService:
         self._config, self._store, self._events, self._devices = config, store, events, devices
         self._shelf = Shelf(Blobs(home / "models"), store, events, Roots(config["files"]["roots"], home / "models"))
         self._web, self._transfers = web or Web(way_out(config)), Transfers()
-        self._pulling = Pulling(config["sources"], secrets, store, events, self._shelf, self._transfers, self._web, pace or Pace())
-        self._intake = Intake(store, self._shelf, config["engines"]["remotes"])
+        downloads, shelf = config["downloads"], self._shelf
+        pace = pace or Pace(lanes=downloads["lanes"], stall_seconds=downloads["stall_seconds"])
+        rate = downloads["mib_per_second"]
+        ways = Ways(shelf.blobs, self._web, pace, Throttle(rate and rate * (1 << 20)), lambda sha256: bool(shelf.holders(sha256)))
+        self._pulling = Pulling(config["sources"], secrets, store, events, shelf, self._transfers, ways)
+        self._intake = Intake(store, shelf, config["engines"]["remotes"])
+        self._search = SearchService(self._pulling, self.estimate)
+        self._estimates = Estimates(store, devices, float(config["engines"]["memory_reserve_fraction"]))
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Clear what a crash left and carry transfers until cancelled. A transfer under way then keeps its parts."""
         await to_thread.run_sync(self._shelf.blobs.prepare)
-        await to_thread.run_sync(self._shelf.sweep, self._store.find("model"))
+        await to_thread.run_sync(self._shelf.sweep, self._shelf.held())
         try:
             await self._transfers.run(task_status=task_status)
         finally:
@@ -123,12 +134,32 @@ class ModelService:
             ResourceExhausted: it does not fit on the disk, or not into what `hold` leaves.
         """
         request = Request(repo, revision, file, quantization, mirror, sha256.lower() if sha256 else None)
-        return await self._pulling.pull(request, source or guess(repo), name, send, hold)
+        kind = source or guess(repo)
+        if kind == LOCAL:
+            return await self._pull_local(request, name, send)
+        return await self._pulling.pull(request, kind, name, send, hold)
+
+    async def _pull_local(self, request: Request, name: str | None, send: Send) -> Model:
+        refuse_beside_a_path(request)
+        models, _ = await self._intake.take(request.repo, name, None, "link", send)
+        if len(models) > 1:
+            call = {"unit": "model.list", "arguments": {}}
+            raise FailedPrecondition(f"{request.repo} held {len(models)} models, and they are here now", next=[call])
+        if request.sha256 not in (None, models[0]["files"][0]["sha256"]):
+            raise FailedPrecondition(f"{models[0]['id']} is here, and has {models[0]['digest']}", hint="delete it if it is not wanted")
+        return models[0]
 
     async def import_model(
         self, path: str, name: str | None = None, type: str | None = None, mode: str = "link", send: Send = silent
     ) -> Model:
-        """Take weights of this machine into the home; see Intake.take."""
+        """Take the weights at a path into the home; of a cache, the first model. See Intake.take."""
+        models, _ = await self._intake.take(path, name, type, mode, send)
+        return models[0]
+
+    async def import_all(
+        self, path: str, name: str | None = None, type: str | None = None, mode: str = "link", send: Send = silent
+    ) -> tuple[builtins.list[Model], builtins.list[Skipped]]:
+        """The same, and all models of a cache, and what of it could not be taken."""
         return await self._intake.take(path, name, type, mode, send)
 
     async def create(self, name: str, type: str, path: str, format: str | None = None, source: str | None = None) -> Model:
@@ -156,7 +187,15 @@ class ModelService:
     ) -> tuple[str, int | None, bool]:
         """What `pull` would bring, asked of the source: the model's id, the bytes to fetch (None: unknown), whether it is here already."""
         request = Request(repo, revision, file, quantization, mirror, sha256.lower() if sha256 else None)
-        return await self._pulling.foresee(request, source or guess(repo), name)
+        kind = source or guess(repo)
+        if kind == LOCAL:
+            refuse_beside_a_path(request)
+            return slug(name or Path(repo).stem), 0, False
+        return await self._pulling.foresee(request, kind, name)
+
+    async def search(self, query: Query, source: str | None = None) -> dict[str, Any]:
+        """Models elsewhere; see SearchService.search."""
+        return await self._search.search(query, source)
 
     # Removing and checking
 
@@ -173,6 +212,14 @@ class ModelService:
         """
         return await self._shelf.remove(self.get(model_id), force)
 
+    async def foresee_gc(self) -> tuple[builtins.list[Path], int]:
+        """What `gc` would remove, and the bytes that would be freed."""
+        return await self._shelf.garbage()
+
+    async def gc(self) -> tuple[builtins.list[Path], int]:
+        """Remove what no model has: blobs, parts of pulls that nobody carries on, what is in quarantine."""
+        return await self._shelf.clear()
+
     async def verify(self, model_id: str, checksum: str | None = None, send: Send = silent) -> tuple[bool, builtins.list[dict[str, Any]]]:
         """Hash every file again and compare with the record, and with `checksum`. Returns valid and issues."""
         model = self.get(model_id)
@@ -183,7 +230,9 @@ class ModelService:
             await send({"phase": "verifying", "message": f"hashing {file['name']}", "completed": done, "total": model["size_bytes"]})
             sha256, issue = await to_thread.run_sync(self._check, model, file)
             done += file["size_bytes"]
-            issues += [issue] if issue else []
+            if issue:
+                issues.append(issue)
+                await self._shelf.put_aside(model, file["sha256"])
             hashed.append(file | {"sha256": file["sha256"] or sha256})
         broken = bool(issues)
         found = None if broken or not hashed else digest_of([(file["name"], file["sha256"]) for file in hashed])
@@ -214,8 +263,11 @@ class ModelService:
         context_length: int | None = None,
         parallel: int = 1,
         device_id: str | None = None,
+        engine: str | None = None,
+        version: str | None = None,
+        cache_type: str = "f16",
     ) -> dict[str, Any]:
-        """Memory by formula, disk, and which devices it fits on now.
+        """Memory, disk, and which devices it fits on now. `version` is that of the engine, where it is known.
 
         Raises:
             NotFound: no such model, repository or device.
@@ -224,25 +276,21 @@ class ModelService:
             raise InvalidArgument("give either model_id or repo", hint="model_id for a model that is here, repo for one that is not")
         if repo is None:
             model = self.get(str(model_id))
-            geometry, weights = model["geometry"], model["size_bytes"]
         else:
-            plan = await self._pulling.plan(source or guess(repo), Request(repo, revision, file, quantization))
-            geometry, weights = await self._pulling.geometry(plan), plan.size
-        context = context_length or min(memory.DEFAULT_CONTEXT, geometry.get("context_length") or memory.DEFAULT_CONTEXT)
-        needed = memory.estimate(geometry, weights, context, parallel)
-        free = await self._free_memory(device_id)
-        fits = [memory.fit(id, have, needed, geometry, context, parallel) for id, have in free.items()]
-        return {"memory": needed, "disk_bytes": weights, "context_length": context, "parallel": parallel, "fits": fits}
+            kind = source or guess(repo)
+            if kind == LOCAL:
+                raise InvalidArgument(f"{repo} is a path of this machine", hint="import it, then estimate by model_id")
+            plan = await self._pulling.plan(kind, Request(repo, revision, file, quantization))
+            geometry = await self._pulling.geometry(plan)
+            model = {"geometry": geometry, "size_bytes": plan.size, "quantization": plan.quantization}
+        return await self._estimates.of(model, Wish(context_length, parallel, device_id, engine, version, cache_type))
 
-    async def _free_memory(self, device_id: str | None) -> dict[str, int | None]:
-        await self._devices.known()
-        sampled = (await self._devices.metrics(device_id, 1, None))["devices"]
-        reserve = float(self._config["engines"]["memory_reserve_fraction"])
-        free: dict[str, int | None] = {}
-        for sample in sampled:
-            total, used = sample["now"]["memory_total_bytes"], sample["now"]["memory_used_bytes"]
-            free[sample["device_id"]] = None if total is None or used is None else max(0, int(total * (1 - reserve)) - used)
-        return free
+
+def refuse_beside_a_path(request: Request) -> None:
+    """Raise InvalidArgument when a path of this machine was given what only repositories have."""
+    given = [key for key in ("revision", "file", "quantization", "mirror") if getattr(request, key)]
+    if given:
+        raise InvalidArgument(f"a path has no {given[0]}", hint="name the file itself, and leave the rest out")
 
 
 def _check(path: Path, file: Mapping[str, Any]) -> tuple[str | None, dict[str, Any] | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -10,40 +11,37 @@ from typing import Any
 
 from anyio import to_thread
 
-from aima_lib.errors import AimaError, ResourceExhausted
-from aima_lib.infra.blobs import disk_error
-from aima_lib.infra.download import Pace
+from aima_lib.errors import FailedPrecondition, ResourceExhausted
 from aima_lib.infra.egress import Egress
 from aima_lib.infra.events import Events
 from aima_lib.infra.gguf import peek_head
 from aima_lib.infra.places import place
 from aima_lib.infra.progress import Send
 from aima_lib.infra.store import Store
-from aima_lib.infra.web import Web
 from aima_lib.names import slug
 from aima_lib.services.allowance import Hold, unlimited
 from aima_lib.services.describe import FACTS, describe, digest_of, geometry_of
-from aima_lib.services.fetch import Fetch, File, Meter
+from aima_lib.services.fetch import Fetch, File, Ways
+from aima_lib.services.gauge import Meter
 from aima_lib.services.secrets import SecretService
 from aima_lib.services.shelf import Model, Shelf
 from aima_lib.services.transfers import Report, Transfers
-from aima_lib.sources import huggingface, pypi
-from aima_lib.sources.base import Plan, Request, Resolve
+from aima_lib.sources.base import Config, Hit, Plan, Query, Request
+from aima_lib.sources.roster import SEARCHES, SECRETS, SOURCES, endpoints
 
-SOURCES: Mapping[str, Resolve] = {"huggingface": huggingface.resolve, "pypi": pypi.resolve}
-SECRETS = {"huggingface": "huggingface_token"}  # what a source is shown, by the name of the secret
 PEEK = 256 << 10
+OFFLINE = ("AIMA_OFFLINE", "HF_HUB_OFFLINE")
 
 
 class Pulling:
-    """Pulls of one home."""
+    """Pulls of one home. `sources` is that part of the configuration."""
 
     def __init__(
         self, sources: Mapping[str, Any], secrets: SecretService, store: Store, events: Events, shelf: Shelf,
-        transfers: Transfers, web: Web, pace: Pace,
+        transfers: Transfers, ways: Ways,
     ) -> None:  # fmt: skip
         self._sources, self._secrets, self._store, self._events, self._shelf = sources, secrets, store, events, shelf
-        self._transfers, self._web, self._pace = transfers, web, pace
+        self._transfers, self._ways, self._web = transfers, ways, ways.web
 
     async def pull(self, request: Request, kind: str, name: str | None, send: Send, hold: Hold = unlimited) -> Model:
         """The model that answers `request`, fetched unless it is here: by whoever asks first, out of whose allowance `hold` takes it."""
@@ -54,7 +52,7 @@ class Pulling:
         plan: Plan = await self._transfers.join(("plan", kind, request), partial(self._resolve, kind, request), send)
         self._refuse_other(name or plan.name, name is not None, plan)
         origin = asked | {"commit": plan.revision}
-        model = await self._weights(Fetch(plan, self._shelf.blobs, self._web, self._pace, hold), name, origin, send)
+        model = await self._weights(Fetch(plan, self._ways, hold), name, origin, send)
         if name is not None and model["id"] != slug(name):  # somebody else asked for the same weights under another name
             return await self._alias(model, name, origin)
         return model
@@ -85,11 +83,36 @@ class Pulling:
         return {"kind": kind, **asked}
 
     async def plan(self, kind: str, request: Request) -> Plan:
-        """What the source would serve for `request`."""
+        """What the source would serve for `request`.
+
+        Raises:
+            FailedPrecondition: the host is offline.
+        """
+        self._refuse_offline(f"{request.repo} is not here", [request.repo])
         if request.mirror:
             place(request.mirror)  # a source may read logins in what its owner configured; a caller's address holds none
+        return await SOURCES[kind](request, self._config(kind), self._web)
+
+    async def search(self, kind: str, query: Query) -> list[Hit]:
+        """What a source finds."""
+        self._refuse_offline(f"{kind} cannot be asked", [])
+        return await SEARCHES[kind](query, self._config(kind), self._web)
+
+    def _config(self, kind: str) -> Config:
         held = {name: self._secrets.read(name)} if (name := SECRETS.get(kind)) else {}
-        return await SOURCES[kind](request, {**self._sources, **held}, self._web)
+        return {**self._sources, **held}
+
+    def _refuse_offline(self, what: str, missing: list[str]) -> None:
+        why = is_offline(self._sources)
+        if why is None:
+            return
+        here = [model["id"] for model in self._store.find("model", limit=20, newest_first=True)]
+        raise FailedPrecondition(
+            f"{what}, and this host is offline: {why}",
+            hint=f"bring it with model.import, or use one that is here: {', '.join(here) or 'there is none'}",
+            next=[{"unit": "model.list", "arguments": {}}],
+            details={"missing": missing},
+        )
 
     async def _resolve(self, kind: str, request: Request, _: Report) -> Plan:
         return await self.plan(kind, request)
@@ -98,22 +121,15 @@ class Pulling:
         plan, wanted = fetch.plan, slug(name or fetch.plan.name)
         fetch.meter.hear = partial(self._tell, report, wanted)
         report({"phase": "downloading", "message": f"downloading {wanted}", "completed": 0, "total": plan.size})
-        files = await fetch.run()
-        self._tell(report, wanted, fetch.meter)
-        report({"phase": "verifying", "message": f"reading {wanted}", "completed": plan.size, "total": plan.size})
-        try:
+        async with fetch.run() as files:
+            self._tell(report, wanted, fetch.meter)
+            report({"phase": "verifying", "message": f"reading {wanted}", "completed": plan.size, "total": plan.size})
             facts = await to_thread.run_sync(describe, plan.format, [(self._place(file), file.name) for file in files])
             facts["license"] = facts["license"] or plan.license
             facts["quantization"] = facts["quantization"] or plan.quantization
-            await to_thread.run_sync(fetch.note, files)
+            facts["defaults"] = dict(plan.defaults)
             model = await self._shelf.add(wanted, name is not None, plan.format, files, facts, origin)
-        except OSError as error:
-            await fetch.clear()
-            raise disk_error(error, self._shelf.blobs.models) from error
-        except AimaError:
-            await fetch.clear()
-            raise
-        await fetch.clear()
+        await to_thread.run_sync(fetch.done)
         return model
 
     def _place(self, file: File) -> Path:
@@ -129,7 +145,7 @@ class Pulling:
 
     def _present(self, asked: Mapping[str, Any], name: str | None, sha256: str | None) -> Model | None:
         """The model that an equal pull brought, if its files are still there."""
-        for model in self._store.find("model"):
+        for model in self._store.find("model", **{"source.repo": asked["repo"]}):
             same = all(model["source"].get(key) == value for key, value in asked.items())
             fits = (name is None or model["id"] == slug(name)) and sha256 in (None, model["files"][0]["sha256"])
             if same and fits and model["status"] == "ready" and self._shelf.intact(model):
@@ -144,7 +160,7 @@ class Pulling:
 
     async def _alias(self, model: Model, name: str, origin: Mapping[str, Any]) -> Model:
         files = [File(file["name"], file["sha256"], file["size_bytes"], None) for file in model["files"]]
-        return await self._shelf.add(name, True, model["format"], files, {key: model[key] for key in FACTS}, origin)
+        return await self._shelf.add(name, True, model["format"], files, {key: model.get(key) for key in (*FACTS, "defaults")}, origin)
 
     async def geometry(self, plan: Plan) -> dict[str, Any]:
         """The geometry of a GGUF that is not here, from its first bytes; empty where the source cannot serve those."""
@@ -164,10 +180,13 @@ class Pulling:
 
 def way_out(config: Mapping[str, Any], **more: Any) -> Egress:
     """The way out that a configuration opens: to public places, to its endpoints, and to what `[egress] allow` names."""
-    sources = config["sources"]
-    return Egress(config["egress"]["allow"], lambda: [sources["huggingface_endpoint"], *pypi.indexes(sources)], **more)
+    stall = {"stall_seconds": float(config["downloads"]["stall_seconds"])}
+    return Egress(config["egress"]["allow"], lambda: endpoints(config["sources"]), **{**stall, **more})
 
 
-def guess(repo: str) -> str:
-    """owner/name is a hub's; anything that reads as packages is an index's."""
-    return "huggingface" if "/" in repo or not pypi.fits(repo) else "pypi"
+def is_offline(sources: Mapping[str, Any]) -> str | None:
+    """What says that nothing may be fetched, or None."""
+    if sources["offline"]:
+        return "sources.offline in config.toml"
+    named = [name for name in OFFLINE if os.environ.get(name, "").strip().lower() in ("1", "true", "yes", "on")]
+    return f"{named[0]} in its environment" if named else None

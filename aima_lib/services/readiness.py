@@ -41,13 +41,13 @@ async def says_a_token(wire: Wire, address: Address, launch: Launch) -> None:
         await wire.post(address, "/v1/embeddings", {"model": alias, "input": "a"}, timeout=TOKEN_SECONDS)
 
 
-async def is_ours(wire: Wire, address: Address, alias: str) -> None:
+async def is_ours(wire: Wire, address: Address, alias: str, timeout: float = PROBE_SECONDS) -> None:
     """Return when the key is accepted and the model is called `alias`. Costs the engine nothing.
 
     Raises:
         Unavailable: it is not.
     """
-    status, answer = await wire.get(address, "/v1/models", timeout=PROBE_SECONDS)
+    status, answer = await wire.get(address, "/v1/models", timeout=timeout)
     if status != 200:
         raise Unavailable(f"{address.name} answered {status}")
     served = [row.get("id") for row in answer.get("data", [])]

@@ -14,7 +14,7 @@ from aima_lib.infra.store import Document, Store
 
 log = logging.getLogger(__name__)
 # Each name there may be, and the units that read it: a secret that nothing reads would only be one more thing to lose.
-READERS = {"huggingface_token": ("model.pull", "model.estimate_resources")}
+READERS = {"huggingface_token": ("model.pull", "model.estimate_resources", "model.search")}
 REMOTE_READERS = ("engine.start", "service.create")  # of the keys of endpoints, remote_NAME
 
 

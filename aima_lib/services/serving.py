@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 import anyio
-from anyio.abc import TaskStatus
+from anyio.abc import TaskGroup, TaskStatus
 
 from aima_lib.engines.base import refuse_unknown
-from aima_lib.errors import AimaError, AlreadyExists, FailedPrecondition, NotFound
+from aima_lib.errors import AimaError, AlreadyExists, FailedPrecondition, NotFound, Unavailable
 from aima_lib.infra import lineage
 from aima_lib.infra.clock import now
 from aima_lib.infra.events import Events
 from aima_lib.infra.progress import Send, silent
 from aima_lib.infra.store import Document, Store
-from aima_lib.names import instance_id, slug
+from aima_lib.names import instance_id, replica_id, slug
 from aima_lib.services.engine import EngineService
 from aima_lib.services.meter import Meter
 from aima_lib.services.model import ModelService
+from aima_lib.services.residence import Residence
 from aima_lib.services.restarts import Restarts
+from aima_lib.services.routes import Candidate, Routes
+from aima_lib.services.turns import Turns
 
 log = logging.getLogger(__name__)
-RECONCILE_SECONDS = 0.25
+RECONCILE_SECONDS, DRAIN_SECONDS = 0.25, 30.0
+ALIVE = ("starting", "ready")
 
 
 class ServingService:
@@ -36,6 +40,11 @@ class ServingService:
         self._restarts = Restarts(int(limits["restart_limit"]), float(limits["restart_window_seconds"]))
         self._locks: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
         self._ending: set[str] = set()
+        self._given_up: set[str] = set()  # instances
+        self._repairs: TaskGroup | None = None
+        self.routes = Routes(store, engines)
+        self.turns = Turns(config, store, self.routes, engines.wire, self.why_not)
+        self.residence = Residence(config, store, events, self)
         self.meters: defaultdict[str, Meter] = defaultdict(Meter)
 
     # Reading
@@ -59,8 +68,16 @@ class ServingService:
     async def status(self, service_id: str) -> Document:
         """A service and its instance, and what the last minute showed."""
         service = self.get(service_id)
-        instance = self._instance(service)
-        return {"service": service, "instance": instance, "metrics": service["metrics"], "restarts": self._restarts.deaths(service_id)}
+        deaths = sum(self._restarts.deaths(id) for id in self._replicas(service, most=True))
+        queue = self.turns.of_service(service_id).state()
+        return {
+            "service": service,
+            "instance": self._instance(service),
+            "instances": self._instances(service),
+            "metrics": service["metrics"],
+            "queue": queue,
+            "restarts": deaths,
+        }
 
     async def logs(self, service_id: str, tail: int = 100, since: str | None = None) -> Sequence[str]:
         """The last lines its engine wrote."""
@@ -92,8 +109,11 @@ class ServingService:
         engine: str | None = None,
         options: Mapping[str, Any] | None = None,
         send: Send = silent,
+        **more: Any,
     ) -> Document:
         """Serve a model from now on, over crashes and restarts; returns when it is ready. The same call again changes nothing.
+
+        more: replicas, idle_unload_seconds, pinned and priority; what is left out is as the configuration says.
 
         Raises:
             NotFound: no such model or engine.
@@ -106,14 +126,26 @@ class ServingService:
         refuse_unknown(self._engines.catalog.adapter(chosen), options or {})
         id = slug(name or model_id)
         wanted = {"model_id": model_id, "engine": chosen, "options": dict(options or {})}
+        kept = {key: value for key, value in more.items() if value is not None}
         async with self._locks[id]:
             old = self._store.peek("service", id)
             if old and self._view(old)["status"] == "failed":  # it serves nothing: what the error advised may take its place
-                await self._store.update("service", id, **wanted, instance_id=instance_id(chosen, id))
+                await self._store.update("service", id, **wanted, **kept, instance_id=instance_id(chosen, id))
             elif old:
                 self._refuse_other(old, wanted)
+                await self._store.update("service", id, **kept)
             else:
-                record = {"id": id, "name": name or model_id, **wanted, "desired_replicas": 1, "error": None, "created_at": now()}
+                settings = self.residence.settings(kept)
+                replicas = settings["replicas"]
+                record = {
+                    "id": id,
+                    "name": name or model_id,
+                    **wanted,
+                    **settings,
+                    "desired_replicas": replicas,
+                    "error": None,
+                    "created_at": now(),
+                }
                 await self._store.insert("service", record | {"instance_id": instance_id(chosen, id)})
                 self._events.publish("service.created", {"service_id": id, **wanted}, subject=id)
             return await self._start(id, send)
@@ -125,123 +157,251 @@ class ServingService:
             return await self._start(service_id, send)
 
     async def _start(self, service_id: str, send: Send) -> Document:
-        self._restarts.forget(service_id)
-        record = await self._store.update("service", service_id, desired_replicas=1, error=None)
+        self._forget(self._store.get("service", service_id))
+        record = await self._wanted(service_id)
         try:
             await self._bring_up(record, send)
         except AimaError as error:
             await self._fail(record, str(error))
-            raise _how_to_go_on(error, service_id) from error
+            raise _how_to_go_on(self.residence.advised(service_id, error), service_id) from error
         except anyio.get_cancelled_exc_class():
             with anyio.CancelScope(shield=True):  # nobody wants it any more, so nobody shall start it behind their back
                 await self._store.update("service", service_id, desired_replicas=0)
             raise
         return self.get(service_id)
 
+    async def scale(self, service_id: str, replicas: int, send: Send = silent) -> Document:
+        """Run a service with so many engines, and return when that is so. One that is stopped has them when it starts.
+
+        Raises as `start` does; the engines that did start stay.
+        """
+        async with self._locks[service_id]:
+            old = self._store.get("service", service_id)
+            before = wanted_replicas(old)
+            changes = {"replicas": replicas} | ({"desired_replicas": replicas} if old["desired_replicas"] else {})
+            record = await self._store.update("service", service_id, **changes)
+            if before != replicas:
+                payload = {"service_id": service_id, "model_id": old["model_id"], "old_replicas": before, "new_replicas": replicas}
+                self._events.publish("service.scaled", payload, subject=service_id)
+            if record["desired_replicas"] and not record["error"]:
+                await self._end_surplus(record, DRAIN_SECONDS)
+                await self._bring_up(record, send)
+        return self.get(service_id)
+
     async def stop(self, service_id: str, timeout_seconds: float = 10.0) -> Document:
-        """Want it not to run, and return when it does not. Nothing happens to one that is stopped."""
+        """Want it not to run, and return when it does not. What is being answered may end within the time, what waits is turned away."""
         before = self.get(service_id)
-        await self._store.update("service", service_id, desired_replicas=0, error=None)
-        freed = await self._end(before, timeout_seconds)
+        freed = await self.put_down(service_id, timeout_seconds, unloaded=False)
         if before["status"] != "stopped":
             payload = {"service_id": service_id, "model_id": before["model_id"], "freed_bytes": freed}
             self._events.publish("service.stopped", payload, subject=service_id)
         return self.get(service_id)
 
+    async def put_down(self, service_id: str, timeout_seconds: float, *, unloaded: bool) -> int:
+        """Want no engine, let what is being answered end, and end the engines; the bytes freed. unloaded: a request wants it again."""
+        self._ending.add(service_id)
+        try:
+            await self._store.update("service", service_id, desired_replicas=0, unloaded=unloaded, error=None)
+            await self.turns.of_service(service_id).emptied(timeout_seconds)
+            return await self._end(self.get(service_id), timeout_seconds)
+        finally:
+            self._ending.discard(service_id)
+
     async def delete(self, service_id: str) -> int:
         """Stop it and forget it; the bytes of memory that were freed. Its model and its log stay."""
         before = self.get(service_id)
-        await self._store.update("service", service_id, desired_replicas=0)
+        await self._store.update("service", service_id, desired_replicas=0, unloaded=False)
         freed = await self._end(before, 10.0)
         async with self._locks[service_id]:
             freed += await self._end(before, 10.0)  # somebody who waited for the lock before us may have started it again
             if not await self._store.delete("service", service_id):
                 raise self._store.missing("service", service_id)
-            await self._engines.forget(before["instance_id"])
+            for id in self._replicas(before, most=True):
+                await self._engines.forget(id)
         if before["status"] != "stopped":
             payload = {"service_id": service_id, "model_id": before["model_id"], "freed_bytes": freed}
             self._events.publish("service.stopped", payload, subject=service_id)
-        self._restarts.forget(service_id)
+        self._forget(before)
         self.meters.pop(service_id, None)
+        self.turns.forget(service_id)
         return freed
 
     async def _end(self, service: Document, timeout_seconds: float) -> int:
-        if not self._instance(service):
-            return 0
         self._ending.add(service["id"])
         try:
-            return await self._engines.end(service["instance_id"], timeout_seconds)
+            return sum([await self._engines.end(each["id"], timeout_seconds) for each in self._instances(service)])
         finally:
             self._ending.discard(service["id"])
+
+    async def _end_surplus(self, record: Document, timeout_seconds: float) -> None:
+        """End the engines beyond what is wanted, once nobody is being answered there or the time is over."""
+        wanted = set(self._replicas(record))
+        for each in self._instances(record):
+            if each["id"] not in wanted and each["status"] in ALIVE:
+                await self.turns.of_service(record["id"]).left_by(each["id"], timeout_seconds)
+                await self._engines.end(each["id"], timeout_seconds)
+
+    # For requests
+
+    async def register(self, model_id: str, idle_unload_seconds: float) -> str:
+        """A service of a model that a request named, not running yet. Raises FailedPrecondition where no engine here reads it."""
+        model = self._model(model_id)
+        chosen, id = await self._engines.catalog.fitting(model), slug(model_id)
+        settings = self.residence.settings({"idle_unload_seconds": idle_unload_seconds, "unloaded": True})
+        wanted = {"model_id": model_id, "engine": chosen, "options": {}}
+        record = {"id": id, "name": model_id, **wanted, **settings, "desired_replicas": 0, "error": None, "created_at": now()}
+        async with self._locks[id]:
+            if not self._store.peek("service", id):
+                await self._store.insert("service", record | {"instance_id": instance_id(chosen, id)})
+                self._events.publish("service.created", {"service_id": id, **wanted}, subject=id)
+        return id
+
+    def memory_bytes(self, service: Mapping[str, Any]) -> int:
+        """What its engines take, as admission reckons it."""
+        _, _, each = self._engines.foresee(service["engine"], service["model_id"], service["options"])
+        return (each or 0) * int(service["ready_replicas"])
+
+    async def summon(self, model: str, task: str, candidates: Sequence[Candidate]) -> str | None:
+        """Which service a request for `model` shall wait for, brought on its way if need be; None when it need not wait."""
+        return await self.residence.summon(model, task, candidates)
+
+    async def awaited(self, service_id: str, caller: str, send: Send) -> None:
+        """Return when the service answers. Raises what keeps it from that."""
+        await self.residence.awaited(service_id, caller, send)
+
+    def why_not(self, service_id: str) -> AimaError | None:
+        """Why a request cannot wait for a service: None when it can."""
+        record = self._store.peek("service", service_id)
+        if record is None:
+            return NotFound(f"no service called {service_id!r}", next=[{"unit": "inference.models", "arguments": {}}])
+        if self.residence.is_coming(service_id):
+            return None
+        service = self._view(record)
+        if service["status"] in ("starting", "running"):
+            return None
+        said = {"said": service["error"]} if service["error"] else {}
+        why = f": {service['error']}" if service["error"] else ""
+        explain = [{"unit": "event.explain", "arguments": {"subject": service_id}}] if service["error"] else []
+        calls = [_call("service.start", service_id), *explain]
+        return FailedPrecondition(f"the service {service_id} is {service['status']}{why}", hint="start it", next=calls, details=said)
+
+    async def bring_up(self, service_id: str) -> None:
+        """Want a service again and start it. Raises as `start` does; it is not failed by that, only not wanted any more."""
+        async with self._locks[service_id]:
+            record = await self._wanted(service_id)
+            succeeded = False
+            try:
+                await self._bring_up(record, silent)
+                succeeded = True
+            finally:
+                if not succeeded:
+                    with anyio.CancelScope(shield=True):
+                        await self._store.update("service", service_id, desired_replicas=0, unloaded=True)
+
+    def spawn(self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
+        """Do something beside whoever asked. Raises Unavailable where no loop runs."""
+        if self._repairs is None:
+            raise Unavailable("this process only passes by: it brings nothing up", hint="aima start hosts the home")
+        self._repairs.start_soon(work, *arguments)
 
     # Reconciling
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Compare what is wanted with what runs, until cancelled; each repair goes its own way, so none waits for another."""
         task_status.started()
-        async with anyio.create_task_group() as repairs:
-            while True:
-                for record in self._store.find("service"):
-                    if not self._locks[record["id"]].locked():
-                        self._consider(record, repairs)
-                await anyio.sleep(RECONCILE_SECONDS)
+        try:
+            async with anyio.create_task_group() as self._repairs:
+                while True:
+                    for record in self._store.find("service"):
+                        if not self._locks[record["id"]].locked():
+                            self._consider(record, self._repairs)
+                    await anyio.sleep(RECONCILE_SECONDS)
+        finally:
+            self._repairs = None
 
-    def _consider(self, record: Document, repairs: anyio.abc.TaskGroup) -> None:
-        instance = self._instance(record)
-        status = instance["status"] if instance else "stopped"
-        if not record["desired_replicas"]:
-            if (
-                status in ("ready", "starting") and record["id"] not in self._ending
-            ):  # nobody waits for its end: a caller left, or a host died
-                repairs.start_soon(self._end, record, 10.0)
+    def _consider(self, record: Document, repairs: TaskGroup) -> None:
+        wanted = self._replicas(record)
+        for instance in self._instances(record):
+            surplus = instance["id"] not in wanted and instance["status"] in ALIVE
+            if surplus and record["id"] not in self._ending:  # nobody waits for its end: a caller left, or a host died
+                repairs.start_soon(self._engines.end, instance["id"], 10.0)
+        if record["error"] or self.residence.is_coming(record["id"]):
             return
-        if record["error"] or status in ("ready", "starting"):
-            return
-        if instance and status == "failed":
-            self._restarts.note(record["id"], instance["started_at"])
-        if self._restarts.is_due(record["id"]):
-            repairs.start_soon(self._repair, record["id"])
+        self.residence.consider(record)
+        for number, id in enumerate(wanted, 1):
+            found = self._store.peek("instance", id)
+            if found and found["status"] in ALIVE:
+                continue
+            if found and found["status"] == "failed":
+                self._restarts.note(id, found["started_at"])
+            if self._restarts.is_due(id) and id not in self._given_up:
+                repairs.start_soon(self._repair, record["id"], number)
 
-    async def _repair(self, service_id: str) -> None:
+    async def _repair(self, service_id: str, number: int) -> None:
         async with self._locks[service_id]:
             record = self._store.peek("service", service_id)
-            if record is None or not record["desired_replicas"] or record["error"]:
+            if record is None or number > record["desired_replicas"] or record["error"]:
                 return
-            instance = self._instance(record)
-            if instance and instance["status"] in ("ready", "starting"):
+            id = replica_id(record["engine"], service_id, number)
+            instance = self._store.peek("instance", id)
+            if id in self._given_up or (instance and instance["status"] in ALIVE):
                 return
-            died = self._events.latest("engine.error", record["instance_id"]) if instance and instance["status"] == "failed" else None
+            died = self._events.latest("engine.error", id) if instance and instance["status"] == "failed" else None
             with lineage.after(died):
-                await self._revive(record, instance)
+                await self._revive(record, id, number, instance)
 
-    async def _revive(self, record: Document, instance: Document | None) -> None:
-        service_id = record["id"]
+    async def _revive(self, record: Document, id: str, number: int, instance: Document | None) -> None:
         why = instance["error"] if instance and instance["error"] else "it did not run, though it is wanted"
-        if self._restarts.is_spent(service_id):
-            deaths, window = self._restarts.deaths(service_id), self._restarts.window_seconds
-            await self._fail(record, f"{deaths} deaths in {window:g} s; the last: {why}")
+        if self._restarts.is_spent(id):
+            deaths, window = self._restarts.deaths(id), self._restarts.window_seconds
+            await self._give_up(record, id, f"{deaths} deaths in {window:g} s; the last: {why}")
             return
-        payload = {"service_id": service_id, "model_id": record["model_id"], "cause": why, **self._restarts.attempt(service_id)}
-        self._events.publish("service.restarted", payload, subject=service_id)
+        payload = {"service_id": record["id"], "model_id": record["model_id"], "cause": why, **self._restarts.attempt(id)}
+        self._events.publish("service.restarted", payload, subject=record["id"])
         try:
-            await self._bring_up(record, silent)
+            await self._bring_up(record, silent, only=number)
         except AimaError as error:
-            log.warning("service %s: %s", service_id, error)
-            after = self._instance(record)
+            log.warning("service %s: %s", record["id"], error)
+            after = self._store.peek("instance", id)
             is_new = after is not None and after != instance
-            self._restarts.note(service_id, after["started_at"] if after and is_new else None)
+            self._restarts.note(id, after["started_at"] if after and is_new else None)
 
-    async def _bring_up(self, record: Document, send: Send) -> None:
+    async def _give_up(self, record: Document, instance_id: str, why: str) -> None:
+        """An engine died too often. The service goes on with the others; with none left it has failed."""
+        self._given_up.add(instance_id)
+        if all(id in self._given_up for id in self._replicas(record)):
+            await self._fail(record, why)
+        else:
+            log.error("service %s goes on without %s: %s", record["id"], instance_id, why)
+            payload = {"service_id": record["id"], "model_id": record["model_id"], "cause": f"{instance_id}: {why}"}
+            self._events.publish("service.degraded", payload, subject=record["id"])
+
+    async def _bring_up(self, record: Document, send: Send, only: int | None = None) -> None:
         was_ready = bool(self._view(record)["ready_replicas"])
-        await self._engines.start(record["engine"], record["model_id"], record["options"], None, send, service_id=record["id"])
-        service = self._view(record)
-        if not self._store.get("service", record["id"])["desired_replicas"]:
-            await self._end(service, 10.0)  # stopped while it started
+        for number in range(1, record["desired_replicas"] + 1) if only is None else (only,):
+            await self._engines.start(
+                record["engine"], record["model_id"], record["options"], None, send, service_id=record["id"], replica=number
+            )
+        current = self._store.get("service", record["id"])
+        if not current["desired_replicas"]:
+            await self._end(self._view(record), 10.0)  # stopped while it started
             call = _call("service.start", record["id"])
             raise FailedPrecondition(f"the service {record['id']} was stopped while it started", next=[call])
+        self.residence.loaded(record["id"])
         if not was_ready:
-            payload = {"service_id": record["id"], "model_id": record["model_id"], "endpoints": service["endpoints"]}
+            payload = {"service_id": record["id"], "model_id": record["model_id"], "endpoints": self._view(current)["endpoints"]}
             self._events.publish("service.started", payload, subject=record["id"])
+
+    async def _wanted(self, service_id: str) -> Document:
+        """The record of a service that is wanted from now on."""
+        replicas = wanted_replicas(self._store.get("service", service_id))
+        return await self._store.update("service", service_id, desired_replicas=replicas, unloaded=False, error=None)
+
+    def _forget(self, record: Document) -> None:
+        """What its engines died of counts no more."""
+        for id in self._replicas(record, most=True):
+            self._restarts.forget(id)
+            self._given_up.discard(id)
 
     async def _fail(self, record: Document, why: str) -> None:
         current = self._store.peek("service", record["id"])
@@ -254,23 +414,42 @@ class ServingService:
     # Small things
 
     def _view(self, record: Document) -> Document:
-        instance = self._instance(record)
-        state = instance["status"] if instance else "stopped"
-        ready = instance if instance and state == "ready" and record["desired_replicas"] else None
+        instances, wanted = self._instances(record), self._replicas(record)
+        ready = [each for each in instances if each["status"] == "ready" and each["id"] in wanted]
         if record["desired_replicas"]:
             status = "failed" if record["error"] else "running" if ready else "starting"
         else:
-            status = "stopping" if state in ("ready", "starting") else "stopped"
-        endpoints = [{"base_url": ready["base_url"], "instance_id": ready["id"], "tasks": ready["tasks"]}] if ready else []
+            status = "stopping" if any(each["status"] in ALIVE for each in instances) else "stopped"
+        lane = self.turns.lanes.get(record["id"])
+        metrics = self.meters[record["id"]].read() | {"retried": self.turns.retried[record["id"]], "waiting": lane.waiting if lane else 0}
+        shown = {key: value for key, value in record.items() if key != "replicas"}
         return {
-            **record,
+            **self.residence.settings(record, shown=True),
+            **shown,
             "status": status,
-            "health": ready["health"] if ready else "unknown",
-            "ready_replicas": 1 if ready else 0,
-            "endpoints": endpoints,
-            "placement": ready["placement"] if ready else None,
-            "metrics": self.meters[record["id"]].read(),
+            "health": self._health(record, ready),
+            "ready_replicas": len(ready),
+            "endpoints": [{"base_url": each["base_url"], "instance_id": each["id"], "tasks": each["tasks"]} for each in ready],
+            "placement": ready[0]["placement"] if ready else None,
+            "metrics": metrics,
         }
+
+    def _health(self, record: Document, ready: Sequence[Document]) -> str:
+        """Of all its engines: as probes saw them, and degraded where one is missing, or does not answer, beside others that do."""
+        seen = [each["health"] for each in ready]
+        if not seen:
+            return "unknown"
+        if "healthy" in seen and ("unhealthy" in seen or len(seen) < record["desired_replicas"] or self.meters[record["id"]].is_slow):
+            return "degraded"
+        return "unhealthy" if "unhealthy" in seen else seen[0]
+
+    def _replicas(self, record: Mapping[str, Any], *, most: bool = False) -> Sequence[str]:
+        """The ids of the engines it is to have now, or (most) of all that it may have had."""
+        ids = [replica_id(record["engine"], record["id"], number) for number in range(1, record["desired_replicas"] + 1)]
+        return [*dict.fromkeys([*ids, record["instance_id"], *(each["id"] for each in self._instances(record))])] if most else ids
+
+    def _instances(self, record: Mapping[str, Any]) -> Sequence[Document]:
+        return self.routes.instances(record["id"])
 
     def _instance(self, record: Mapping[str, Any]) -> Document | None:
         return self._store.peek("instance", record["instance_id"])
@@ -291,6 +470,11 @@ class ServingService:
                 hint="give this one another name, or delete that one",
                 next=[_call("service.get", old["id"])],
             )
+
+
+def wanted_replicas(record: Mapping[str, Any]) -> int:
+    """How many engines it has when it runs."""
+    return int(record.get("replicas") or 1)
 
 
 def _how_to_go_on(error: AimaError, service_id: str) -> AimaError:

@@ -72,7 +72,7 @@ class Shelf:
             AlreadyExists: the caller gave this name, and it belongs to other weights.
         """
         id = slug(wanted)
-        if id in ("blobs", "partial"):
+        if id in ("blobs", "partial", "quarantine"):
             id = f"{id}-model"
         holder = self._store.peek("model", id)
         if holder is None:
@@ -88,7 +88,7 @@ class Shelf:
         same = [model for model in self._store.find("model", digest=digest) if digest and model["id"].startswith(id)]
         if same:
             return same[0]["id"], same[0]
-        return fresh(id, {model["id"] for model in self._store.find("model")}), None
+        return fresh(id, self._store.ids("model", id)), None
 
     async def add(
         self, wanted: str, given: bool, format: str, files: Sequence[File], facts: Mapping[str, Any], source: Mapping[str, Any]
@@ -151,6 +151,7 @@ class Shelf:
             "size_bytes": size,
             "digest": digest,
             **facts,
+            "defaults": facts.get("defaults") or {},
             "files": files,
             "source": dict.fromkeys(("repo", "revision", "commit", "file", "quantization", "path")) | dict(source),
             "requirements": {
@@ -183,8 +184,7 @@ class Shelf:
         users = tuple(("service", service["id"]) for service in self._store.find("service", model_id=id))
         if model["source"]["kind"] in ELSEWHERE:
             return users, 0
-        shared = {file["sha256"] for other in self._store.find("model") if other["id"] != id for file in other["files"]}
-        own = [file for file in model["files"] if file["sha256"] not in shared and self.blobs.is_alone(file["sha256"])]
+        own = [file for file in model["files"] if self.holders(file["sha256"]) <= {id} and self.blobs.is_alone(file["sha256"])]
         return users, sum(file["size_bytes"] for file in own)
 
     async def remove(self, model: Mapping[str, Any], force: bool) -> int:
@@ -199,8 +199,7 @@ class Shelf:
                 self._refuse_in_use(id, force)
                 freed = 0
                 if model["source"]["kind"] not in ELSEWHERE:
-                    needed = {file["sha256"] for other in self._store.find("model") if other["id"] != id for file in other["files"]}
-                    orphans = [file["sha256"] for file in model["files"] if file["sha256"] not in needed]
+                    orphans = [file["sha256"] for file in model["files"] if self.holders(file["sha256"]) <= {id}]
                     freed = await to_thread.run_sync(self.blobs.drop, self.blobs.models / id, orphans)
                 if await self._store.delete("model", id):
                     self._events.publish("model.deleted", {"model_id": id, "freed_bytes": freed}, subject=id)
@@ -223,10 +222,47 @@ class Shelf:
             details={"services": wanted, "instances": live},
         )
 
-    def sweep(self, models: Sequence[Mapping[str, Any]]) -> None:
+    def holders(self, sha256: str) -> set[str]:
+        """The models that have a blob."""
+        sql = "SELECT model_id FROM model_blobs WHERE sha256 = ?"
+        return {str(row[0]) for row in self._store.read(sql, (sha256,))}
+
+    def held(self) -> set[str]:
+        """Every blob that a model has."""
+        return {str(row[0]) for row in self._store.read("SELECT DISTINCT sha256 FROM model_blobs")}
+
+    def sweep(self, held: set[str]) -> None:
         """Clear what a crash left: half imports, and parts of models that were complete and recorded. Blocking."""
-        held = {file["sha256"] for model in models for file in model["files"]}
         for entry in self.blobs.partial.iterdir():
             done = noted(entry)
-            if (done and held.issuperset(done.values())) or entry.name.startswith("import-"):
+            if entry.name.startswith("import-") or (done and self._is_over(entry) and held.issuperset(done.values())):
                 shutil.rmtree(entry, ignore_errors=True)
+
+    def _is_over(self, folder: Path) -> bool:
+        return not any(folder.glob("*.part")) and not any(folder.glob("*.whole"))
+
+    async def put_aside(self, model: Mapping[str, Any], sha256: str | None) -> None:
+        """A file of a model is not what its record says: unless its blob still is, nobody is given that any more."""
+        if sha256 is None or model["source"]["kind"] == "external":
+            return
+        async with self._lock:
+            await to_thread.run_sync(self.blobs.checked, sha256)
+
+    # Clearing up
+
+    async def garbage(self) -> tuple[list[Path], int]:
+        """What no model has, and the bytes that the disk would get back."""
+        async with self._lock:
+            return await self._garbage()
+
+    async def clear(self) -> tuple[list[Path], int]:
+        """Remove it; what it was, and the bytes that the disk got back."""
+        with anyio.CancelScope(shield=True):
+            async with self._lock:
+                found, freed = await self._garbage()
+                await to_thread.run_sync(self.blobs.discard, found)
+        return found, freed
+
+    async def _garbage(self) -> tuple[list[Path], int]:
+        found = await to_thread.run_sync(self.blobs.garbage, self.held(), self._store.ids("model"))
+        return found, await to_thread.run_sync(self.blobs.weigh, found)

@@ -53,11 +53,11 @@ def has_failed(event: Event) -> bool:
     """Whether an event tells of something gone wrong."""
     type, payload = event["type"], event["payload"]
     if type == "inference.request_failed":
-        return bool(payload["code"] != "cancelled")
+        return bool(payload.get("code") != "cancelled")
     if type in ("device.health_changed", "engine.health_changed"):
-        return payload["new_status"] in ("warning", "critical", "unhealthy")
+        return payload.get("new_status") in ("warning", "critical", "unhealthy")
     if type == "model.verified":
-        return not payload["valid"]
+        return payload.get("valid") is False
     return type.rpartition(".")[2] in ("failed", "error", "step_failed", "metrics_alert", "oom_detected")
 
 
@@ -115,7 +115,7 @@ def _alarm(entries: Sequence[Entry], root: Entry) -> Entry | None:
     if not STARVED.search(str(root.facts.get("cause", root.text))):
         return None
     for entry in entries:
-        is_want = entry.kind == "device.metrics_alert" and entry.facts["metric"] == "memory_fraction"
+        is_want = entry.kind == "device.metrics_alert" and entry.facts.get("metric") == "memory_fraction"
         if is_want and 0 <= (root.moment - entry.moment).total_seconds() <= NEAR_SECONDS:
             return entry
     return None

@@ -3,73 +3,70 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import anyio
 
 from aima_lib.errors import AimaError, FailedPrecondition, InvalidArgument, Unavailable
 from aima_lib.infra import trace
+from aima_lib.infra.pool import Line, Lost, Pool
 from aima_lib.redact import unsaid
 
-if TYPE_CHECKING:
-    import aiohttp
-
-CONNECT_SECONDS = 5.0
 LONGEST_LINE = 32 << 20
-LARGEST_ANSWER = 512 << 20
 
 
 class Form(dict[str, Any]):
     """A body that goes as multipart/form-data: texts, and files as (name, bytes)."""
 
 
+def encoded(body: Mapping[str, Any]) -> tuple[bytes, str | None]:
+    """A request's body as bytes, and its media type where that is not JSON."""
+    if not isinstance(body, Form):
+        return json.dumps(body, separators=(",", ":")).encode(), None
+    boundary, parts = secrets.token_hex(16), list[bytes]()
+    for name, value in body.items():
+        file, data = value if isinstance(value, tuple) else (None, str(value).encode())
+        kind = f'; filename="{file}"\r\nContent-Type: application/octet-stream' if file else ""
+        parts += [f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"{kind}\r\n\r\n'.encode(), data, b"\r\n"]
+    return b"".join([*parts, f"--{boundary}--\r\n".encode()]), f"multipart/form-data; boundary={boundary}"
+
+
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where an engine is and what it is called."""
+    """Where an engine is, what it is called, and how many kept connections it bears: llama.cpp has a thread for each, and few of them."""
 
     name: str
     base_url: str
     key: str
+    lines: int = 1
 
 
 class Wire:
-    """The client of every engine. Opened by the first request."""
+    """The client of every engine."""
 
     def __init__(self) -> None:
-        self._session: aiohttp.ClientSession | None = None
+        self._pool = Pool()
 
     async def close(self) -> None:
-        """Let every connection go."""
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        """Let every idle connection go."""
+        self._pool.close()
 
     async def get(self, address: Address, path: str, *, timeout: float, key: bool = True) -> tuple[int, Any]:
         """Status and JSON body of a GET. Raises Unavailable when nothing answers in time."""
         async with self._request("GET", address, path, None, timeout, key) as response:
-            return response.status, _parsed(await response.read())
+            return response.status, parsed(await response.read())
 
     async def post(self, address: Address, path: str, body: Mapping[str, Any], *, timeout: float | None = None) -> Any:
         """JSON body of a POST. Raises AimaError for anything but 200."""
         async with self._request("POST", address, path, body, timeout, True) as response:
-            answer = _parsed(await response.read())
+            answer = parsed(await response.read())
             if response.status != 200:
                 raise translated(address, response.status, answer, body)
             return answer
-
-    async def fetch(self, address: Address, path: str, body: Mapping[str, Any]) -> tuple[Mapping[str, str], bytes]:
-        """Headers and bytes of a POST that answers with a file. Raises AimaError for anything but 200."""
-        async with self._request("POST", address, path, body, None, True) as response:
-            if response.status != 200:
-                raise translated(address, response.status, _parsed(await response.read()), body)
-            parts, size = list[bytes](), 0
-            async for part in response.content.iter_any():
-                parts.append(part)
-                size += len(part)
-                if size > LARGEST_ANSWER:
-                    raise Unavailable(f"{address.name} answered more than {LARGEST_ANSWER >> 20} MiB")
-            return {name.lower(): value for name, value in response.headers.items()}, b"".join(parts)
 
     async def stream(self, address: Address, path: str, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """The events of a streamed POST, until [DONE]. Closing the iterator closes the connection, which frees the engine's slot.
@@ -78,61 +75,58 @@ class Wire:
             AimaError: the engine refused, or went away in the middle.
         """
         async with self._request("POST", address, path, body, None, True) as response:
-            if response.status != 200:
-                raise translated(address, response.status, _parsed(await response.read()), body)
-            if response.content_type == "application/json":  # an engine that does not stream this gives all of it at once
-                yield _parsed(await response.read())
-                return
-            async for data in _events(response.content.iter_any()):
-                if data == b"[DONE]":
-                    return
-                item = _parsed(data)
-                if "error" in item:
-                    raise translated(address, int(item["error"].get("code") or 500), item, body)
+            async for item in events(address, response, body):
                 yield item
-        raise Unavailable(f"{address.name} ended its answer in the middle")
 
-    def open(self, address: Address, path: str, body: Mapping[str, Any]) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+    async def begin(self, address: Address, path: str, data: bytes, kind: str | None = None) -> Line:
+        """The engine's answer to a POST as it comes; `end` must follow. `kind`: the body's media type where it is not JSON. Raises Lost."""
+        headers = trace.headers() | {"Authorization": f"Bearer {address.key}"} | ({"Content-Type": kind} if kind else {})
+        return await self._pool.begin("POST", address.base_url, path, headers, data, address.lines)
+
+    def end(self, line: Line) -> None:
+        """Done with an answer: one that is left in its middle is cut off, which frees the engine's slot."""
+        self._pool.end(line)
+
+    def open(self, address: Address, path: str, body: Mapping[str, Any]) -> AbstractAsyncContextManager[Line]:
         """The engine's answer as it comes, for a face that passes bytes on. Leaving the block early closes the connection."""
         return self._request("POST", address, path, body, None, True)
 
     @asynccontextmanager
     async def _request(
         self, method: str, address: Address, path: str, body: Mapping[str, Any] | None, timeout: float | None, key: bool
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        import aiohttp
-
-        if self._session is None:
-            # A connection each: engines close idle ones when they like, and a POST that meets such a close is lost. On loopback one costs
-            # a tenth of a millisecond.
-            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True), trust_env=False)
-        limits = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_SECONDS)
+    ) -> AsyncIterator[Line]:
         headers = trace.headers() | ({"Authorization": f"Bearer {address.key}"} if key else {})
+        data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
         try:
-            sent: dict[str, Any] = {"data": _form(body)} if isinstance(body, Form) else {"json": body}
-            response = await self._session.request(method, address.base_url + path, timeout=limits, headers=headers, **sent)
-            try:
-                yield response
-            finally:
-                if not response.content.at_eof():
-                    response.close()  # not release: the engine must see that nobody listens any more
-                response.release()
+            with nullcontext() if timeout is None else anyio.fail_after(timeout):
+                async with self._pool.ask(method, address.base_url, path, headers, data, address.lines) as answer:
+                    yield answer
         except TimeoutError as error:
-            raise Unavailable(f"{address.name} did not answer within {timeout or CONNECT_SECONDS:g} s") from error
-        except (aiohttp.ClientError, ConnectionError) as error:
-            raise Unavailable(f"{address.name} cannot be reached: {error or type(error).__name__}") from error
+            raise Unavailable(f"{address.name} did not answer within {timeout:g} s") from error
+        except Lost as error:
+            raise Unavailable(f"{address.name} cannot be reached: {error}") from error
 
 
-def _form(fields: Form) -> aiohttp.FormData:
-    import aiohttp
+async def whole(address: Address, line: Line, request: Any) -> Any:
+    """An answer's JSON body. Raises AimaError for anything but 200."""
+    answer = parsed(await line.read())
+    if line.status != 200:
+        raise translated(address, line.status, answer, request)
+    return answer
 
-    form = aiohttp.FormData()
-    for name, value in fields.items():
-        if isinstance(value, tuple):
-            form.add_field(name, value[1], filename=value[0], content_type="application/octet-stream")
-        else:
-            form.add_field(name, value)
-    return form
+
+async def events(address: Address, line: Line, request: Any) -> AsyncGenerator[dict[str, Any], None]:
+    """The events of an answer, until [DONE]. Raises AimaError when the engine refused, or ended in the middle."""
+    if line.status != 200:
+        raise translated(address, line.status, parsed(await line.read()), request)
+    async for data in _events(line.pieces()):
+        if data == b"[DONE]":
+            return
+        item = parsed(data)
+        if "error" in item:
+            raise translated(address, int(item["error"].get("code") or 500), item, request)
+        yield item
+    raise Unavailable(f"{address.name} ended its answer in the middle")
 
 
 async def _events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -153,7 +147,8 @@ async def _events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         yield b"\n".join(data)
 
 
-def _parsed(body: bytes) -> Any:
+def parsed(body: bytes) -> Any:
+    """What an engine said as JSON; what is none, as an error."""
     try:
         return json.loads(body)
     except ValueError:

@@ -5,134 +5,96 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from aima_lib.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, Unavailable
 from aima_lib.infra.places import Barred, shown
 from aima_lib.infra.web import Web
-from aima_lib.names import nearest, slug
-from aima_lib.sources.base import Artefact, Part, Plan, Request, matches, safe_name
+from aima_lib.sources.base import FORMATS, TASKS, Artefact, Config, Hit, Part, Plan, Query, Request, safe_name, sized
+from aima_lib.sources.choose import File, choose, split_quantization
 
 REPO = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-QUANTIZATION = re.compile(
-    r"(?<![a-z0-9])(iq\d_(?:xxs|xs|s|m|nl)|q\d_k(?:_(?:xl|xs|s|m|l))?|q\d_[01]|tq\d_0|mxfp4|bf16|f16|f32)(?![a-z0-9])", re.I
-)
-SHARD = re.compile(r"-(\d{5})-of-(\d{5})(?=\.gguf$)", re.I)
-PREFERRED = ("Q4_K_M", "Q4_0", "Q8_0", "Q5_K_M", "Q4_K_S", "Q6_K", "BF16", "F16", "F32")
-WITH_SAFETENSORS = (".safetensors", ".json", ".jinja", "tokenizer.model", "merges.txt", "vocab.txt")
+COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-@dataclass(frozen=True, slots=True)
-class File:
-    """One file of a repository, as the hub lists it."""
-
-    name: str
-    size: int | None
-    sha256: str | None
-
-
-async def resolve(request: Request, config: Mapping[str, str | None], web: Web) -> Plan:
+async def resolve(request: Request, config: Config, web: Web) -> Plan:
     """Ask the hub what the revision holds and choose one set of weights.
 
     Raises:
         NotFound: no such repository, revision, file or quantization.
         PermissionDenied: the repository is private or gated.
     """
+    request = split_quantization(request)
     if not REPO.fullmatch(request.repo):
         raise InvalidArgument(f"{request.repo!r} is not a repository's name", hint="write it like owner/name")
     endpoint = (request.mirror or config.get("huggingface_endpoint") or "").rstrip("/")
     # A token belongs to the configured hub; a mirror that a caller names must not see it.
     headers = {} if request.mirror else _credentials(config)
     revision = request.revision or "main"
-    answer = await _ask(
-        f"{endpoint}/api/models/{request.repo}/revision/{quote(revision, safe='')}?blobs=true", headers, web, request, config
-    )
+    url = f"{endpoint}/api/models/{request.repo}/revision/{quote(revision, safe='')}?blobs=true"
+    answer = await _ask(url, headers, web, request, config)
     files = [_file(item) for item in answer.get("siblings") or [] if isinstance(item, dict)]
     commit = str(answer.get("sha") or revision)
+    if COMMIT.fullmatch(revision) and commit != revision:
+        raise Unavailable(f"{shown(url)} answers with commit {commit[:80]!r}", hint="name another mirror")
     name, kind, chosen, quantization = choose(request, files)
+    refuse_one_digest(request, chosen)
+    base = f"{endpoint}/{request.repo}/resolve/{quote(commit, safe='')}"
+    artefacts = tuple(artefact(file, f"{base}/{quote(file.name)}", headers, request) for file in chosen)
+    return Plan(name, kind, commit, artefacts, _license(answer), quantization)
+
+
+def refuse_one_digest(request: Request, chosen: Sequence[File]) -> None:
+    """Raise InvalidArgument when one sha256 was given for several files."""
     if request.sha256 and len(chosen) > 1:
         raise InvalidArgument(
             f"{request.repo} has {len(chosen)} files: one sha256 cannot describe them",
             hint="leave sha256 out; the hub's digests are checked",
         )
-    base = f"{endpoint}/{request.repo}/resolve/{quote(commit, safe='')}"
-    artefacts = tuple(
-        Artefact(
-            PurePosixPath(file.name).name,
-            (Part(f"{base}/{quote(file.name)}", file.size, file.sha256, None, headers),),
-            request.sha256 or file.sha256,
-            file.size,
-        )
-        for file in chosen
+
+
+def artefact(file: File, url: str, headers: Mapping[str, str], request: Request) -> Artefact:
+    """A hub's file as what is to be fetched. A digest that the caller gave is checked beside the hub's."""
+    part = Part(url, file.size, file.sha256, None, headers)
+    return Artefact(PurePosixPath(file.name).name, (part,), request.sha256 or file.sha256, file.size, file.git_oid)
+
+
+async def search(query: Query, config: Config, web: Web) -> list[Hit]:
+    """The most downloaded models that fit the words."""
+    asked: dict[str, Any] = {"search": query.words, "limit": query.limit, "sort": "downloads", "direction": -1, "full": "true"}
+    if query.format:
+        asked["filter"] = query.format
+    tasks = [task for task, type in TASKS.items() if type == query.type]
+    if tasks:
+        asked["pipeline_tag"] = tasks[0]
+    url = f"{(config.get('huggingface_endpoint') or '').rstrip('/')}/api/models?{urlencode(asked)}"
+    page = await web.get(url, _credentials(config))
+    try:
+        found = json.loads(page.body)
+        return [_hit(item) for item in found if isinstance(item, dict) and REPO.fullmatch(str(item.get("id")))]
+    except (ValueError, TypeError) as error:
+        raise Unavailable(f"{shown(url)} does not answer a list of models: {error}", hint="check sources.huggingface_endpoint") from error
+
+
+def _hit(item: Mapping[str, Any]) -> Hit:
+    tags = [tag for tag in item.get("tags") or [] if isinstance(tag, str)]
+    license = next((tag.partition(":")[2] for tag in tags if tag.startswith("license:")), None)
+    updated = item.get("lastModified")
+    return Hit(
+        str(item["id"]),
+        "huggingface",
+        TASKS.get(str(item.get("pipeline_tag"))),
+        next((format for format in FORMATS if format in tags), None),
+        sized(item.get("downloads")),
+        license,
+        updated if isinstance(updated, str) else None,
     )
-    return Plan(name, kind, commit, artefacts, _license(answer), quantization)
 
 
-def choose(request: Request, files: list[File]) -> tuple[str, str, list[File], str | None]:
-    """Which files to fetch: name, format, files and quantization."""
-    weights = [file for file in files if file.name.lower().endswith(".gguf") and not re.search(r"mmproj|imatrix", file.name, re.I)]
-    if request.file:
-        weights = [file for file in files if matches(file.name, request.file)]
-        if not weights:
-            raise NotFound(f"{request.repo} has no file {request.file}", hint=_near(request.file, [f.name for f in files]))
-        if not all(file.name.lower().endswith(".gguf") for file in weights):
-            raise InvalidArgument(f"{weights[0].name} is not GGUF", hint="leave file out to take the whole safetensors model")
-    if weights:
-        return _choose_gguf(request, weights)
-    if request.quantization:
-        raise NotFound(
-            f"{request.repo} has no GGUF, so no quantization {request.quantization}", hint="leave quantization out to take the safetensors"
-        )
-    flat = [file for file in files if "/" not in file.name and file.name.endswith(WITH_SAFETENSORS)]
-    if any(file.name.endswith(".safetensors") for file in flat):
-        return slug(request.repo.rpartition("/")[2]), "safetensors", flat, None
-    kinds = sorted({PurePosixPath(file.name).suffix for file in files})
-    raise FailedPrecondition(f"{request.repo} holds neither GGUF nor safetensors, only {', '.join(filter(None, kinds)) or 'nothing'}")
-
-
-def _choose_gguf(request: Request, weights: list[File]) -> tuple[str, str, list[File], str | None]:
-    """One quantization, whole: all shards of it."""
-    sets: dict[str, list[File]] = {}
-    for file in weights:
-        sets.setdefault(SHARD.sub("", file.name), []).append(file)
-    by_quantization = {(quantization_of(stem) or "unknown"): stem for stem in sorted(sets, reverse=True)}
-    wanted = request.quantization.upper() if request.quantization else None
-    if wanted and wanted not in by_quantization:
-        raise NotFound(
-            f"{request.repo} has no quantization {wanted}",
-            hint=f"there are {', '.join(sorted(by_quantization))}",
-            details={"quantizations": sorted(by_quantization)},
-        )
-    if request.file and not wanted and len(sets) > 1:
-        raise InvalidArgument(
-            f"{request.file} fits {len(sets)} models: {', '.join(sorted(sets)[:5])}", hint="name one file, or a quantization"
-        )
-    found = wanted or next((name for name in PREFERRED if name in by_quantization), min(by_quantization))
-    stem = by_quantization[found]
-    shards = sorted(sets[stem], key=lambda file: file.name)
-    _refuse_gaps(stem, shards)
-    return slug(PurePosixPath(stem).stem), "gguf", shards, None if found == "unknown" else found
-
-
-def _refuse_gaps(stem: str, shards: list[File]) -> None:
-    numbered = [found for file in shards if (found := SHARD.search(file.name))]
-    if numbered and len(shards) != int(numbered[0][2]):
-        raise Unavailable(
-            f"{stem} comes in {int(numbered[0][2])} shards, the hub lists {len(shards)}", hint="the upload may be under way: try later"
-        )
-
-
-def quantization_of(name: str) -> str | None:
-    """The quantization a file's name tells, e.g. Q4_K_M."""
-    found = QUANTIZATION.findall(PurePosixPath(name).name)
-    return found[-1].upper() if found else None
-
-
-async def _ask(url: str, headers: Mapping[str, str], web: Web, request: Request, config: Mapping[str, str | None]) -> dict[str, Any]:
+async def _ask(url: str, headers: Mapping[str, str], web: Web, request: Request, config: Config) -> dict[str, Any]:
     variable = config.get("huggingface_token_env") or "HF_TOKEN"
     try:
         page = await web.get(url, headers)
@@ -142,10 +104,14 @@ async def _ask(url: str, headers: Mapping[str, str], web: Web, request: Request,
     except PermissionDenied as error:
         put = f"put the secret huggingface_token, or set {variable} in the host's environment"
         hint = f"{put}, and accept the licence on the model's page; a misspelt name answers the same"
-        raise PermissionDenied(f"the hub does not show {request.repo}: {error}", hint=hint) from error
+        what = f"the hub does not show {request.repo}: {error}"
+        raise PermissionDenied(what, hint=hint, next=error.next, details=error.details) from error
     except NotFound as error:
+        words = request.repo.rpartition("/")[2]
         raise NotFound(
-            f"no {request.repo} at revision {request.revision or 'main'} on {shown(url)}", hint="check repo and revision"
+            f"no {request.repo} at revision {request.revision or 'main'} on {shown(url)}",
+            hint="check repo and revision",
+            next=[{"unit": "model.search", "arguments": {"query": words, "source": "huggingface"}}],
         ) from error
     except ValueError as error:
         raise Unavailable(f"{shown(url)} does not answer JSON: {error}", hint="check sources.huggingface_endpoint or the mirror") from error
@@ -156,12 +122,13 @@ async def _ask(url: str, headers: Mapping[str, str], web: Web, request: Request,
 
 def _file(item: Mapping[str, Any]) -> File:
     lfs = item.get("lfs") if isinstance(item.get("lfs"), dict) else {}
-    size, sha256 = item.get("size"), (lfs or {}).get("sha256")
+    sha256, oid = (lfs or {}).get("sha256"), item.get("blobId")
     good = isinstance(sha256, str) and re.fullmatch("[0-9a-f]{64}", sha256)
-    return File(safe_name(str(item.get("rfilename", ""))), size if isinstance(size, int) else None, sha256 if good else None)
+    git = oid if not good and isinstance(oid, str) and COMMIT.fullmatch(oid) else None
+    return File(safe_name(str(item.get("rfilename", ""))), sized(item.get("size")), sha256 if good else None, git)
 
 
-def _credentials(config: Mapping[str, str | None]) -> dict[str, str]:
+def _credentials(config: Config) -> dict[str, str]:
     """The secret huggingface_token, or else the environment's."""
     variable = config.get("huggingface_token_env") or "HF_TOKEN"
     token = config.get("huggingface_token") or os.environ.get(variable, "").strip()
@@ -174,7 +141,3 @@ def _license(answer: Mapping[str, Any]) -> str | None:
     card = answer.get("cardData")
     said = card.get("license") if isinstance(card, dict) else None
     return said if isinstance(said, str) else None
-
-
-def _near(name: str, names: list[str]) -> str:
-    return f"there are {', '.join(nearest(name, names) or sorted(names)[:5])}"

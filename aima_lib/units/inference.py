@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from aima_lib.gateway import Context
@@ -32,7 +31,7 @@ async def chat(
         "model": model, "messages": messages, "tools": tools, "tool_choice": tool_choice, "response_format": response_format,
         "temperature": temperature, "top_p": top_p, "top_k": top_k, "max_tokens": max_tokens, "stop": stop, "seed": seed,
     }  # fmt: skip
-    return await ctx.services.inference.chat(request, partial(ctx.services.allowance.charge, ctx.caller), ctx.send)
+    return await ctx.services.inference.chat(request, ctx.services.allowance.account(ctx.caller), ctx.send)
 
 
 @handles("inference.complete")
@@ -51,14 +50,14 @@ async def complete(
         "model": model, "prompt": prompt, "temperature": temperature, "top_p": top_p, "top_k": top_k, "max_tokens": max_tokens,
         "stop": stop, "seed": seed,
     }  # fmt: skip
-    result = await ctx.services.inference.complete(request, partial(ctx.services.allowance.charge, ctx.caller), ctx.send)
+    result = await ctx.services.inference.complete(request, ctx.services.allowance.account(ctx.caller), ctx.send)
     return {"text": result["content"], **{key: result[key] for key in ("id", "model", "finish_reason", "usage", "timings", "placement")}}
 
 
 @handles("inference.embed")
 async def embed(ctx: Context, model: str, input: str | Sequence[str], dimensions: int | None = None) -> Result:
     request = {"model": model, "input": input, "dimensions": dimensions}
-    return await ctx.services.inference.embed(request, partial(ctx.services.allowance.charge, ctx.caller))
+    return await ctx.services.inference.embed(request, ctx.services.allowance.account(ctx.caller))
 
 
 @handles("inference.models")

@@ -11,7 +11,9 @@ from aima_lib.gateway import Context
 from aima_lib.infra.change import Change
 from aima_lib.names import slug
 from aima_lib.registry import handles, plans
+from aima_lib.services.estimates import USUAL_ENGINE
 from aima_lib.services.limits import DOWNLOAD
+from aima_lib.sources.base import Query
 
 Result = Mapping[str, Any]
 
@@ -35,7 +37,8 @@ async def pull_model(
 
 @handles("model.import")
 async def import_model(ctx: Context, path: str, name: str | None = None, type: str | None = None, mode: str = "link") -> Result:
-    return {"model": await ctx.services.models.import_model(path, name, type, mode, send=ctx.send)}
+    models, skipped = await ctx.services.models.import_all(path, name, type, mode, send=ctx.send)
+    return {"model": models[0], "models": models, "skipped": [{"path": each.path, "reason": each.reason} for each in skipped]}
 
 
 @handles("model.create")
@@ -46,6 +49,20 @@ async def create_model(ctx: Context, name: str, type: str, path: str, format: st
 @handles("model.delete")
 async def delete_model(ctx: Context, model_id: str, force: bool = False) -> Result:
     return {"freed_bytes": await ctx.services.models.delete(model_id, force)}
+
+
+@handles("model.gc")
+async def collect_garbage(ctx: Context, dry_run: bool = False) -> Result:
+    models = ctx.services.models
+    found, freed = await (models.foresee_gc() if dry_run else models.gc())
+    return {"freed_bytes": freed, "blobs": [str(path.relative_to(ctx.services.home.path)) for path in found]}
+
+
+@handles("model.search")
+async def search_models(
+    ctx: Context, query: str, source: str | None = None, type: str | None = None, format: str | None = None, limit: int = 10
+) -> Result:
+    return await ctx.services.models.search(Query(query, type, format, limit), source)
 
 
 @handles("model.verify")
@@ -70,6 +87,14 @@ async def plan_intake(ctx: Context, given: Mapping[str, Any]) -> Change:  # noqa
 async def plan_delete(ctx: Context, given: Mapping[str, Any]) -> Change:
     model, users, freed = ctx.services.models.foresee_delete(given["model_id"], given.get("force", False))
     return Change(deletes=(("model", model["id"]),), used_by=users, freed_bytes=freed, saw={"since": model["created_at"]})
+
+
+@plans("model.gc")
+async def plan_gc(ctx: Context, given: Mapping[str, Any]) -> Change:
+    found, freed = await ctx.services.models.foresee_gc()
+    if given.get("dry_run"):
+        return Change()
+    return Change(deletes=tuple(("file", path.name) for path in found), freed_bytes=freed)
 
 
 @plans("model.verify")
@@ -102,9 +127,19 @@ async def estimate_resources(
     quantization: str | None = None,
     context_length: int | None = None,
     parallel: int = 1,
+    cache_type: str = "f16",
+    engine: str | None = None,
     device_id: str | None = None,
 ) -> Result:
-    return await ctx.services.models.estimate(model_id, repo, source, revision, file, quantization, context_length, parallel, device_id)
+    version = (await ctx.services.engines.catalog.find(engine or USUAL_ENGINE)).version
+    return await ctx.services.models.estimate(
+        model_id, repo, source, revision, file, quantization, context_length, parallel, device_id, engine, version, cache_type
+    )
+
+
+@handles("model.compatibility")
+async def compatibility(ctx: Context) -> Result:
+    return {"rows": await ctx.services.engines.catalog.compatibility(await ctx.services.devices.known())}
 
 
 @handles("model.registry")

@@ -8,13 +8,12 @@ from typing import Any
 from aima_lib.gateway import Context
 from aima_lib.infra.change import Change
 from aima_lib.registry import handles, plans
-
-INSIDE = ("scopes", "models", "input_digest", "plan_id", "traceparent")
+from aima_lib.runs import shown
 
 
 @handles("run.get")
 async def get_run(ctx: Context, run_id: str) -> Mapping[str, Any]:
-    return {"run": _shown(ctx.runs.seen(run_id, ctx.caller))}
+    return {"run": shown(ctx.runs.seen(run_id, ctx.caller))}
 
 
 @handles("run.list")
@@ -23,23 +22,19 @@ async def list_runs(
 ) -> Mapping[str, Any]:
     wanted = {"unit": unit, "status": status, "caller": None if ctx.caller.may("admin") else ctx.caller.name}
     found = ctx.services.store.find("run", limit=limit, offset=offset, newest_first=True, **wanted)
-    return {"runs": [_shown(ctx.runs.get(run["id"])) for run in found], "total": ctx.services.store.count("run", **wanted)}
+    return {"runs": [shown(ctx.runs.get(run["id"])) for run in found], "total": ctx.services.store.count("run", **wanted)}
 
 
 @handles("run.wait")
 async def wait_for_run(ctx: Context, run_id: str, timeout_seconds: float = 45) -> Mapping[str, Any]:
     ctx.runs.seen(run_id, ctx.caller)
-    return {"run": _shown(await ctx.runs.follow(run_id, ctx.send, timeout_seconds))}
+    return {"run": shown(await ctx.runs.follow(run_id, ctx.send, timeout_seconds))}
 
 
 @handles("run.cancel")
 async def cancel_run(ctx: Context, run_id: str) -> Mapping[str, Any]:
     ctx.runs.seen(run_id, ctx.caller)
-    return {"run": _shown(await ctx.runs.cancel(run_id))}
-
-
-def _shown(run: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in run.items() if key not in INSIDE}
+    return {"run": shown(await ctx.runs.cancel(run_id))}
 
 
 @plans("run.cancel")

@@ -15,9 +15,23 @@ Result = Mapping[str, Any]
 
 @handles("service.create")
 async def create_service(
-    ctx: Context, model_id: str, name: str | None = None, engine: str | None = None, options: Mapping[str, Any] | None = None
+    ctx: Context,
+    model_id: str,
+    name: str | None = None,
+    engine: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    replicas: int | None = None,
+    idle_unload_seconds: float | None = None,
+    pinned: bool | None = None,
+    priority: int | None = None,
 ) -> Result:
-    return {"service": await ctx.services.serving.create(model_id, name, engine, options, ctx.send)}
+    more = {"replicas": replicas, "idle_unload_seconds": idle_unload_seconds, "pinned": pinned, "priority": priority}
+    return {"service": await ctx.services.serving.create(model_id, name, engine, options, ctx.send, **more)}
+
+
+@handles("service.scale")
+async def scale_service(ctx: Context, service_id: str, replicas: int) -> Result:
+    return {"service": await ctx.services.serving.scale(service_id, replicas, ctx.send)}
 
 
 @handles("service.start")
@@ -83,6 +97,18 @@ async def plan_start(ctx: Context, given: Mapping[str, Any]) -> Change:
         return Change()
     _, _, needed = await ctx.services.serving.foresee(service["model_id"], service["id"], service["engine"], service["options"])
     return Change(starts=(("service", service["id"]),), memory_bytes=needed)
+
+
+@plans("service.scale")
+async def plan_scale(ctx: Context, given: Mapping[str, Any]) -> Change:
+    service = ctx.services.serving.get(given["service_id"])
+    more = given["replicas"] - service["desired_replicas"]
+    if not service["desired_replicas"] or not more:
+        return Change()
+    if more < 0:
+        return Change(stops=(("service", service["id"]),), freed_bytes=None)
+    _, _, needed = await ctx.services.serving.foresee(service["model_id"], service["id"], service["engine"], service["options"])
+    return Change(starts=(("service", service["id"]),), memory_bytes=None if needed is None else needed * more)
 
 
 @plans("service.stop")

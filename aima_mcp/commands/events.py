@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from aima_lib.door import Door
+from aima_lib.infra.clock import now
 from aima_mcp.commands.base import home_of
 from aima_mcp.faces.cli.complete import completing
 from aima_mcp.faces.cli.output import Form, formed, show_data
@@ -32,8 +33,13 @@ def command(ctx: click.Context, follow: bool, types: tuple[str, ...], after: int
     names = [name for given in types for name in given.split(",") if name]
     chosen: dict[str, Any] = ({"types": names} if names else {}) | ({} if after is None else {"after": after})
 
-    async def tell(door: Door) -> None:
+    async def tell(door: Door, after: int | None = after) -> None:
         page = await door.call("event.list", chosen)
+        if page["lagged"]:
+            nobody = {"subject": None, "correlation_id": None, "causation_id": None}
+            missing = {"after": after, "first": page["first"], "last": page["last"]}
+            after = page["first"] - 1
+            _print({"seq": after, "type": "lagged", "time": now(), **nobody, "payload": missing}, form)
         for event in page["events"]:
             _print(event, form)
         if follow:

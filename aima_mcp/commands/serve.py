@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from aima_lib.errors import InvalidArgument
@@ -41,7 +43,7 @@ def command(ctx: click.Context, host: str | None, port: int | None, behind_proxy
         await serve(home, host=host, port=port, behind_proxy=behind_proxy, ready=ready, conformance=conformance)
 
     try:
-        anyio.run(run)
+        anyio.run(run, backend_options={"use_uvloop": sys.platform != "win32"})
     except KeyboardInterrupt:
         click.echo("ended", err=True)
     except BaseExceptionGroup as group:

@@ -1,4 +1,4 @@
-"""The event log at a million events: `python tests/bench/events.py [events]`. About a minute; figures are ratios where they can be.
+"""The event log at a million events: `python tests/bench/events.py [events]`. About two minutes; figures are ratios where they can be.
 
 What it shows: cursor reads cost the same at both ends, by whatever filter; publishing is no slower with a hundred subscribers in the
 way, none of whom loses an event or is marked as lagged; dropping the old stalls no writer.
@@ -6,6 +6,7 @@ way, none of whom loses an event or is marked as lagged; dropping the old stalls
 
 from __future__ import annotations
 
+import asyncio
 import os
 import statistics
 import sys
@@ -21,6 +22,7 @@ from aima_lib.infra.clock import now
 from aima_lib.infra.events import Events
 from aima_lib.infra.store import Store
 from aima_lib.registry import Registry
+from tests.world import HostProcess
 
 assert measure.ROOT
 COUNT = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
@@ -111,12 +113,61 @@ async def forget(store: Store, log: Events) -> None:
         await anyio.sleep(0.01)
         while log.last - log.first > half:
             before = time.perf_counter()
-            await store.put("model", {"id": "m", "at": now()})
+            await store.put("note", {"id": "n", "at": now()})
             waits.append(time.perf_counter() - before)
             await anyio.sleep(0.001)
     waits.sort()
     print(f"dropped {half:,} events in {time.perf_counter() - began:.1f} s; a write meanwhile took {waits[len(waits) // 2] * 1e3:.1f} ms, "
           f"99 % under {waits[int(len(waits) * 0.99)] * 1e3:.1f} ms, at most {waits[-1] * 1e3:.1f} ms", flush=True)  # fmt: skip
+
+
+async def replayed(host: HostProcess, after: int, last: int) -> tuple[float, float, int]:
+    """Seconds to the first event over SSE, to the last, and how many came."""
+    began = time.perf_counter()
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(host.url.rpartition(":")[2]))
+    key = host.home.key()
+    writer.write(f"GET /events HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {key}\r\nLast-Event-ID: {after}\r\n\r\n".encode())
+    first, came, end, tail, rest = 0.0, 0, b"id: %d\n" % last, b"", b""
+    while end not in tail:
+        piece = await reader.read(1 << 16)
+        assert piece, "the stream ended"
+        tail = tail[-len(end) :] + piece
+        came = came + (rest + piece).count(b"\ndata: ")
+        rest = piece[-6:]
+        first = first or (time.perf_counter() - began if came else 0.0)
+    writer.close()
+    return first, time.perf_counter() - began, came
+
+
+async def over_sse(folder: Path) -> None:
+    """A new host of the same home; clients that come back with Last-Event-ID."""
+    config = "[events]\nretention_count = 100000000\nretention_bytes = 100000000000\n"
+    host = HostProcess(Path(sys.executable), folder, measure.ROOT, config=config).start()
+    try:
+        with host.client() as client:
+            page = client.post("/units/event/list", json={"limit": 1}).json()
+        first, last = page["first"], page["last"]
+        for where, after in (("beginning", first - 1), ("middle", (first + last) // 2), ("end", last - 1_000)):
+            found = [await replayed(host, after, after + 1_000) for _ in range(5)]
+            print(f"SSE, 1,000 from the {where:<10} first after {min(one[0] for one in found) * 1e3:.1f} ms, "
+                  f"all after {min(one[1] for one in found) * 1e3:.1f} ms", flush=True)  # fmt: skip
+        count = min(LIVE, last - first)
+        _, seconds, came = await replayed(host, last - count, last)
+        print(f"SSE, one client: {came:,} of {count:,} replayed at {came / seconds:,.0f}/s", flush=True)
+        began, all_of = time.perf_counter(), []
+        async with anyio.create_task_group() as tasks:
+
+            async def one() -> None:
+                all_of.append((await replayed(host, last - count // 10, last))[2])
+
+            for _ in range(SUBSCRIBERS):
+                tasks.start_soon(one)
+        took = time.perf_counter() - began
+        print(
+            f"SSE, {SUBSCRIBERS} clients at once: {set(all_of)} of {count // 10:,} each, {sum(all_of) / took:,.0f} deliveries/s", flush=True
+        )
+    finally:
+        host.stop()
 
 
 async def main() -> None:
@@ -138,6 +189,7 @@ async def main() -> None:
         await live(log)
         await forget(store, log)
         store.close()
+        await over_sse(Path(folder))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def installed(place: Path) -> str:
 def looks_right(seen: dict[str, Any]) -> None:
     assert len(seen["tools"]) == 24 and "service_create" in seen["tools"]
     assert "aima://models/registry" in seen["resources"]
-    assert sorted(seen["prompts"]) == ["deploy_model", "diagnose", "free_memory"]
+    assert sorted(seen["prompts"]) == ["build_pipeline", "deploy_model", "diagnose", "free_memory"]
     assert seen["version"] == __version__
     assert seen["isError"] is True and seen["refused"]["code"] == "not_found" and "tiny" in seen["refused"]["hint"]
     assert seen["verified"]["result"]["valid"] is True

@@ -100,6 +100,27 @@ def test_a_killed_engine_is_restarted_and_in_the_end_given_up(faulty: Faulty) ->
     faulty.aima.call("service.start", {"service_id": "tiny"})
 
 
+def test_a_service_that_loses_one_of_two_engines_is_degraded_and_an_idle_one_is_unloaded(faulty: Faulty) -> None:
+    def engines() -> list[dict[str, Any]]:
+        status = faulty.aima.call("service.status", {"service_id": "spare"})
+        return [dict(each) for each in status["instances"] if each["id"].startswith("r2.") and each["status"] == "ready"]
+
+    options = {"context_length": 256}
+    faulty.aima.call("service.create", {"model_id": "tiny", "name": "spare", "options": options, "replicas": 2, "idle_unload_seconds": 60})
+    while not faulty.events("service.degraded"):
+        until(lambda: engines() or faulty.events("service.degraded"), 30, "the second engine")
+        for each in engines():
+            os.kill(each["pid"], signal.SIGKILL)
+            until(lambda: not engines() or faulty.events("service.degraded"), 30, "its death")
+    service = faulty.aima.call("service.get", {"service_id": "spare"})["service"]
+    assert (service["status"], service["health"], service["ready_replicas"]) == ("running", "degraded", 1)
+    faulty.aima.call("service.create", {"model_id": "tiny", "name": "spare", "options": options, "idle_unload_seconds": 1})
+    assert faulty.heard("service.unloaded")["payload"]["reason"] == "idle"
+    until(lambda: faulty.aima.call("service.get", {"service_id": "spare"})["service"]["status"] == "stopped", 30, "its end")
+    answer = faulty.aima.call("inference.complete", {"model": "spare", "prompt": "a", "max_tokens": 1})
+    assert answer["finish_reason"] == "length"
+
+
 def used(http: httpx.Client) -> tuple[int, int]:
     """Bytes of memory in use, and in all, as AIMA sees them."""
     [cpu] = http.get("/units/device/metrics", params={"device_id": "cpu"}).json()["devices"]

@@ -22,4 +22,4 @@ def test_example_runs(program: object, world: World) -> None:
 
 
 def test_there_is_one_for_each_door() -> None:
-    assert {path.stem for path in PROGRAMS} >= {"library", "openai_client", "mcp_agent"}
+    assert {path.stem for path in PROGRAMS} >= {"library", "openai_client", "mcp_agent", "pipeline"}

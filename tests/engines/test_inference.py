@@ -95,8 +95,8 @@ async def test_what_cannot_be_is_said_with_what_can(served: Hosted) -> None:
     assert missing.value.hint == "did you mean tiny?"
     await served.tiny("idle")
     with pytest.raises(FailedPrecondition, match="nothing serves it") as idle:
-        await served.call("inference.chat", model="idle", messages=HELLO)
-    assert idle.value.next == [{"unit": "service.create", "arguments": {"model_id": "idle"}}]
+        await served.call("inference.embed", model="idle", input="one")
+    assert idle.value.next == [{"unit": "service.create", "arguments": {"model_id": "idle", "options": {"embedding": True}}}]
 
 
 async def test_embedding_wants_a_model_served_for_it(served: Hosted) -> None:
@@ -130,3 +130,14 @@ async def test_models_says_what_is_ready_and_what_is_not(served: Hosted) -> None
     assert (rows["tiny"]["status"], rows["idle"]["status"]) == ("ready", "loadable")
     assert "llamacpp" in rows["idle"]["reason"]
     assert [row["id"] for row in (await served.call("inference.models", type="chat"))["models"]] == ["tiny"]
+
+
+async def test_what_the_publisher_set_is_what_a_request_gets_that_says_nothing(hosted: Hosted) -> None:
+    model_id = await hosted.tiny("set")
+    defaults = {"parameters": {"max_tokens": 7, "temperature": 0.0, "context_length": 256}}
+    await hosted.gateway.services.store.update("model", model_id, defaults=defaults)
+    await hosted.call("service.create", model_id=model_id)
+    answers = [await hosted.call("inference.chat", model="set", messages=HELLO) for _ in range(2)]
+    assert answers[0]["usage"]["completion_tokens"] == 7 and answers[0]["content"] == answers[1]["content"]
+    longer = await hosted.call("inference.chat", model="set", messages=HELLO, max_tokens=9)
+    assert longer["usage"]["completion_tokens"] == 9

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.hub import sha256_of
 from tests.tiny import write_tiny_gguf
 
 ROOT = Path(__file__).parents[2]
@@ -32,8 +33,8 @@ web = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=sys.argv[1]
 Thread(target=web.serve_forever, daemon=True).start()
 with Aima() as aima:
     said = {"before": aima.model.count()["count"]}
-    repo = f"http://127.0.0.1:{web.server_port}/tiny.gguf"
-    said["pulled"] = aima.model.pull(repo=repo, source="url")["model"]["id"]
+    repo = f"http://127.0.0.1:{web.server_port}/"
+    said["pulled"] = aima.model.pull(repo=repo, source="sums")["model"]["id"]
     said["gguf"] = aima.model.count(format="gguf")["count"]
     said["instance"] = aima.engine.start(name="parrot", model_id="tiny")["instance"]["id"]
     answer = aima.inference.chat(model="tiny", messages=[{"role": "user", "content": "Polly"}])
@@ -68,6 +69,7 @@ def copy(tmp_path: Path) -> Path:
 
 def test_the_worked_examples_work(copy: Path, tmp_path: Path) -> None:
     write_tiny_gguf(tmp_path / "tiny.gguf")
+    (tmp_path / "SHA256SUMS").write_text(f"{sha256_of(tmp_path / 'tiny.gguf')}  tiny.gguf\n", encoding="utf-8")
     (tmp_path / "home").mkdir()
     (tmp_path / "home/config.toml").write_text('[egress]\nallow = ["127.0.0.1/32"]\n', encoding="utf-8")
     environment = os.environ | {"PYTHONPATH": str(copy), "AIMA_HOME": str(tmp_path / "home")}

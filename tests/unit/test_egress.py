@@ -230,7 +230,7 @@ async def test_endpoints_of_the_configuration_and_of_pip_count_as_listed(tmp_pat
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
     sources = {"huggingface_endpoint": "http://127.0.0.1:1003", "pypi_index": "http://127.0.0.1:1004/simple"}
-    egress = way_out({"sources": sources, "egress": {"allow": ["127.0.0.1:1005"]}})
+    egress = way_out({"sources": sources, "egress": {"allow": ["127.0.0.1:1005"]}, "downloads": {"stall_seconds": 30}})
     for port in (1001, 1002, 1003, 1004, 1005):
         assert await egress.addresses("127.0.0.1", port)
     with pytest.raises(Barred):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from aima_lib.engines.base import Engine, context_of, refuse_unknown
+from aima_lib.engines.base import CHECKPOINTS, Engine, context_of, refuse_unknown
 from aima_lib.engines.cause import cause
 from aima_lib.engines.llama_server import LlamaServer
 from aima_lib.engines.llamacpp import LlamaCpp
@@ -49,6 +49,17 @@ def test_llama_server_gets_its_key_by_file_and_the_whole_context_of_all_slots(tm
     words = dict(zip(launch.argv[1:], launch.argv[2:], strict=False))
     assert (words["--ctx-size"], words["--api-key-file"], words["--port"]) == ("4096", "{folder}/key", "{port}")
     assert launch.env["LD_LIBRARY_PATH"].split(os.pathsep)[0] == str(tmp_path)
+
+
+def test_what_a_publisher_set_is_what_an_engine_begins_with(tmp_path: Path) -> None:
+    model = MODEL | {"defaults": {"parameters": {"temperature": 0.7, "context_length": 8192, "stop": ["<|im_end|>"], "seed": 3}}}
+    assert context_of(model, {}) == 8192 and context_of(model | {"context_length": 512}, {}) == 512
+    assert context_of(model, {"context_length": 100}) == 100 and context_of(MODEL, {}) == 4096
+    spec = json.loads(LlamaCpp().plan(model, PATH, CPU, {"threads": 2}).files["spec.json"])
+    assert (spec["seed"], spec["defaults"]["stop"], spec["context_length"]) == (3, ["<|im_end|>"], 8192)
+    launch = LlamaServer("/opt/llama-server").plan(model, PATH, CPU, {"threads": 2, "seed": 9})
+    words = dict(zip(launch.argv[1:], launch.argv[2:], strict=False))
+    assert (words["--temp"], words["--seed"], words["--ctx-size"]) == ("0.7", "9", "8192")
 
 
 def test_an_embedding_model_embeds_and_a_text_fits_one_batch() -> None:
@@ -118,3 +129,20 @@ def test_the_gpu_comes_first_unless_nothing_shall_go_there() -> None:
     device, said = placement.choose([CPU], {"gpu_layers": 3})
     assert device == CPU
     assert said == "gpu_layers=3 was asked, but no GPU was detected on this machine"
+
+
+def test_a_projector_and_a_cache_type_reach_the_engine(tmp_path: Path) -> None:
+    model = MODEL | {"files": [{"name": "a.gguf"}, {"name": "mmproj-a.gguf"}]}
+    options = {"threads": 2, "cache_type": "q8_0"}
+    spec = json.loads(LlamaCpp().plan(model, tmp_path / "a.gguf", CPU, options).files["spec.json"])
+    assert (spec["projector"], spec["cache_type"]) == (str(tmp_path / "mmproj-a.gguf"), "q8_0")
+    argv = LlamaServer("llama-server").plan(model, tmp_path / "a.gguf", CPU, options).argv
+    assert argv[argv.index("--mmproj") + 1] == str(tmp_path / "mmproj-a.gguf")
+    assert argv[argv.index("--cache-type-k") + 1] == argv[argv.index("--cache-type-v") + 1] == "q8_0"
+    assert json.loads(LlamaCpp().plan(MODEL, tmp_path / "a.gguf", CPU, {"threads": 2}).files["spec.json"])["projector"] is None
+
+
+def test_copies_of_windows_are_few_and_counted(tmp_path: Path) -> None:
+    launches = [LlamaCpp().plan(MODEL, tmp_path, CPU, {"threads": 1}), LlamaServer("x").plan(MODEL, tmp_path, CPU, {"threads": 1})]
+    assert json.loads(launches[0].files["spec.json"])["checkpoints"] == CHECKPOINTS
+    assert launches[1].env["LLAMA_ARG_CTX_CHECKPOINTS"] == str(CHECKPOINTS)

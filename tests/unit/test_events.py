@@ -127,6 +127,29 @@ async def test_a_follower_too_slow_reads_on_from_the_log_and_blocks_nobody(log: 
     assert {event["type"] for event in rest} == {"model.created"}
 
 
+async def test_a_hundred_subscribers_see_everything_that_a_publisher_says_at_full_speed(log: Events) -> None:
+    total, wrong = 3_000, 0
+
+    async def subscribe() -> None:
+        nonlocal wrong
+        expected = 1
+        async for event in log.follow(0):
+            wrong += event["seq"] != expected or event["type"] == "lagged"
+            expected = event["seq"] + 1
+            if expected > total:
+                return
+
+    with anyio.fail_after(3 * DEADLINE):
+        async with anyio.create_task_group() as tasks:
+            for _ in range(100):
+                tasks.start_soon(subscribe)
+            for number in range(total):
+                log.publish("model.created", {"number": number})
+                if number % 100 == 0:
+                    await anyio.lowlevel.checkpoint()
+    assert wrong == 0
+
+
 async def test_who_comes_back_after_the_log_forgot_is_told_what_is_missing(log: Events) -> None:
     for number in range(300):
         log.publish("model.created", {"number": number})

@@ -529,6 +529,29 @@ async def test_heads_that_mean_two_things_or_too_much_are_refused(world: World, 
     assert b"content-type: application/problem+json" in answer.lower() and answer.endswith(b"}")
 
 
+async def test_a_short_reply_comes_in_one_piece(world: World) -> None:
+    """Each write wakes its reader: that of a head alone is half of what a short reply costs."""
+    request = f"GET /units/thing/echo?count=1 HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {world.home.key()}\r\n\r\n".encode()
+
+    def ask() -> None:
+        with socket.create_connection(("127.0.0.1", world.port), DEADLINE) as client:
+            for _ in range(50):
+                client.sendall(request)
+                assert client.recv(65536).endswith(b'{"count":1}')
+
+    await anyio.to_thread.run_sync(ask)  # whose reads wait outside the loop that writes
+
+
+async def test_a_head_whose_body_takes_its_time_comes_first(world: World) -> None:
+    hello = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+    body = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": hello}
+    answer = await world.http.post("/mcp", json=body, headers={"Accept": "application/json, text/event-stream"})
+    session = {"Mcp-Session-Id": answer.headers["mcp-session-id"], "MCP-Protocol-Version": "2025-11-25", **SSE}
+    with anyio.fail_after(5):  # the first ping comes after 15 s
+        async with world.http.stream("GET", "/mcp", headers=session) as quiet:
+            assert quiet.status_code == 200 and quiet.headers["content-type"].startswith("text/event-stream")
+
+
 async def test_a_head_is_as_strict_in_pieces_and_in_a_row(world: World) -> None:
     whole, loose = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET /health HTTP/1.1\nHost: localhost\r\n\r\n"
     answers = await world.raw(whole + whole + loose)

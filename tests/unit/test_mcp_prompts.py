@@ -76,7 +76,7 @@ async def test_its_examples_are_true(name: str) -> None:
 @pytest.mark.parametrize("client", ERAS, indirect=True)
 async def test_prompts_are_listed_and_filled_in(client: Client) -> None:
     listed = (await client.list_prompts()).prompts
-    assert [found.name for found in listed] == ["deploy_model", "diagnose", "free_memory"] == sorted(PROMPTS)
+    assert [found.name for found in listed] == ["build_pipeline", "deploy_model", "diagnose", "free_memory"] == sorted(PROMPTS)
     for found in listed:
         written = PROMPTS[found.name].definition
         assert (found.title, found.description) == (written["title"], written["description"])

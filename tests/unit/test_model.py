@@ -26,6 +26,7 @@ from aima_lib.services.device import DeviceService
 from aima_lib.services.model import ModelService
 from aima_lib.services.pulling import way_out
 from aima_lib.services.secrets import SecretService
+from tests.heads import gguf
 from tests.hub import sha256_of
 from tests.tiny import write_tiny_gguf
 from tests.world import ROOTS
@@ -38,10 +39,14 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+# Tries three times, soon, and cuts files of tests into several segments.
+QUICK = Pace(attempts=3, first_wait_seconds=0.02, longest_wait_seconds=0.1, segment=256 << 10)
+
+
 class Shop:
     """A model service that runs, and what it stands on."""
 
-    def __init__(self, home: Home, store: Store, toml: str = "", stall_seconds: float = 2) -> None:
+    def __init__(self, home: Home, store: Store, toml: str = "", stall_seconds: float = 2, pace: Pace | None = QUICK) -> None:
         (home.path / "config.toml").write_text(toml + ROOTS, encoding="utf-8")
         self.home, self.store = home.path, store
         settings = config.load(home.path)
@@ -49,7 +54,6 @@ class Shop:
         self.events = Events(store, types)
         self.devices = DeviceService(settings, store, self.events)
         web = Web(way_out(settings, connect_seconds=2, stall_seconds=stall_seconds))
-        pace = Pace(attempts=3, first_wait_seconds=0.02, longest_wait_seconds=0.1)
         self.models = ModelService(settings, home.path, store, self.events, self.devices, SecretService(home, store), web=web, pace=pace)
 
     def on_disk(self) -> dict[str, list[str]]:
@@ -198,6 +202,43 @@ async def test_registered_weights_stay_where_they_are(here: Shop, tiny: Path, tm
     assert (await here.models.create("odd", "asr", str(odd), format="ctranslate2"))["format"] == "ctranslate2"
 
 
+async def test_a_pickle_is_never_taken_in_and_said_to_be_unsafe(here: Shop, tmp_path: Path) -> None:
+    folder = tmp_path / "old"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x02}q\x00.")
+    with pytest.raises(InvalidArgument, match=r"pytorch_model\.bin may be a Python pickle.* AIMA never loads one"):
+        await here.models.import_model(str(folder))
+    (folder / "weights.pt").write_bytes(b"\x80\x02}q\x00.")
+    with pytest.raises(InvalidArgument):
+        await here.models.import_model(str(folder / "weights.pt"))
+    model = await here.models.create("old", "llm", str(folder / "weights.pt"))
+    assert model["format"] == "pytorch" and "weights.pt is a Python pickle" in model["warnings"][0]
+
+
+async def test_a_folder_with_a_projector_is_one_model_that_sees(here: Shop, tiny: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "seeing"
+    folder.mkdir()
+    tiny.rename(folder / "a.gguf")
+    (folder / "mmproj-a.gguf").write_bytes(gguf({"general.architecture": "clip", "clip.has_vision_encoder": True}, [("v.w", (8,), 0, 32)]))
+    model = await here.models.import_model(str(folder))
+    assert [file["name"] for file in model["files"]] == ["a.gguf", "mmproj-a.gguf"]
+    assert (model["type"], model["modalities"]) == ("vlm", ["text", "image"]) and "vision" in model["capabilities"]
+    said = (await here.models.estimate(model["id"]))["memory"]
+    assert said["projector_bytes"] == model["files"][1]["size_bytes"]
+    assert said["weights_bytes"] == model["files"][0]["size_bytes"]
+
+
+async def test_a_home_of_before_still_estimates(here: Shop, tiny: Path) -> None:
+    """Records that were written before the groups of layers have the plain numbers only."""
+    model = await here.models.import_model(str(tiny), name="m")
+    new = (await here.models.estimate("m", context_length=512))["memory"]
+    keys = ("block_count", "head_count", "head_count_kv", "key_length", "value_length", "embedding_length", "feed_forward_length")
+    old = {key: model["geometry"][key] for key in (*keys, "vocabulary_size", "context_length", "sliding_window", "tensor_bytes")}
+    await here.store.update("model", "m", geometry=old)
+    assert (await here.models.estimate("m", context_length=512))["memory"]["kv_cache_bytes"] == new["kv_cache_bytes"]
+
+
 async def test_filters_paging_and_nearest_names(here: Shop, tiny: Path) -> None:
     for name in ("one", "two", "three"):
         await here.models.import_model(str(tiny), name=name)
@@ -221,12 +262,18 @@ async def test_the_estimate_is_the_formula_and_names_the_context_that_fits(here:
         await here.models.estimate()
     with pytest.raises(NotFound):
         await here.models.estimate("m", device_id="gpu-99")
-    geometry = here.models.get("m")["geometry"]
-    needed = memory.estimate(geometry, 10 << 20, 1 << 20, 1)
-    verdict = memory.fit("gpu-0", 64 << 20, needed, geometry, 1 << 20, 1)
-    assert verdict["fits"] is False and "1024 tokens would fit" in verdict["reason"]
-    assert memory.fit("gpu-0", None, needed, geometry, 1, 1)["fits"] is None
-    assert memory.fit("gpu-0", 1, memory.estimate({}, 10, 1, 1), {}, 1, 1)["fits"] is False
+    model = here.models.get("m")
+
+    def at(context: int, cache_type: str, weights: int | None) -> memory.Memory:
+        load = memory.Load(context, cache_type=cache_type)
+        return memory.estimate(model["geometry"], weights or 10 << 20, context, 1, load)
+
+    verdict = memory.fit("gpu-0", 256 << 20, at, memory.Load(1 << 20), model)
+    assert verdict["fits"] is False and "1024 tokens or" not in verdict["reason"] and verdict["max_context_length"] == 1024
+    assert verdict["instead"][0]["context_length"] == 1024 and "1024 tokens fit" in verdict["reason"]
+    assert memory.fit("gpu-0", None, at, memory.Load(1), model)["fits"] is None
+    unknown = memory.fit("gpu-0", 1, lambda *_: memory.estimate({}, 10, 1, 1), memory.Load(1), {"geometry": {}})
+    assert unknown["fits"] is False and unknown["instead"] == []
 
 
 async def test_folders_and_shards(here: Shop, tiny: Path, tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import anyio
+import psutil
 import pynvml
 import pytest
 
@@ -18,6 +20,8 @@ from aima_lib.infra.hal.nvidia import Nvidia
 from aima_lib.infra.store import Store
 from aima_lib.registry import Registry
 from aima_lib.services.device import DeviceService
+from aima_lib.services.measurements import Measurements
+from aima_lib.services.measuring import Measuring
 
 NOT_SUPPORTED, NO_PERMISSION = pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED), pynvml.NVMLError(pynvml.NVML_ERROR_NO_PERMISSION)
 LOST, MISMATCH = pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST), pynvml.NVMLError(pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH)
@@ -232,3 +236,40 @@ async def _sampled(service: DeviceService, degrees: float) -> None:
     with anyio.fail_after(10):
         while [point["temperature_celsius"] for point in (await service.metrics("gpu-0"))["history"][-1:]] != [degrees]:
             await anyio.sleep(0.02)
+
+
+def process(pid: int, held: int | None) -> SimpleNamespace:
+    return SimpleNamespace(pid=pid, usedGpuMemory=held)
+
+
+def test_memory_of_our_processes_is_told_apart_or_not_at_all(tmp_path: Path) -> None:
+    running = [process(11, GIB), process(12, 2 * GIB), process(13, 4 * GIB)]
+    hardware, nvml = found(Library(H200 | {"nvmlDeviceGetComputeRunningProcesses": running}), tmp_path)
+    assert hardware.held(nvml.devices[0], [11, 13, 99]) == 5 * GIB
+    assert hardware.held(nvml.devices[0], [99]) is None, "a driver outside the container has other numbers"
+    for unknown in ([process(11, None)], NO_PERMISSION):
+        hardware, nvml = found(Library(H200 | {"nvmlDeviceGetComputeRunningProcesses": unknown}), tmp_path)
+        assert hardware.held(nvml.devices[0], [11]) is None
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("gpu", "by_process", "expected"), [(H200, True, 3 * GIB), (H200, False, 7 * GIB), (GB10, True, None)])
+async def test_what_an_engine_takes_of_a_gpu(store: Store, tmp_path: Path, gpu: Any, by_process: bool, expected: int | None) -> None:
+    """By process where the driver tells, else what the device holds more than before; shared memory is the processes' own and the GPU's."""
+    running = [process(os.getpid() if by_process else 1, 3 * GIB)]
+    library = Library(gpu | {"nvmlDeviceGetComputeRunningProcesses": running})
+    settings = config.load(tmp_path)
+    events = Events(store, {unit.name: unit for unit in Registry.described().of("event")})
+    devices = DeviceService(settings, store, events, Hardware(tmp_path, library, "aarch64"))
+    measuring = Measuring(store, devices, Measurements(store), lambda _: [os.getpid()])
+    geometry = {"block_count": 1, "cache": [], "embedding_length": 8, "vocabulary_size": 8, "tensor_bytes": {}}
+    await store.put("model", {"id": "m", "geometry": geometry, "size_bytes": GIB, "digest": "sha256:m"})
+    instance = {"id": "i", "started_at": "2026", "model_id": "m", "engine": "e", "device": "gpu-0", "options": {}}
+    await measuring.expect("i", "gpu-0")
+    if not by_process:
+        library.gpus[0] = library.gpus[0] | {"nvmlDeviceGetMemoryInfo": SimpleNamespace(total=140 * GIB, free=93 * GIB, used=46 * GIB)}
+        await devices.detect()
+    await measuring.started(instance, "1")
+    [(taken, kind, source)] = store.read("SELECT peak_bytes, device_kind, source FROM measurements")
+    assert (kind, source) == ("gpu", "nvml")
+    assert taken == expected if expected else taken > 3 * GIB + psutil.Process().memory_info().rss // 2

@@ -29,7 +29,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
     """A host that serves `tiny` for text and `vectors` for embeddings; the model `idle` is there and nothing serves it."""
     folder = tmp_path_factory.mktemp("openai")
     weights = [write_tiny_gguf(folder / f"{name}.gguf", seed=seed) for seed, name in enumerate(("tiny", "idle"))]
-    process = HostProcess(Path(sys.executable), folder / "home", ROOT).start()
+    process = HostProcess(Path(sys.executable), folder / "home", ROOT, "[inference]\nload_on_request = false\n").start()
     with process.client() as client:
         for path in weights:
             client.post("/units/model/import", json={"path": str(path), "name": path.stem}).raise_for_status()

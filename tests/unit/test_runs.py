@@ -151,6 +151,20 @@ async def test_cancel_waits_until_it_has_stopped_and_says_why(store: Store, regi
             await runs.cancel("thing-fetch-nobody")
 
 
+async def test_a_cancel_outlives_the_host(store: Store, registry: Registry) -> None:
+    work = Work()
+    async with hosting(store, registry, work) as runs:
+        run = await runs.start(registry["thing.fetch"], {}, OWNER, None)
+        await begun(work)
+        await store.update("run", run["id"], cancel_requested_at="2026-01-01T00:00:00.000Z")  # and then the host died
+    later = Work()
+    async with hosting(store, registry, later) as runs:
+        assert await runs.recover() == []
+        ended = runs.get(run["id"])
+    assert (ended["status"], ended["error"]["code"]) == ("cancelled", "cancelled")
+    assert later.begun == []
+
+
 async def test_a_run_that_fails_keeps_its_error(store: Store, registry: Registry) -> None:
     work = Work()
     work.failure = InvalidArgument("no such repo", hint="look again", details={"repo": "x"})

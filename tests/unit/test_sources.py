@@ -12,7 +12,7 @@ from aima_lib.errors import AimaError, InvalidArgument, NotFound, PermissionDeni
 from aima_lib.infra.egress import Egress
 from aima_lib.infra.places import shown
 from aima_lib.infra.web import Web
-from aima_lib.sources import huggingface, pypi
+from aima_lib.sources import choose, huggingface, pypi
 from aima_lib.sources.base import Plan, Request, matches, safe_name
 from tests.hub import Fault, Hub, sha256_of
 
@@ -178,4 +178,4 @@ def test_a_name_that_leaves_the_folder_is_refused(name: str) -> None:
 def test_small_things() -> None:
     assert shown("https://me:secret@h.test:8/a?token=1") == "https://h.test:8/a"
     assert matches("x/data/p.bin", "*/data/*.bin") and matches("x/p.gguf", "*.gguf") and not matches("x/p.gguf", "y/*.gguf")
-    assert huggingface.quantization_of("Qwen2.5-0.5B-Instruct-IQ4_XS.gguf") == "IQ4_XS"
+    assert choose.quantization_of("Qwen2.5-0.5B-Instruct-IQ4_XS.gguf") == "IQ4_XS"

@@ -14,7 +14,7 @@ import apsw
 import pytest
 
 from aima_lib.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
-from aima_lib.infra.store import Store
+from aima_lib.infra.store import MIGRATIONS, Store
 
 pytestmark = pytest.mark.anyio
 
@@ -205,3 +205,34 @@ async def test_a_number_sqlite_cannot_hold_is_the_callers_fault_and_stops_nobody
         await store.submit(lambda db: db.execute("DELETE FROM events WHERE seq <= ?", (2**70,)))
     with anyio.fail_after(5):
         await store.insert("model", {"id": "after"})
+
+
+async def test_a_write_that_refuses_leaves_nothing_and_the_next_goes_on(store: Store) -> None:
+    def refuse(db: apsw.Connection) -> None:
+        db.execute("INSERT INTO documents VALUES ('model', 'half', '{}')")
+        raise ResourceExhausted("no more")
+
+    with anyio.fail_after(10), pytest.raises(ResourceExhausted, match="no more"):
+        await store.submit(refuse)
+    with anyio.fail_after(10):
+        await store.insert("model", {"id": "next"})
+    assert [doc["id"] for doc in store.find("model")] == ["next"]
+
+
+async def test_models_of_before_get_the_fields_that_are_read_now(tmp_path: Path) -> None:
+    path = tmp_path / "aima.db"
+    db = apsw.Connection(str(path))
+    db.execute("CREATE TABLE schema_version (version INTEGER NOT NULL)")
+    for migration in sorted(MIGRATIONS.glob("000[1-8]*.sql")):
+        db.execute(migration.read_text(encoding="utf-8"))
+    db.execute("INSERT INTO schema_version VALUES (8)")
+    body = '{"id": "old", "capabilities": ["chat"], "warnings": ["kept"]}'
+    db.execute("INSERT INTO documents VALUES ('model', 'old', ?)", (body,))
+    db.close()
+    store = Store(path)
+    try:
+        found = store.get("model", "old")
+    finally:
+        store.close()
+    added = {"active_parameters": None, "modalities": [], "chat_template": None}
+    assert found == {"id": "old", "capabilities": ["chat"], "warnings": ["kept"], **added}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,3 +37,7 @@ class Hardware:
             return self._sources[device["source"]].read(device)
         except OSError as error:
             return Reading.blank(f"the system refused: {error}")
+
+    def held(self, device: Mapping[str, Any], pids: Collection[int]) -> int | None:
+        """Bytes of a GPU's memory that these processes hold; None when its driver does not tell."""
+        return self._nvidia.held(device, pids) if device["source"] == self._nvidia.name else None

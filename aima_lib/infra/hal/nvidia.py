@@ -6,7 +6,7 @@ import contextlib
 import platform
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,19 @@ class Nvidia:
             if handle is None:
                 return Reading.blank("NVML does not reach this GPU any more", [_lost(device["id"], "NVML does not reach it")])
             return self._sample(device, handle)
+
+    def held(self, device: Mapping[str, Any], pids: Collection[int]) -> int | None:
+        """Bytes of the GPU's memory that these processes hold; None when the driver does not tell them apart.
+
+        A driver outside the container counts processes by numbers of its own: then none of these is among them.
+        """
+        with self._lock:
+            handle, ask = self._handles.get(device["id"]), _Questions(self._nvml)
+            if handle is None:
+                return None
+            running = ask("processes", self._nvml.nvmlDeviceGetComputeRunningProcesses, handle) or []
+        held = [process.usedGpuMemory for process in running if process.pid in pids]
+        return sum(held) if held and None not in held else None
 
     def _start(self) -> Found | None:
         """Start NVML, or say why it cannot be."""

@@ -6,6 +6,7 @@ every face answers it with the same invalid_argument.
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shlex
@@ -47,6 +48,8 @@ class Word(click.ParamType[Any]):
             return read_json(value, f"--{dashed(self.key)}")
         if self.kind in ("integer", "number"):
             return number(value)
+        if value.startswith("@") and "contentMediaType" in self.spec and "contentEncoding" not in self.spec:
+            return from_file(value, f"--{dashed(self.key)}")
         return _object_or_text(value) if "object" in kinds_of(self.spec) else value
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002
@@ -216,6 +219,8 @@ def _listed(spec: Mapping[str, Any], value: Any) -> Any:
     """What was repeated, as a list; once is a text where the schema takes a text as well."""
     if not isinstance(value, tuple):
         return value
+    if len(value) == 1 and isinstance(value[0], str) and kind_of(spec.get("items", {})) != "string" and value[0].lstrip().startswith("["):
+        return read_json(value[0], "a list")
     return value[0] if len(value) == 1 and kind_of(spec) != "array" else list(value)
 
 
@@ -227,7 +232,7 @@ def _object_or_text(text: str) -> Any:
 
 
 def _place(arguments: dict[str, Any], key: str, path: Sequence[str], text: str) -> None:
-    """Set one part of an object argument. Its value is JSON where it reads as JSON, else the text."""
+    """Set one part of an object argument. Its value is a file's where it says @file, JSON where it reads as JSON, else the text."""
     inside = arguments
     for step in (key, *path[:-1]):
         held = inside.get(step) or {}
@@ -235,10 +240,26 @@ def _place(arguments: dict[str, Any], key: str, path: Sequence[str], text: str) 
             raise InvalidArgument(f"--{dashed(key)}.{'.'.join(path)}: {step} is no object", hint="give it whole, or in parts only")
         inside[step] = dict(held)
         inside = inside[step]
+    if text.startswith("@"):
+        inside[path[-1]] = from_file(text, f"--{dashed(key)}.{'.'.join(path)}")
+        return
     try:
         inside[path[-1]] = strict_json.read(text.encode("utf-8", "surrogateescape"))
     except InvalidArgument:
         inside[path[-1]] = text
+
+
+def from_file(text: str, what: str) -> str:
+    """What is in the file that `@path` names: its text, or base64 where it is none; `@@x` is the text `@x` itself."""
+    if text.startswith("@@"):
+        return text[1:]
+    body = _read(text[1:], what)
+    try:
+        if b"\0" not in body:
+            return body.decode()
+    except UnicodeDecodeError:
+        pass
+    return base64.b64encode(body).decode()
 
 
 def _read(path: str, what: str) -> bytes:

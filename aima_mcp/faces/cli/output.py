@@ -19,10 +19,10 @@ JSON_KEY, OUTPUT_KEY = "cli_json", "cli_output"
 
 
 def options(taken: Sequence[str] = ()) -> Iterator[click.Option]:
-    """--json and --output. A property of the name `output` has the better right to it."""
+    """--json and --output, which is -o alone where a property of the name `output` has the better right to it."""
     yield click.Option(["--json", JSON_KEY], is_flag=True, help="Print the output as JSON and nothing else.")
-    if "output" not in taken:
-        yield click.Option(["--output", "-o", OUTPUT_KEY], type=click.Choice(FORMS), help="As a table (for people), json or yaml.")
+    names = ["-o", OUTPUT_KEY] if "output" in taken else ["--output", "-o", OUTPUT_KEY]
+    yield click.Option(names, type=click.Choice(FORMS), help="As a table (for people), json or yaml.")
 
 
 def form_in(params: dict[str, Any]) -> Form:

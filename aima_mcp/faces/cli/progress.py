@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from aima_lib.wording import plain, size
+from aima_mcp.faces.cli.parts import PartLines, Tree
 from aima_mcp.faces.cli.render import err
 
 if TYPE_CHECKING:
@@ -27,8 +28,12 @@ class Lines:
 
     def __init__(self) -> None:
         self._phase, self._told = "", 0.0
+        self._parts = PartLines()
 
     async def send(self, item: Mapping[str, Any]) -> None:
+        if "parts" in item:
+            self._parts.show(item)
+            return
         moment = time.monotonic()
         if item["phase"] == self._phase and moment - self._told < LINE_EVERY_SECONDS:
             return
@@ -54,8 +59,13 @@ class Bar:
         )  # fmt: skip
         self._phase, self._began, self._first = "", 0.0, 0.0
         self._task: TaskID | None = None
+        self._tree: Tree | None = None
 
     async def send(self, item: Mapping[str, Any]) -> None:
+        if "parts" in item:
+            self._tree = self._tree or Tree()
+            self._tree.show(item)
+            return
         if item["phase"] != self._phase or self._task is None:
             self._next(item)
         assert self._task is not None
@@ -69,6 +79,8 @@ class Bar:
         """Leave the last state on the screen."""
         self._finish(done)
         self._progress.stop()
+        if self._tree is not None:
+            self._tree.close()
 
     def _next(self, item: Mapping[str, Any]) -> None:
         self._finish(True)

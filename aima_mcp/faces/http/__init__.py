@@ -9,7 +9,7 @@ from typing import Any
 from aima_lib.errors import AimaError, InvalidArgument, NotFound
 from aima_lib.gateway import Gateway
 from aima_lib.registry import Unit
-from aima_lib.units.run import INSIDE
+from aima_lib.runs import shown as told
 from aima_mcp.faces import strict_json
 from aima_mcp.faces.http import query, sse
 from aima_mcp.faces.http.exchange import MIB, Exchange, accepted
@@ -111,7 +111,7 @@ class HttpFace:
 
     async def _start(self, exchange: Exchange, unit: Unit, arguments: Any, key: str | None, token: str | None) -> None:
         run = await self._gateway.start(unit.name, arguments, caller=exchange.caller, key=key, token=token)
-        shown = {"run": {key: value for key, value in run.items() if key not in INSIDE}}
+        shown = {"run": told(run)}
         headers = {"location": f"/units/run/get?run_id={run['id']}", "preference-applied": "respond-async"}
         await exchange.reply_json(shown, 202, headers)
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from aima_lib.door import Caller
 from aima_lib.errors import AimaError, FailedPrecondition, NotFound, Unavailable
 from aima_lib.gateway import Gateway
 from aima_lib.infra import clock
+from aima_lib.infra.pool import Line
 from aima_lib.services.answer import Answer
-from aima_lib.services.inference import Endpoint
+from aima_lib.services.routes import Endpoint
 from aima_lib.services.wire import translated
 from aima_mcp.faces import strict_json
 from aima_mcp.faces.http import refuse_method
@@ -23,9 +24,6 @@ from aima_mcp.faces.openai.asked import Wrong, checked
 from aima_mcp.faces.openai.relay import Passing, PassingMessages, PassingResponse, figures, parsed, whole
 from aima_mcp.faces.openai.routes import ABSENT, ROUTES, Route
 from aima_mcp.faces.openai.shapes import NoModel, NotReady, reply_error
-
-if TYPE_CHECKING:
-    import aiohttp
 
 __all__ = ["OpenAiFace", "build", "reply_error"]
 BODY_LIMIT = 32 * MIB
@@ -42,7 +40,7 @@ class OpenAiFace:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
-        self._media = media.MediaPaths(gateway, self._serving)
+        self._media = media.MediaPaths(gateway, self._found)
 
     async def __call__(self, exchange: Exchange) -> None:
         """Answer a request under /v1."""
@@ -66,7 +64,7 @@ class OpenAiFace:
         elif further := media.ROUTES.get(exchange.path):
             refuse_method(exchange, "POST")
             asked = await self._media.fields(exchange, further)
-            with self._counted(further.unit):
+            with self._counted(further.unit), self._gateway.traced(further.unit, exchange.caller):
                 self._gateway.allow(further.unit, exchange.caller, asked)
                 await self._media.answer(exchange, asked, dict(named))
         elif exchange.path == "/v1/models" or exchange.path.startswith("/v1/models/"):
@@ -79,50 +77,58 @@ class OpenAiFace:
 
     async def _ask(self, exchange: Exchange, route: Route, named: Mapping[str, str]) -> None:
         request = checked(route, await exchange.json(BODY_LIMIT))
-        inference = self._gateway.services.inference
         with self._counted(route.unit), self._gateway.traced(route.unit, exchange.caller):
             self._gateway.allow(route.unit, exchange.caller, request)
-            endpoint = self._resolve(request["model"], route)
-            if route.task == "chat":
-                inference.check(endpoint, request)
-            request["model"] = endpoint.model
             if route.counts:
+                endpoint = self._resolve(request["model"], route)
+                request["model"] = endpoint.model
                 wire, path = self._gateway.services.engines.wire, exchange.path
                 said = await exchange.while_connected(lambda: wire.post(endpoint.address, path, request))
                 await exchange.reply_json(said, headers=named)
             else:
-                await exchange.while_connected(lambda: self._relay(exchange, endpoint, route, request))
+                await exchange.while_connected(lambda: self._relay(exchange, route, request, named))
+
+    async def _found(self, model: str, task: str, caller: Caller) -> None:
+        """Return when something answers to `model` for a task."""
+        with _in_our_words():
+            await self._gateway.services.inference.find(model, task, self._gateway.services.allowance.account(caller))
 
     def _resolve(self, model: str, route: Route) -> Endpoint:
-        endpoint = self._serving(model, route.task)
+        with _in_our_words():
+            return self._fluent(self._gateway.services.inference.resolve(model, route.task), model, route)
+
+    def _fluent(self, endpoint: Endpoint, model: str, route: Route) -> Endpoint:
+        """The endpoint, if its engine speaks the dialect."""
         engine = self._gateway.services.engines.catalog.adapter(endpoint.instance["engine"])
         if route.dialect not in engine.dialects:
             paths = [path for path, other in ROUTES.items() if other.dialect in engine.dialects]
             hint = f"ask it at {' or '.join(paths)}" if paths else None
-            raise FailedPrecondition(
-                f"{model} runs on {engine.name}, which speaks {', '.join(engine.dialects)}, not {route.dialect}", hint=hint
-            )
+            raise Unfit(f"{model} runs on {engine.name}, which speaks {', '.join(engine.dialects)}, not {route.dialect}", hint=hint)
         return endpoint
 
-    def _serving(self, model: str, task: str) -> Endpoint:
-        try:
-            return self._gateway.services.inference.resolve(model, task)
-        except FailedPrecondition as error:
-            raise NotReady(error) from error
-        except NotFound as error:
-            raise NoModel(error) from error
+    async def _relay(self, exchange: Exchange, route: Route, request: dict[str, Any], named: Mapping[str, str]) -> None:
+        inference, charge = self._gateway.services.inference, self._gateway.services.allowance.account(exchange.caller)
 
-    async def _relay(self, exchange: Exchange, endpoint: Endpoint, route: Route, request: Mapping[str, Any]) -> None:
-        services = self._gateway.services
-        opened = services.engines.wire.open(endpoint.address, exchange.path, request)
-        charge = partial(services.allowance.charge, exchange.caller)
-        async with services.inference.recorded(endpoint, route.task, request, charge) as answer, opened as response:
-            if response.status != 200:
-                raise translated(endpoint.address, response.status, parsed(await response.read()), request)
-            if response.content_type == "text/event-stream":
-                await _relay_stream(exchange, response, answer, _passing(route, request))
+        async def tell(item: Mapping[str, Any]) -> None:
+            if request.get("stream") and route.dialect == "openai":
+                if not exchange.started:
+                    await exchange.start(200, {**STREAM, **named})
+                await exchange.write(b": %s\n\n" % item["loading"]["message"].encode())
+
+        model = request["model"]
+        with _in_our_words():
+            endpoint = self._fluent(await inference.find(model, route.task, charge, tell), model, route)
+        if route.task == "chat":
+            inference.check(endpoint, request)
+        request["model"] = endpoint.model
+        async with inference.turn(endpoint, route.task, exchange.path, request, charge) as turn:
+            answer, line = turn.answer, turn.line
+            if line.status != 200:
+                raise translated(turn.endpoint.address, line.status, parsed(await line.read()), request)
+            if line.content_type == "text/event-stream":
+                await _relay_stream(exchange, line, answer, _passing(route, request))
             else:
-                body = await response.read()
+                body = await line.read()
                 said = parsed(body)
                 answer.take(figures(said))
                 if route.dialect == "responses":
@@ -167,16 +173,33 @@ class OpenAiFace:
             self._gateway.seconds[unit] += time.monotonic() - began  # type: ignore[assignment]
 
 
+class Unfit(FailedPrecondition):
+    """The model answers, but not this."""
+
+
+@contextmanager
+def _in_our_words() -> Iterator[None]:
+    """What keeps a model from answering, as the vendors' SDKs know it."""
+    try:
+        yield
+    except Unfit:
+        raise
+    except FailedPrecondition as error:
+        raise NotReady(error) from error
+    except NotFound as error:
+        raise NoModel(error) from error
+
+
 def _passing(route: Route, request: Mapping[str, Any]) -> Passing:
     if route.dialect == "responses":
         return PassingResponse(request, int(time.time()))
     return PassingMessages() if route.dialect == "anthropic" else Passing()
 
 
-async def _relay_stream(exchange: Exchange, response: aiohttp.ClientResponse, answer: Answer, passing: Passing) -> None:
-    async for chunk in response.content.iter_any():
+async def _relay_stream(exchange: Exchange, response: Line, answer: Answer, passing: Passing) -> None:
+    async for chunk in response.pieces():
+        answer.begun()
         if not exchange.started:
-            answer.begun()
             await exchange.start(200, STREAM | shapes.named(answer.id))
         answer.pieces += chunk.count(b"\n\n")
         await exchange.write(passing.take(chunk))

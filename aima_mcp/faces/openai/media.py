@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from aima_lib.door import Caller
 from aima_lib.errors import InvalidArgument
 from aima_lib.gateway import Gateway
 from aima_mcp.faces.http.exchange import MIB, Exchange
@@ -74,8 +75,8 @@ ROUTES: Mapping[str, MediaRoute] = {
 class MediaPaths:
     """Answers those paths."""
 
-    def __init__(self, gateway: Gateway, resolve: Callable[[str, str], object]) -> None:
-        self._gateway, self._resolve = gateway, resolve
+    def __init__(self, gateway: Gateway, found: Callable[[str, str, Caller], Awaitable[None]]) -> None:
+        self._gateway, self._found = gateway, found
         self._answers: Mapping[str, Callable[[Exchange, dict[str, Any], Words], Awaitable[None]]] = {
             "/v1/rerank": self._rerank,
             "/v1/audio/transcriptions": self._transcribe,
@@ -116,22 +117,23 @@ class MediaPaths:
     def _modalities(self) -> Modalities:
         return self._gateway.services.modalities
 
-    def _arguments(self, route: str, arguments: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    async def _arguments(self, exchange: Exchange, arguments: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
         """A unit's arguments, judged by its own schema: Wrong names the field as the caller wrote it. Defaults are filled in."""
-        unit = self._gateway.find(ROUTES[route].unit)
+        route = ROUTES[exchange.path]
+        unit = self._gateway.find(route.unit)
         schema, judged = unit.definition["inputSchema"], {key: value for key, value in arguments.items() if value is not None}
         if error := unit.input.first_error(judged):
             at = error.partition(":")[0].partition(".")[0]
-            field = names.get(at, at if at in ROUTES[route].fields else None)
+            field = names.get(at, at if at in route.fields else None)
             raise Wrong(error.replace(at, field, 1) if field else error, field)
-        self._resolve(judged["model"], ROUTES[route].task)
+        await self._found(judged["model"], route.task, exchange.caller)
         return {key: spec.get("default") for key, spec in schema["properties"].items()} | judged
 
     async def _rerank(self, exchange: Exchange, asked: dict[str, Any], named: Words) -> None:
         documents = asked["documents"]
         texts = [one.get("text") if isinstance(one, dict) else one for one in documents] if isinstance(documents, list) else documents
-        given = self._arguments(
-            exchange.path, {"model": asked["model"], "query": asked["query"], "documents": texts, "top_n": asked.get("top_n")}, {}
+        given = await self._arguments(
+            exchange, {"model": asked["model"], "query": asked["query"], "documents": texts, "top_n": asked.get("top_n")}, {}
         )
         found = await self._modalities.rerank(given, exchange.caller)
         rows = [{"index": row["index"], "relevance_score": row["score"]} for row in found["results"]]
@@ -157,11 +159,11 @@ class MediaPaths:
             "prompt": asked.get("prompt"),
             "timestamps": words,
         }
-        request = self._arguments(exchange.path, given, {"audio": "file"}) | {"audio": asked["file"], "temperature": _temperature(asked)}
+        request = await self._arguments(exchange, given, {"audio": "file"}) | {"audio": asked["file"], "temperature": _temperature(asked)}
         streamed = asked.get("stream") == "true"
 
         async def send(item: Mapping[str, Any]) -> None:
-            if streamed:
+            if streamed and "content" in item["delta"]:
                 await _event(exchange, {"type": "transcript.text.delta", "delta": item["delta"]["content"]}, named)
 
         found = await self._modalities.transcribe(request, exchange.caller, send)
@@ -180,7 +182,7 @@ class MediaPaths:
             "model": asked["model"], "text": asked["input"], "voice": asked.get("voice"), "format": asked.get("response_format", "mp3"),
             "speed": asked.get("speed"),
         }  # fmt: skip
-        data, facts, _ = await self._modalities.spoken(self._arguments(exchange.path, given, names), exchange.caller)
+        data, facts, _ = await self._modalities.spoken(await self._arguments(exchange, given, names), exchange.caller)
         await exchange.reply(200, data, facts["media_type"], named)
 
     async def _draw(self, exchange: Exchange, asked: dict[str, Any], named: Words) -> None:
@@ -189,7 +191,7 @@ class MediaPaths:
                 raise Wrong(f"{name} can only be {only} here", name)
         given = {name: asked.get(name) for name in ("model", "prompt", "n", "seed", "steps", "negative_prompt")}
         given["size"] = None if asked.get("size") == "auto" else asked.get("size")
-        made, _ = await self._modalities.drawn(self._arguments(exchange.path, given, {}), exchange.caller)
+        made, _ = await self._modalities.drawn(await self._arguments(exchange, given, {}), exchange.caller)
         rows = [{"b64_json": base64.b64encode(data).decode(), "seed": facts["seed"]} for data, facts in made]
         await exchange.reply_json({"created": int(time.time()), "data": rows}, headers=named)
 

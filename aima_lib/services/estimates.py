@@ -1,0 +1,88 @@
+"""What model.estimate_resources says: a model's memory for one way to run it, on the devices there are now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from aima_lib.infra.store import Store
+from aima_lib.services import memory
+from aima_lib.services.device import DeviceService
+from aima_lib.services.measurements import Measurements, load_of
+from aima_lib.services.memory import Load
+
+USUAL_ENGINE = "llamacpp"
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """How the caller would run it."""
+
+    context_length: int | None = None
+    parallel: int = 1
+    device_id: str | None = None
+    engine: str | None = None
+    version: str | None = None
+    cache_type: str = "f16"
+
+
+class Estimates:
+    """Of one home, whose measurements they have learned from."""
+
+    def __init__(self, store: Store, devices: DeviceService, reserve_fraction: float) -> None:
+        self._devices, self._reserve, self._measurements = devices, reserve_fraction, Measurements(store)
+
+    async def of(self, model: Mapping[str, Any], wish: Wish) -> dict[str, Any]:
+        """Memory, disk, and which devices it fits on now. `model` has geometry and size_bytes, and what else of a record is known.
+
+        Raises:
+            NotFound: there is no such device.
+        """
+        geometry = model["geometry"]
+        free, kinds = await self._free(wish.device_id), {device["id"]: device["type"] for device in await self._devices.known()}
+        main = next((id for id in free if kinds[id] == "gpu"), next(iter(free)))
+        load = _load(model, wish, kinds[main])
+        context = load.context_length
+        fits = [
+            memory.fit(id, have, self._at(model, wish, replace(load, kind=kinds[id])), replace(load, kind=kinds[id]), model)
+            for id, have in free.items()
+        ]
+        needed = self._at(model, wish, load)(context, wish.cache_type, None)
+        gpus = {id: have for id, have in free.items() if kinds[id] == "gpu" and have is not None}
+        spread = memory.split(geometry, needed, load, gpus, next((id for id in kinds if kinds[id] == "cpu"), "cpu"))
+        asked = {"context_length": context, "parallel": wish.parallel, "cache_type": wish.cache_type, "engine": wish.engine or USUAL_ENGINE}
+        return {"memory": needed, "disk_bytes": model["size_bytes"], "device_id": main, **asked, "fits": fits, "split": spread}
+
+    def _at(self, model: Mapping[str, Any], wish: Wish, load: Load) -> memory.At:
+        def at(context: int, cache_type: str, weights: int | None) -> memory.Memory:
+            # of weights that are not these, nothing was measured but the engine
+            other = (
+                {**model, "size_bytes": weights, "digest": None, "geometry": _scaled(model["geometry"])} if weights is not None else model
+            )
+            asked = replace(load, context_length=context, cache_type=cache_type)
+            return self._measurements.estimate(other, wish.engine or USUAL_ENGINE, wish.version, asked, {})
+
+        return at
+
+    async def _free(self, device_id: str | None) -> dict[str, int | None]:
+        await self._devices.known()
+        sampled = (await self._devices.metrics(device_id, 1, None))["devices"]
+        free: dict[str, int | None] = {}
+        for sample in sampled:
+            total, used = sample["now"]["memory_total_bytes"], sample["now"]["memory_used_bytes"]
+            free[sample["device_id"]] = None if total is None or used is None else max(0, int(total * (1 - self._reserve)) - used)
+        return free
+
+
+def _load(model: Mapping[str, Any], wish: Wish, kind: str) -> Load:
+    """How a start with these wishes would run it."""
+    options: dict[str, Any] = {"parallel": wish.parallel, "cache_type": wish.cache_type}
+    if wish.context_length is not None:
+        options["context_length"] = wish.context_length
+    return load_of({"context_length": model["geometry"].get("context_length"), **model}, options, kind)
+
+
+def _scaled(geometry: Mapping[str, Any]) -> dict[str, Any]:
+    """The same network in other weights: how much of them would be laid out anew is not known."""
+    return {**geometry, "tensor_bytes": {}, "block_bytes": None, "expert_bytes": None}

@@ -1,0 +1,91 @@
+"""Looks at running engines and keeps what they take: at their first token, every probe, and before their end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import anyio.to_thread
+
+from aima_lib.errors import AimaError
+from aima_lib.infra.store import Document, Store
+from aima_lib.launchers.footprint import Footprint, measure, resident_peak
+from aima_lib.services.device import DeviceService
+from aima_lib.services.measurements import Measurements
+
+log = logging.getLogger(__name__)
+GROWTH = 1 << 20
+Pids = Callable[[str], Sequence[int]]
+
+
+class Measuring:
+    """`pids` gives the processes of an instance. A GPU whose driver does not tell processes apart is judged by what it held before."""
+
+    def __init__(self, store: Store, devices: DeviceService, measurements: Measurements, pids: Pids) -> None:
+        self._store, self._devices, self._measurements, self._pids = store, devices, measurements, pids
+        self._before: dict[str, int] = {}
+        self._resident_before: dict[str, int] = {}
+
+    async def expect(self, instance_id: str, device_id: str) -> None:
+        """A start is about to happen: remember what the device holds without it."""
+        if self._kind(device_id) == "gpu":
+            self._before[instance_id] = (await self._devices.metrics(device_id, 1))["now"]["memory_used_bytes"] or 0
+
+    async def started(self, instance: Document, version: str | None) -> None:
+        """An instance is ready: keep what it takes, beside the estimate."""
+        model = self._store.peek("model", instance["model_id"])
+        with _only_logged(instance):
+            if model is not None and (found := await self._look(instance)) is not None:
+                await self._measurements.record(instance, model, version, self._kind(instance["device"]), found)
+
+    async def look(self, instance: Document) -> None:
+        """Raise its peak if it takes more than was seen."""
+        known = self._measurements.peak(instance)
+        if known is None:
+            return
+        with _only_logged(instance):
+            if await self._has_grown(instance) and (found := await self._look(instance)) is not None and found.peak_bytes > known:
+                await self._measurements.raise_peak(instance, found)
+
+    async def _has_grown(self, instance: Mapping[str, Any]) -> bool:
+        """Whether it is worth a look: one that walks all pages of a large engine is not free for it."""
+        if self._kind(instance["device"]) == "gpu":
+            return True
+        peak, before = await anyio.to_thread.run_sync(self._resident, instance["id"]), self._resident_before.get(instance["id"], 0)
+        grown = not peak or not before <= peak <= before + GROWTH  # no peak: this system does not tell; a lower one: started anew
+        if grown:
+            self._resident_before[instance["id"]] = peak
+        return grown
+
+    def _resident(self, instance_id: str) -> int:
+        return resident_peak(self._pids(instance_id))
+
+    async def _look(self, instance: Mapping[str, Any]) -> Footprint | None:
+        device, id = instance["device"], instance["id"]
+        pids = await anyio.to_thread.run_sync(self._pids, id)
+        own = await anyio.to_thread.run_sync(measure, pids) if pids else None
+        if own is None or self._kind(device) != "gpu":
+            return own
+        held = await self._devices.held(device, pids)
+        if held is None and id in self._before:
+            used = (await self._devices.metrics(device, 1))["now"]["memory_used_bytes"]
+            held = None if used is None else max(0, used - self._before[id])
+        if held is None:
+            return None
+        if self._devices.device(device)["memory"]["kind"] == "unified":  # what the GPU holds is memory that the processes do not count
+            return Footprint(own.bytes + held, own.peak_bytes + held, "nvml", own.rss_bytes, own.cgroup_bytes)
+        return Footprint(held, held, "nvml", own.rss_bytes, own.cgroup_bytes)
+
+    def _kind(self, device_id: str) -> str:
+        return next((str(device["type"]) for device in self._devices.devices() if device["id"] == device_id), "cpu")
+
+
+@contextmanager
+def _only_logged(instance: Mapping[str, Any]) -> Iterator[None]:
+    """A measurement that fails costs nobody an engine."""
+    try:
+        yield
+    except AimaError as error:
+        log.warning("%s was not measured: %s", instance["id"], error)

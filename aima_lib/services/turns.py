@@ -1,0 +1,138 @@
+"""A request's way to an engine: a seat in its service's lane, and another try elsewhere as long as nothing of an answer has come."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, nullcontext
+from typing import Any, cast
+
+import anyio
+
+from aima_lib.errors import AimaError, Unavailable
+from aima_lib.infra.pool import Line, Lost
+from aima_lib.infra.store import Store
+from aima_lib.services.affinity import marks
+from aima_lib.services.answer import BYTES_A_TOKEN
+from aima_lib.services.lane import Lane, Limits, Seat
+from aima_lib.services.routes import Endpoint, Routes
+from aima_lib.services.wire import Wire, encoded
+
+TRIES = 3
+USUAL_TOKENS = 256  # of an answer whose length nobody limited
+AGAIN = (429, 502, 503, 504)  # an engine that cannot just now; what it says otherwise is its answer
+ALONE = "instance "  # before the name of an instance that belongs to no service
+WhyNot = Callable[[str], AimaError | None]
+
+
+class Turns:
+    """The lanes of every service, and of instances that belong to none."""
+
+    def __init__(self, config: Mapping[str, Any], store: Store, routes: Routes, wire: Wire, why_not: WhyNot) -> None:
+        settings = config["inference"]
+        self._limits = Limits(int(settings["queue_limit"]), int(settings["queue_limit_per_caller"]), float(settings["queue_seconds"]))
+        self._routes, self._wire, self._why_not = routes, wire, why_not
+        self.lanes: dict[str, Lane] = {}
+        self.retried: defaultdict[str, int] = defaultdict(int)
+        store.watch(self._changed)
+
+    def lane(self, endpoint: Endpoint) -> Lane:
+        """The lane that leads to an endpoint."""
+        if endpoint.service:
+            return self.of_service(endpoint.service["id"])
+        name = f"{ALONE}{endpoint.instance['id']}"
+        lane = self.lanes.get(name)
+        if lane is None:
+            lane = self.lanes[name] = Lane(endpoint.instance["id"], self._limits)
+            self._update(name, lane)
+        return lane
+
+    def of_service(self, service_id: str) -> Lane:
+        """The lane of a service, also of one that is not ready."""
+        lane = self.lanes.get(service_id)
+        if lane is None:
+            lane = self.lanes[service_id] = Lane(service_id, self._limits)
+            self._update(service_id, lane)
+        return lane
+
+    def forget(self, service_id: str) -> None:
+        """The service is gone."""
+        self.lanes.pop(service_id, None)
+
+    @asynccontextmanager
+    async def taken(self, lane: Lane, caller: str, path: str, request: Mapping[str, Any]) -> AsyncIterator[tuple[Seat, Line]]:
+        """A seat, and the answer there, of which something has come: the first bytes of a stream, or the head. Where an engine fails before
+        that, another is asked, or the same once it is back.
+
+        Raises:
+            AimaError: as `Lane.enter`; Unavailable when engines failed, before or in the middle.
+        """
+        seat, line = await self._begun(lane, caller, path, request)
+        try:
+            yield seat, line
+        except Lost as error:
+            raise Unavailable(f"{seat.endpoint.instance['id']} went away in the middle of its answer: {error}") from error
+        finally:
+            self._wire.end(line)
+            lane.leave(seat)
+
+    async def _begun(self, lane: Lane, caller: str, path: str, request: Mapping[str, Any]) -> tuple[Seat, Line]:
+        data, kind = encoded(request)
+        longest = request.get("max_tokens")
+        tokens = (len(data) // BYTES_A_TOKEN if kind is None else 0) + (longest if isinstance(longest, int) else USUAL_TOKENS)
+        read = marks(request) if lane.is_wide else ()
+        tried: list[tuple[str, str]] = []
+        while True:
+            seat = await lane.enter(caller, tokens, read, tried, again=bool(tried))
+            tried.append(seat.place.start)
+            line: Line | None = None
+            try:
+                line = await self._first(lane, seat, path, data, kind, is_last=len(tried) == TRIES)
+            except Lost as error:
+                lane.failed(seat, unreachable=not error.heard)
+                if len(tried) == TRIES:
+                    raise Unavailable(f"{seat.endpoint.instance['id']} cannot be reached: {error}") from error
+            finally:
+                if line is None:
+                    lane.leave(seat)
+            if line is not None:
+                return seat, line
+            self.retried[lane.name] += 1
+
+    async def _first(self, lane: Lane, seat: Seat, path: str, data: bytes, kind: str | None, *, is_last: bool) -> Line:
+        """The answer, when something of it is here. Raises Lost."""
+        line, begun = cast("Line | None", None), False
+        try:
+            with anyio.CancelScope() if lane.is_wide else nullcontext() as seat.scope:
+                line = await self._wire.begin(seat.endpoint.address, path, data, kind)
+                if line.status == 200 and line.content_type == "text/event-stream":
+                    await line.first()
+            if line is None or (seat.scope is not None and seat.scope.cancelled_caught):
+                raise Lost("it answers neither this nor its probes", heard=False)
+            if line.status in AGAIN and not is_last:
+                raise Lost(f"it answered {line.status}")
+            begun = True
+        finally:
+            if line is not None and not begun:
+                self._wire.end(line)
+        if line.status < 500:
+            lane.answered(seat)
+        else:
+            lane.failed(seat, unreachable=False)
+        seat.scope = None
+        return line
+
+    def _changed(self, kinds: set[str]) -> None:
+        """Services or instances are others now, or otherwise."""
+        if kinds & {"service", "instance"}:
+            for name, lane in list(self.lanes.items()):
+                self._update(name, lane)
+
+    def _update(self, name: str, lane: Lane) -> None:
+        if name.startswith(ALONE):
+            endpoints = self._routes.alone(name.removeprefix(ALONE))
+            if not endpoints and not lane.open:
+                del self.lanes[name]
+        else:
+            endpoints = self._routes.ready(name)
+        lane.update(endpoints, lambda: self._why_not(name.removeprefix(ALONE)))
