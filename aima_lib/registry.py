@@ -158,6 +158,12 @@ class Unit:
         """Which fields of the output hold text that others wrote."""
         return _marks(self.definition["outputSchema"])
 
+    @property
+    def holds_file(self) -> bool:
+        """Whether it is a resource whose content is a file: {media_type, content}, the bytes as base64."""
+        content = self.definition["outputSchema"]["properties"].get("content", {})
+        return self.kind == "resource" and content.get("contentEncoding") == "base64"
+
     @cached_property
     def payload(self) -> Judge:
         return Judge(self.definition["payloadSchema"])

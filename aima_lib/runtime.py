@@ -29,7 +29,10 @@ from aima_lib.services.device import DeviceService
 from aima_lib.services.engine import EngineService
 from aima_lib.services.freeze import Freeze
 from aima_lib.services.inference import InferenceService
+from aima_lib.services.installing import Installing
 from aima_lib.services.keys import KeyService
+from aima_lib.services.media import Media
+from aima_lib.services.modalities import Modalities
 from aima_lib.services.model import ModelService
 from aima_lib.services.oauth import OAuth
 from aima_lib.services.secrets import SecretService
@@ -78,16 +81,18 @@ def _build(home: Home, settings: config.Config, registry: Registry, store: Store
     devices = DeviceService(settings, store, events)
     secrets = SecretService(home, store)
     models = ModelService(settings, home.path, store, events, devices, secrets)
-    engines = EngineService(settings, home.path, store, events, models, devices)
+    engines = EngineService(settings, home.path, store, events, models, devices, secrets)
     serving = ServingService(settings, store, events, models, engines)
     inference = InferenceService(settings, store, events, engines, serving)
     allowance, freeze = Allowance(settings["budgets"], store), Freeze(store, events)
     keys, oauth = KeyService(home, store, events, allowance), OAuth.configured(settings, home)
     approvals = Approvals(settings["policy"], home, store, events)
     audit = Audit(home, store, settings["audit"]["retention_days"])
+    installing, media = Installing(settings, home.path, engines.catalog, models), Media(settings, home.path, store, events)
+    modalities = Modalities(inference, engines, media, allowance)
     services = Services(
         settings, home, store, events, devices, models, engines, serving, inference, keys, secrets, VectorService(store), oauth, approvals,
-        audit, freeze, allowance, telemetry,
+        audit, freeze, allowance, installing, media, modalities, telemetry,
     )  # fmt: skip
     return Gateway(registry, services, Runs(store, registry))
 
@@ -108,7 +113,8 @@ def _telemetry(settings: config.Config) -> Telemetry | None:
 async def _running(gateway: Gateway, passing: bool, telemetry: Telemetry | None) -> AsyncIterator[None]:
     services = gateway.services
     async with anyio.create_task_group() as loops, anyio.create_task_group() as work:
-        await loops.start(_kept_up, Retention(services.store, services.events, services.config["events"], services.audit.prune).run)
+        past = (services.audit.prune, services.media.prune)
+        await loops.start(_kept_up, Retention(services.store, services.events, services.config["events"], *past).run)
         if telemetry is not None:
             await loops.start(_kept_up, telemetry.run)
         await services.devices.detect()

@@ -29,10 +29,25 @@ class AvailableModel(TypedDict):
     id: str
     model_id: str
     status: Literal['ready', 'loadable', 'unavailable']
-    tasks: list[Literal['chat', 'complete', 'embed']]
+    tasks: list[Literal['chat', 'complete', 'embed', 'rerank', 'transcribe', 'synthesize', 'generate_image', 'generate_video', 'detect']]
+    tools: bool | None
+    json_schema: bool | None
     service_id: str | None
     instance_id: str | None
     reason: str | None
+
+
+class Blob(TypedDict):
+    """Bytes that a call made or that were given, kept for a while."""
+
+    id: str
+    uri: str
+    media_type: str
+    size_bytes: int
+    sha256: str
+    source: str
+    created_at: str
+    expires_at: str
 
 
 class Change(TypedDict):
@@ -107,7 +122,7 @@ class Engine(TypedDict):
     status: Literal['running', 'available', 'unavailable']
     reason: str | None
     formats: list[str]
-    tasks: list[Literal['chat', 'complete', 'embed']]
+    tasks: list[Literal['chat', 'complete', 'embed', 'rerank', 'transcribe', 'synthesize', 'generate_image', 'generate_video', 'detect']]
     launchers: list[str]
     instances: list[EngineInstance]
 
@@ -119,7 +134,7 @@ class EngineFeatures(TypedDict):
     source: Literal['engine', 'declared']
     instance_id: str | None
     formats: list[str]
-    tasks: list[Literal['chat', 'complete', 'embed']]
+    tasks: list[Literal['chat', 'complete', 'embed', 'rerank', 'transcribe', 'synthesize', 'generate_image', 'generate_video', 'detect']]
     options: list[str]
     dialects: list[str]
     modalities: list[str]
@@ -129,7 +144,7 @@ class EngineFeatures(TypedDict):
 
 
 class EngineOptions(TypedDict):
-    """How an engine runs a model. What is left out is the engine's default."""
+    """How an engine runs a model; each engine takes some, see engine.features. Left out: its default."""
 
     context_length: NotRequired[int]
     parallel: NotRequired[int]
@@ -142,6 +157,14 @@ class EngineOptions(TypedDict):
     pooling: NotRequired[Literal['mean', 'cls', 'last']]
     chat_template: NotRequired[Literal['qwen-tools']]
     seed: NotRequired[int]
+    compute_type: NotRequired[str]
+    beam_size: NotRequired[int]
+    voice: NotRequired[str]
+    steps: NotRequired[int]
+    dtype: NotRequired[Literal['auto', 'float16', 'bfloat16', 'float32']]
+    memory_fraction: NotRequired[float]
+    tensor_parallel: NotRequired[int]
+    eager: NotRequired[bool]
 
 
 class Error(TypedDict):
@@ -180,8 +203,9 @@ class EngineInstance(TypedDict):
     started_at: str
     ready_at: str | None
     base_url: str | None
-    tasks: list[Literal['chat', 'complete', 'embed']]
+    tasks: list[Literal['chat', 'complete', 'embed', 'rerank', 'transcribe', 'synthesize', 'generate_image', 'generate_video', 'detect']]
     tools: bool | None
+    json_schema: NotRequired[bool | None]
     device: str | None
     placement: Placement
     options: EngineOptions
@@ -215,7 +239,7 @@ class Model(TypedDict):
     id: str
     name: str
     type: str | None
-    format: Literal['gguf', 'safetensors', 'onnx', 'tensorrt', 'pytorch', 'ctranslate2']
+    format: Literal['gguf', 'safetensors', 'onnx', 'tensorrt', 'pytorch', 'ctranslate2', 'builtin', 'remote']
     status: Literal['ready', 'corrupt']
     size_bytes: int
     digest: str | None
@@ -467,6 +491,25 @@ class AuditVerifyResult(TypedDict):
     issues: list[dict[str, Any]]
 
 
+class BlobCreateResult(TypedDict):
+    """BlobCreateResult"""
+
+    blob: Blob
+
+
+class BlobDeleteResult(TypedDict):
+    """BlobDeleteResult"""
+
+    freed_bytes: int
+
+
+class BlobListResult(TypedDict):
+    """BlobListResult"""
+
+    blobs: list[Blob]
+    total: int
+
+
 class DeviceDetectResult(TypedDict):
     """DeviceDetectResult"""
 
@@ -507,6 +550,17 @@ class EngineGetResult(TypedDict):
     """EngineGetResult"""
 
     engine: Engine
+
+
+class EngineInstallResult(TypedDict):
+    """EngineInstallResult"""
+
+    engine: str
+    version: str | None
+    path: str | None
+    packages: list[str]
+    model_id: str | None
+    installed: bool
 
 
 class EngineListResult(TypedDict):
@@ -586,6 +640,16 @@ class InferenceCompleteResult(TypedDict):
     placement: Placement
 
 
+class InferenceDetectResult(TypedDict):
+    """InferenceDetectResult"""
+
+    model: str
+    detections: list[dict[str, Any]]
+    width: int
+    height: int
+    placement: Placement
+
+
 class InferenceEmbedResult(TypedDict):
     """InferenceEmbedResult"""
 
@@ -595,10 +659,75 @@ class InferenceEmbedResult(TypedDict):
     usage: Usage
 
 
+class InferenceGenerateImageResult(TypedDict):
+    """InferenceGenerateImageResult"""
+
+    model: str
+    images: list[dict[str, Any]]
+    placement: Placement
+
+
+class InferenceGenerateVideoResult(TypedDict):
+    """InferenceGenerateVideoResult"""
+
+    model: str
+    video: str
+    format: str
+    media_type: str
+    width: int | None
+    height: int | None
+    fps: int | None
+    frames: int | None
+    duration_seconds: float | None
+    seed: int | None
+    size_bytes: int
+    placement: Placement
+
+
 class InferenceModelsResult(TypedDict):
     """InferenceModelsResult"""
 
     models: list[AvailableModel]
+
+
+class InferenceRerankResult(TypedDict):
+    """InferenceRerankResult"""
+
+    model: str
+    results: list[dict[str, Any]]
+    usage: Usage
+    placement: Placement
+
+
+class InferenceSynthesizeResult(TypedDict):
+    """InferenceSynthesizeResult"""
+
+    model: str
+    audio: str
+    format: str
+    media_type: str
+    sample_rate: int | None
+    duration_seconds: float | None
+    size_bytes: int
+    voice: str | None
+    placement: Placement
+
+
+class InferenceTranscribeResult(TypedDict):
+    """InferenceTranscribeResult"""
+
+    model: str
+    text: str
+    segments: list[dict[str, Any]]
+    language: str | None
+    duration_seconds: float | None
+    placement: Placement
+
+
+class InferenceVoicesResult(TypedDict):
+    """InferenceVoicesResult"""
+
+    voices: list[dict[str, Any]]
 
 
 class KeyCreateResult(TypedDict):

@@ -21,6 +21,7 @@ from aima_lib.infra.store import Store  # noqa: E402
 from aima_lib.runtime import host  # noqa: E402
 from tests.hub import Hub  # noqa: E402
 from tests.hub import furnish as fill  # noqa: E402
+from tests.playthings import wheel_members, write_toys, write_voice  # noqa: E402
 from tests.served import Served, serving  # noqa: E402
 from tests.tiny import write_tiny_gguf  # noqa: E402
 from tests.world import ROOTS, HostProcess, World, build_wheel, furnish, install  # noqa: E402
@@ -29,7 +30,7 @@ from tests.world import ROOTS, HostProcess, World, build_wheel, furnish, install
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Engines of tests die soon after their host, and nothing reaches beyond this machine.
-CONFIG = '[models.aliases]\nsmall-model = "tiny"\n[engines]\ngrace_seconds = 2\n'
+CONFIG = '[models.aliases]\nsmall-model = "tiny"\n[engines]\ngrace_seconds = 2\nespeak_ng = "{voice}"\n'
 
 
 @pytest.fixture(scope="session")
@@ -70,10 +71,12 @@ async def served(request: pytest.FixtureRequest, home: Home, tmp_path: Path, any
 
 @pytest.fixture(scope="session")
 def fixtures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that hosts of tests run in: `tiny.gguf`, and `broken.gguf`, which ends in its middle."""
+    """The folder that hosts of tests run in: `tiny.gguf`, `broken.gguf`, which ends in its middle, and the toys."""
     folder = tmp_path_factory.mktemp("fixtures")
     whole = write_tiny_gguf(folder / "tiny.gguf").read_bytes()
     (folder / "broken.gguf").write_bytes(whole[: len(whole) // 2])
+    write_toys(folder)
+    write_voice(folder / "espeak-ng")
     return folder
 
 
@@ -82,6 +85,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     """A model hub and package index of our own, over HTTP."""
     with Hub(tmp_path_factory.mktemp("hub")) as running:
         fill(running)
+        running.add_wheel("faster-whisper", "1.2.1", wheel_members())
         yield running
 
 
@@ -98,9 +102,9 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def config(hub: Hub) -> str:
+def config(hub: Hub, fixtures: Path) -> str:
     """config.toml of a test's host."""
-    return CONFIG + hub.config
+    return CONFIG.format(voice=fixtures / "espeak-ng") + hub.config
 
 
 @pytest.fixture(scope="session")

@@ -16,10 +16,12 @@ from aima_lib.engines.base import (
     LLAMA_DISCREET,
     LLAMA_OPTIONS,
     TEMPLATES,
+    Engine,
     Found,
     batch_of,
     context_of,
     defaults_of,
+    headless,
     projector_of,
     tasks_of,
 )
@@ -40,13 +42,14 @@ DEFAULTS = {
 }
 
 
-class LlamaServer:
+class LlamaServer(Engine):
     """A binary of the user's, which may know GPUs that the embedded build does not."""
 
     name = "llama-server"
     title = "llama.cpp (llama-server)"
     formats: tuple[str, ...] = ("gguf",)
-    tasks: tuple[str, ...] = ("chat", "complete", "embed")
+    tasks: tuple[str, ...] = ("chat", "complete", "embed", "rerank")
+    types: tuple[str, ...] = ("llm", "vlm", "embedding", "rerank")
     options = LLAMA_OPTIONS
     dialects: tuple[str, ...] = LLAMA_DIALECTS
 
@@ -80,6 +83,9 @@ class LlamaServer:
         rows = answer.stdout.partition("Available devices:")[2].splitlines()
         return [row.strip() for row in rows if ":" in row] if answer.returncode == 0 else None
 
+    def suits(self, model: Mapping[str, Any]) -> str | None:
+        return headless(model)
+
     def plan(self, model: Mapping[str, Any], path: Path, device: Mapping[str, Any], options: Mapping[str, Any]) -> Launch:
         context, tasks = context_of(model, options), tasks_of(model, options)
         parallel, batch = int(options.get("parallel", 1)), str(batch_of(context, tasks, options))
@@ -93,6 +99,7 @@ class LlamaServer:
             argv += ["--n-gpu-layers", str(options["gpu_layers"])]
         if "embed" in tasks:
             argv += ["--embeddings", "--pooling", str(options.get("pooling", "mean"))]
+        argv += ["--reranking"] if "rerank" in tasks else []
         if template := options.get("chat_template"):
             argv += ["--chat-template-file", str(TEMPLATES / f"{template}.jinja")]
         given = defaults_of(model)

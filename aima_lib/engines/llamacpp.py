@@ -16,10 +16,12 @@ from aima_lib.engines.base import (
     LLAMA_DISCREET,
     LLAMA_OPTIONS,
     TEMPLATES,
+    Engine,
     Found,
     batch_of,
     context_of,
     defaults_of,
+    headless,
     projector_of,
     tasks_of,
 )
@@ -28,13 +30,14 @@ from aima_lib.infra.launch import FOLDER, Launch
 SERVER = Path(__file__).with_name("llamacpp_server.py")
 
 
-class LlamaCpp:
+class LlamaCpp(Engine):
     """The default engine: one `pip install` away, no binary to look for."""
 
     name = "llamacpp"
     title = "llama.cpp (embedded)"
     formats: tuple[str, ...] = ("gguf",)
-    tasks: tuple[str, ...] = ("chat", "complete", "embed")
+    tasks: tuple[str, ...] = ("chat", "complete", "embed", "rerank")
+    types: tuple[str, ...] = ("llm", "vlm", "embedding", "rerank")
     options = LLAMA_OPTIONS
     dialects: tuple[str, ...] = LLAMA_DIALECTS
 
@@ -45,6 +48,9 @@ class LlamaCpp:
 
     def gpus(self) -> list[str] | None:
         return None  # its own server says so when it is ready
+
+    def suits(self, model: Mapping[str, Any]) -> str | None:
+        return headless(model)
 
     def plan(self, model: Mapping[str, Any], path: Path, device: Mapping[str, Any], options: Mapping[str, Any]) -> Launch:
         context, tasks = context_of(model, options), tasks_of(model, options)
@@ -60,6 +66,7 @@ class LlamaCpp:
             "batch_size": batch_of(context, tasks, options),
             "flash_attention": options.get("flash_attention", "auto"),
             "embedding": "embed" in tasks,
+            "rerank": "rerank" in tasks,
             "pooling": options.get("pooling"),
             "chat_template": str(TEMPLATES / f"{template}.jinja") if template else None,
             "seed": options.get("seed", defaults_of(model).get("seed")),

@@ -58,6 +58,9 @@ def parameters(spec: dict[str, Any], key: str) -> Any:
     if spec["embedding"]:
         wanted.embedding = True
         wanted.pooling_type = POOLING[spec["pooling"] or "mean"]
+    if spec["rerank"]:
+        wanted.embedding = True
+        wanted.pooling_type = llama.llama_pooling_type.LLAMA_POOLING_TYPE_RANK
     if spec["projector"]:
         wanted.mmproj.path = spec["projector"]
     if spec["chat_template"]:

@@ -175,15 +175,26 @@ class Egress:
             return answer.status_code
 
     @asynccontextmanager
-    async def _answer(self, url: str, target: Place, headers: Mapping[str, str], body: bytes | None = None) -> AsyncIterator[Response]:
+    async def send(self, method: str, url: str, headers: Mapping[str, str], content: bytes = b"") -> AsyncIterator[Response]:
+        """The response to one request with a body, whatever its status, its own body not read yet. No redirect is followed: what is sent
+        is meant for the place that was named. Raises as `open` does.
+        """
+        async with self._answer(url, place(url), SAID | dict(headers), content or None, method) as answer:
+            yield answer
+
+    @asynccontextmanager
+    async def _answer(
+        self, url: str, target: Place, headers: Mapping[str, str], body: bytes | None = None, method: str | None = None
+    ) -> AsyncIterator[Response]:
         import httpcore
         import httpx
 
         limits = httpx.Timeout(self._stall, connect=self._connect, pool=None).as_dict()
         try:
             transport = await self._transport(target)
-            method = "GET" if body is None else "POST"
-            request = httpx.Request(method, url, headers=dict(headers), content=body, extensions={"timeout": limits})
+            request = httpx.Request(
+                method or ("GET" if body is None else "POST"), url, headers=dict(headers), content=body, extensions={"timeout": limits}
+            )
             response = await transport.handle_async_request(request)
             response.request = request
             try:

@@ -24,8 +24,9 @@ class Launch:
     """Everything needed to start an engine and know that it is up.
 
     In `argv`, `{folder}` is the instance's private folder and `{port}` the port the launcher chose. `files` are written into that
-    folder, readable by the owner alone, before the start. With `announces` the engine chooses its port and says so in ready.json.
-    `discreet` are patterns of lines of its output that repeat a request: of those the log keeps what comes before the pattern.
+    folder, readable by the owner alone, before the start; `secrets` too, each the content of the secret of that name. With `announces`
+    the engine chooses its port and says so in ready.json. `probe` is a path whose POST computes a little, where the tasks have none that
+    does. `discreet` are patterns of lines of its output that repeat a request: of those the log keeps what comes before the pattern.
     """
 
     argv: tuple[str, ...]
@@ -33,7 +34,9 @@ class Launch:
     tasks: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, str] = field(default_factory=dict)
     announces: bool = False
+    probe: str | None = None
     discreet: tuple[str, ...] = ()
 
 

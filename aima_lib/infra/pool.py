@@ -48,6 +48,7 @@ class Line(asyncio.Protocol):
         self._kept = self._framed = False
         self.heard = self.headed = self.done = False
         self.status, self.content_type = 0, ""
+        self.facts: dict[str, str] = {}  # headers of the answer that begin with x-
 
     # The request
 
@@ -160,6 +161,8 @@ class Line(asyncio.Protocol):
             self.content_type = value.decode("latin-1").partition(";")[0].strip().lower()
         elif name in (b"content-length", b"transfer-encoding"):
             self._framed = True
+        elif name.startswith(b"x-"):
+            self.facts[name.decode("latin-1")] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         self.status = self._parser.get_status_code()
@@ -285,7 +288,8 @@ def _request(method: str, parts: SplitResult, path: str, headers: Mapping[str, s
     if not kept:
         lines.append("Connection: close\r\n")
     if body is not None:
-        lines.append(f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n")
+        kind = "" if "Content-Type" in headers else "Content-Type: application/json\r\n"
+        lines.append(f"{kind}Content-Length: {len(body)}\r\n")
     if any("\r" in value or "\n" in value for value in headers.values()):
         raise ValueError("a header cannot hold the end of a line")
     return "".join(lines).encode("latin-1") + b"\r\n" + (body or b"")

@@ -17,7 +17,10 @@ from aima_lib.services.device import DeviceService
 from aima_lib.services.engine import EngineService
 from aima_lib.services.freeze import Freeze
 from aima_lib.services.inference import InferenceService
+from aima_lib.services.installing import Installing
 from aima_lib.services.keys import KeyService
+from aima_lib.services.media import Media
+from aima_lib.services.modalities import Modalities
 from aima_lib.services.model import ModelService
 from aima_lib.services.oauth import OAuth
 from aima_lib.services.secrets import SecretService
@@ -46,4 +49,7 @@ class Services:
     audit: Audit
     freeze: Freeze
     allowance: Allowance
+    installing: Installing
+    media: Media
+    modalities: Modalities
     tracer: Tracer | None = None

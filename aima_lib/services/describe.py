@@ -16,7 +16,7 @@ from aima_lib.infra.facts import FACTS
 from aima_lib.infra.gguf import Head
 from aima_lib.infra.roots import Absent, Opened
 
-__all__ = ["FACTS", "TYPES", "describe", "digest_of", "geometry_of", "weights_in"]
+__all__ = ["CHECKED", "FACTS", "TYPES", "describe", "digest_of", "geometry_of", "weights_in"]
 TYPES = ("llm", "vlm", "asr", "tts", "embedding", "diffusion", "video_gen", "detection", "rerank")
 SUFFIXES = {
     ".gguf": "gguf",
@@ -28,6 +28,8 @@ SUFFIXES = {
     ".pth": "pytorch",
     ".ckpt": "pytorch",
 }
+CHECKED = ("gguf", "safetensors", "onnx", "ctranslate2")  # formats whose files are looked into
+BESIDE = (".json", ".jinja", ".txt", ".model")  # what an engine reads beside the weights
 # What may be a Python pickle by its name.
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 SHARD, MOST_FILES = re.compile(r"-\d{5}-of-(\d{5})$"), 400
@@ -73,7 +75,8 @@ def weights_in(given: Opened, keep: Callable[[Opened], Opened]) -> tuple[str, li
     if kind == "gguf":
         return kind, _shards(given, keep)
     if kind == "onnx":
-        names = (f"{given.name}_data", f"{given.name}.data", "config.json", "tokenizer_config.json")
+        stem = given.path.stem
+        names = (f"{given.name}_data", f"{given.name}.data", f"{given.name}.json", f"{stem}.json", f"{stem}.txt")
         return kind, [given, *(opened for name in names if (opened := _file(given.beside, name, keep)))]
     return kind or "unknown", [given]
 
@@ -106,12 +109,17 @@ def _file(reach: Callable[[str], Opened], name: str, keep: Callable[[Opened], Op
 def _folder(folder: Opened, reach: Callable[[str], Opened], keep: Callable[[Opened], Opened]) -> tuple[str, list[Opened]]:
     names = [name for name in folder.names() if not name.startswith(".")]
     tensors = [name for name in names if name.endswith(".safetensors")]
-    wanted = tensors + [name for name in names if tensors and name.endswith((".json", ".jinja", ".txt", ".model"))]
+    wanted = tensors + [name for name in names if tensors and name.endswith(BESIDE)]
     if len(wanted) > MOST_FILES:
         raise InvalidArgument(f"{folder.path} holds {len(wanted)} files of a model, at most {MOST_FILES} are read")
     files = [opened for name in wanted if (opened := _file(reach, name, keep))]
     if any(file.name.endswith(".safetensors") for file in files):
         return "safetensors", files
+    if "model.bin" in names and "config.json" in names:
+        others = [name for name in names if name.endswith(BESIDE)]
+        return "ctranslate2", [opened for name in ("model.bin", *others) if (opened := _file(reach, name, keep))]
+    if onnx := [name for name in names if name.endswith(".onnx")]:
+        return "onnx", _onnx(folder, onnx, names, reach, keep)
     ggufs = [name for name in names if name.lower().endswith(".gguf") and "mmproj" not in name.lower()]
     first = next((opened for name in ggufs if (opened := _file(reach, name, keep))), None)
     if first is None:
@@ -121,6 +129,17 @@ def _folder(folder: Opened, reach: Callable[[str], Opened], keep: Callable[[Open
         raise InvalidArgument(f"{folder.path} holds {len(ggufs)} models: {', '.join(ggufs[:5])}", hint="give the path of one")
     projectors = [name for name in names if name.lower().endswith(".gguf") and "mmproj" in name.lower()]
     return "gguf", shards + [opened for name in projectors[:1] if (opened := _file(reach, name, keep))]
+
+
+def _onnx(
+    folder: Opened, onnx: list[str], names: list[str], reach: Callable[[str], Opened], keep: Callable[[Opened], Opened]
+) -> list[Opened]:
+    """The one network of a folder, and what its engines read beside it: settings, tokenizers, labels, voices, weights of their own file."""
+    first = "model.onnx" if "model.onnx" in onnx else onnx[0]
+    if len(onnx) > 1 and first != "model.onnx":
+        raise InvalidArgument(f"{folder.path} holds {len(onnx)} models: {', '.join(onnx[:5])}", hint="give the path of one")
+    others = [name for name in names if name.endswith((*BESIDE, ".npz", ".bin", ".onnx_data", ".onnx.data"))]
+    return [opened for name in (first, *others[:MOST_FILES]) if (opened := _file(reach, name, keep))]
 
 
 def _nothing(folder: Opened, names: Sequence[str]) -> InvalidArgument:

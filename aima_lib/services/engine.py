@@ -6,13 +6,14 @@ import logging
 import secrets
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
-from aima_lib.engines.base import Engine, refuse_unknown
+from aima_lib.engines.base import Engine, misfit, refuse_unknown
 from aima_lib.engines.cause import cause
 from aima_lib.engines.roster import roster
 from aima_lib.errors import AimaError, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, Unavailable
@@ -34,24 +35,32 @@ from aima_lib.services.measurements import Measurements
 from aima_lib.services.measuring import Measuring
 from aima_lib.services.model import ModelService
 from aima_lib.services.probes import Probes
-from aima_lib.services.readiness import is_ours, says_a_token
+from aima_lib.services.readiness import is_ours, says_a_token, tried
+from aima_lib.services.secrets import SecretService
 from aima_lib.services.wire import Address, Wire
 
 log = logging.getLogger(__name__)
 WATCH_SECONDS = 0.5
 BATCHED = 32
 ALIVE = ("starting", "ready")
-GONE: Document = {"health": "unknown", "pid": None, "keeper_pid": None, "base_url": None, "tasks": [], "tools": None}
+GONE: Document = {"health": "unknown", "pid": None, "keeper_pid": None, "base_url": None, "tasks": [], "tools": None, "json_schema": None}
 
 
 class EngineService:
     """Starts, watches, adopts and stops engine processes. What it knows of them is in the store, kind `instance`."""
 
     def __init__(
-        self, config: Mapping[str, Any], home: Path, store: Store, events: Events, models: ModelService, devices: DeviceService
+        self,
+        config: Mapping[str, Any],
+        home: Path,
+        store: Store,
+        events: Events,
+        models: ModelService,
+        devices: DeviceService,
+        secrets: SecretService,
     ) -> None:
         self._settings, self._home, self._store = config["engines"], home, store
-        self._models, self._devices = models, devices
+        self._models, self._devices, self._secrets = models, devices, secrets
         self._news = EngineNews(events)
         self._ceiling = Ceiling(self._settings["memory_limit_gib"])
         self._measurements = Measurements(store)
@@ -60,7 +69,7 @@ class EngineService:
         self._locks: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
         self._probes = Probes(float(self._settings["probe_seconds"]))
         self.wire = Wire()
-        self.catalog = EngineCatalog(roster(config), store, self.wire)
+        self.catalog = EngineCatalog(roster(config, home), store, self.wire)
 
     # What there is
 
@@ -141,8 +150,8 @@ class EngineService:
         """
         engine, model, chosen = self.catalog.adapter(name), self._model(model_id), dict(options or {})
         refuse_unknown(engine, chosen)
-        if model.get("format") not in engine.formats:
-            raise InvalidArgument(f"{name} reads {', '.join(engine.formats)}; {model_id} is {model.get('format')}")
+        if why := misfit(engine, model):
+            raise InvalidArgument(why, next=[{"unit": "engine.list", "arguments": {}}])
         id = replica_id(name, service_id or model_id, replica)
         async with self._locks[id]:
             if running := await self._running(id, model_id, chosen, port, send):
@@ -198,7 +207,7 @@ class EngineService:
         if port is not None and (holder := await anyio.to_thread.run_sync(process.port_holder, port)):
             taken = {"port": port, "holder": holder}
             raise FailedPrecondition(f"port {port} is taken by {holder}", hint="ask for another, or for none", details=taken)
-        device, fallback = placement.choose(await self._devices.known(), options)
+        device, fallback = placement.choose(await self._devices.known(), options, engine.devices)
         retry = _start_call(engine.name, model["id"], options, service_id)
         alive = [each for each in self._store.find("instance") if each["status"] in ALIVE and each["id"] != id]
         self._ceiling.refuse(self.needed_bytes(engine.name, model["id"], options), model["id"], device["id"], alive, self.needed_bytes)
@@ -218,6 +227,8 @@ class EngineService:
             "options": dict(options), "service_id": service_id, "log_path": str(process.log_of(self._home, id)), "error": None,
         }  # fmt: skip
         launch = self._plan(document)
+        told = {name: self._secrets.read(secret) or "" for name, secret in launch.secrets.items()}
+        launch = replace(launch, files={**launch.files, **told})
         await self._store.put("instance", document)
         await self._news.progress(document, "starting", f"starting {engine.name} with {model['id']} on {device_id}", send)
         key, grace = secrets.token_urlsafe(32), float(self._settings["grace_seconds"])
@@ -264,7 +275,7 @@ class EngineService:
             if url is not None:
                 try:
                     address = Address(id, url, key)
-                    await says_a_token(self.wire, address, launch.alias, launch.tasks)
+                    await says_a_token(self.wire, address, launch)
                     return address
                 except Unavailable:
                     pass  # not yet: it loads, or it has just died, which the next look will say
@@ -289,9 +300,12 @@ class EngineService:
         gpus = None if announced else await anyio.to_thread.run_sync(engine.gpus)
         placed = placement.observed(document, self._devices.devices(), announced, gpus)
         properties = await self.wire.get(address, "/props", timeout=5)
+        able = {"tools": calls_tools(properties[1]), "json_schema": None}
+        for what in engine.asked if "chat" in launch.tasks else ():
+            able[what] = await tried(self.wire, address, launch.alias, what) if able[what] is None else able[what]
         ready = await self._store.update(
             "instance", document["id"], status="ready", health="healthy", ready_at=now(), base_url=address.base_url,
-            tasks=list(launch.tasks), tools=calls_tools(properties[1]), device=placed["device"], placement=placed, error=None,
+            tasks=list(launch.tasks), device=placed["device"], placement=placed, error=None, **able,
         )  # fmt: skip
         self._probes.forget(ready["id"])
         self._news.started(ready, adopted=False)

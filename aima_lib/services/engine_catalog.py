@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 
-from aima_lib.engines.base import Engine, Found
+from aima_lib.engines.base import Engine, Found, misfit
 from aima_lib.errors import FailedPrecondition, NotFound, Unavailable
 from aima_lib.infra.kinds import ABILITIES
 from aima_lib.infra.store import Document, Store
@@ -74,6 +74,10 @@ class EngineCatalog:
             known = self._found[name] = (time.monotonic(), await anyio.to_thread.run_sync(self.adapter(name).find))
         return known[1]
 
+    def forget(self, name: str) -> None:
+        """Ask again whether an engine is installed, the next time."""
+        self._found.pop(name, None)
+
     async def compatibility(self, devices: Sequence[Mapping[str, Any]]) -> list[Document]:
         """Engine × format × task × device, as the adapters declare it and this machine allows it."""
         rows: list[Document] = []
@@ -96,27 +100,33 @@ class EngineCatalog:
 
     async def refuse_absent(self, engine: Engine) -> None:
         """Raise FailedPrecondition, with the reason, when the engine is not installed now."""
-        self._found.pop(engine.name, None)
+        self.forget(engine.name)
         found = await self.find(engine.name)
         if not found.installed:
-            raise FailedPrecondition(f"{engine.name} cannot be started: {found.reason}", next=[{"unit": "engine.list", "arguments": {}}])
+            raise FailedPrecondition(f"{engine.name} cannot be started: {found.reason}", next=[mending(engine)])
 
     async def fitting(self, model: Mapping[str, Any]) -> str:
         """The engine to take for a model when nobody names one.
 
         Raises:
-            FailedPrecondition: none that is installed reads its format.
+            FailedPrecondition: none that is installed serves its kind.
         """
-        readers = [name for name, engine in self._engines.items() if model.get("format") in engine.formats]
+        readers = [name for name, engine in self._engines.items() if misfit(engine, model) is None]
         reasons = {name: (await self.find(name)).reason for name in readers}
         for name, reason in reasons.items():
             if reason is None:
                 return name
         if not readers:
-            raise FailedPrecondition(f"no engine reads {model['id']}, whose format is {model.get('format')}", hint="import it as GGUF")
+            raise self._unreadable(model)
         hint = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-        calls = [{"unit": "engine.list", "arguments": {}}]
+        calls = [mending(self._engines[name]) for name in readers[:1]]
         raise FailedPrecondition(f"no engine that reads {model['id']} is installed", hint=hint, next=calls)
+
+    def _unreadable(self, model: Mapping[str, Any]) -> FailedPrecondition:
+        near = [engine for engine in self._engines.values() if model.get("format") in engine.formats]
+        reasons = [misfit(engine, model) for engine in near]
+        hint = "; ".join(reason for reason in reasons if reason) or "import it as GGUF"
+        return FailedPrecondition(f"no engine reads {model['id']}, whose format is {model.get('format')}", hint=hint)
 
     async def features(self, name: str, running: Sequence[tuple[Document, Address]]) -> Document:
         """See EngineService.features."""
@@ -142,6 +152,13 @@ class EngineCatalog:
             if status == 200:
                 return declared | _observed(instance, answer)
         return declared
+
+
+def mending(engine: Engine) -> Document:
+    """The call that may bring an engine here, else the one that says what there is."""
+    if engine.install is not None or engine.builtin is not None:
+        return {"unit": "engine.install", "arguments": {"name": engine.name}}
+    return {"unit": "engine.list", "arguments": {}}
 
 
 def _usable(engine: Engine, found: Found, device: Mapping[str, Any], gpus: Sequence[str] | None) -> tuple[bool | None, str | None]:

@@ -36,7 +36,11 @@ TEXTUAL = frozenset(
     }
 )  # fmt: skip
 MEDIA = ("image_url", "input_image", "image", "input_audio", "audio", "input_file", "file", "document", "video_url")
-OPERATIONS = {"chat": "chat", "complete": "text_completion", "embed": "embeddings"}  # as OpenTelemetry names them
+OPERATIONS = {
+    "chat": "chat",
+    "complete": "text_completion",
+    "embed": "embeddings",
+}  # as OpenTelemetry names them; what it has no name for goes by ours
 USED = {"input": "prompt_tokens", "output": "completion_tokens"}
 COMPLETE_FIELDS = ("temperature", "top_p", "top_k", "max_tokens", "stop", "seed")
 
@@ -195,6 +199,10 @@ class InferenceService:
             talk = request.get(where)
             for i, item in enumerate(talk if isinstance(talk, list | tuple) else ()):
                 _refuse_media(f"{where}[{i}]", item, endpoint.model)
+        form = request.get("response_format")
+        if isinstance(form, Mapping) and form.get("type") == "json_schema" and endpoint.instance.get("json_schema") is False:
+            call = {"unit": "inference.models", "arguments": {"type": "chat"}}
+            raise FailedPrecondition(f"{endpoint.model} does not obey a JSON schema: it was tried when it became ready", next=[call])
         if request.get("tools") and endpoint.instance.get("tools") is False:
             options = {**endpoint.instance["options"], "chat_template": "qwen-tools"}
             call = {
@@ -254,9 +262,9 @@ class InferenceService:
         it took, also when it is cut off."""
         answer = Answer(f"{task}-{secrets.token_hex(8)}")
         with lineage.within(lineage.ids()[1] or lineage.call_id()):  # a face that passes it on itself has called nothing
-            about = {"gen_ai__operation__name": OPERATIONS[task], "gen_ai__request__model": endpoint.model}
+            about = {"gen_ai__operation__name": OPERATIONS.get(task, task), "gen_ai__request__model": endpoint.model}
             ids = {"aima__request_id": answer.id, "aima__instance_id": endpoint.instance["id"]}
-            with trace.span(f"{OPERATIONS[task]} {endpoint.model}", asks=True, **about, **ids) as span:
+            with trace.span(f"{OPERATIONS.get(task, task)} {endpoint.model}", asks=True, **about, **ids) as span:
                 async with self._noted(answer, endpoint, task, request, charge):
                     yield answer
                 usage = answer.usage or {}
@@ -321,7 +329,9 @@ class InferenceService:
         owned = {row["instance_id"] for row in rows}
         for instance in self._store.find("instance", status="ready"):
             if instance["id"] not in owned:
-                rows.append(_row(instance["id"], instance["model_id"], "ready", instance["tasks"], instance_id=instance["id"]))
+                rows.append(
+                    _row(instance["id"], instance["model_id"], "ready", instance["tasks"], instance_id=instance["id"], able=instance)
+                )
                 served.add(instance["model_id"])
         for model in self._store.find("model"):
             if model["id"] not in served:
@@ -337,7 +347,9 @@ class InferenceService:
         tasks = instance["tasks"] if ready and instance else []
         status = "ready" if ready else "unavailable" if service["status"] == "failed" else "loadable"
         reason = None if ready else service["error"] or f"the service is {service['status']}"
-        return _row(record["id"], record["model_id"], status, tasks, record["id"], record["instance_id"], reason)
+        return _row(
+            record["id"], record["model_id"], status, tasks, record["id"], record["instance_id"], reason, instance if ready else None
+        )
 
     async def _model_row(self, model: Document) -> Document:
         if model.get("status", "ready") != "ready":
@@ -357,9 +369,11 @@ def _row(
     service_id: str | None = None,
     instance_id: str | None = None,
     reason: str | None = None,
+    able: Document | None = None,
 ) -> Document:
     whose = {"service_id": service_id, "instance_id": instance_id}
-    return {"id": id, "model_id": model_id, "status": status, "tasks": [*tasks], **whose, "reason": reason}
+    can = {name: (able or {}).get(name) if "chat" in tasks else None for name in ("tools", "json_schema")}
+    return {"id": id, "model_id": model_id, "status": status, "tasks": [*tasks], **can, **whose, "reason": reason}
 
 
 def _refuse_media(place: str, item: Mapping[str, Any], model: str) -> None:

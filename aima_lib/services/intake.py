@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from aima_lib.infra.store import Store
 from aima_lib.names import slug, token
 from aima_lib.services import caches
 from aima_lib.services.caches import Held, Skipped
-from aima_lib.services.describe import describe, digest_of, weights_in
+from aima_lib.services.describe import CHECKED, FACTS, describe, digest_of, weights_in
 from aima_lib.services.fetch import File
 from aima_lib.services.shelf import Model, Shelf
 from aima_lib.sources.choose import SHARD
@@ -43,8 +43,8 @@ class Found:
 class Intake:
     """Imports and registrations of one home."""
 
-    def __init__(self, store: Store, shelf: Shelf) -> None:
-        self._store, self._shelf = store, shelf
+    def __init__(self, store: Store, shelf: Shelf, remotes: Collection[str] = ()) -> None:
+        self._store, self._shelf, self._endpoints = store, shelf, {"ollama", *remotes}
 
     async def take(self, path: str, name: str | None, type: str | None, mode: str, send: Send) -> tuple[list[Model], list[Skipped]]:
         """Take weights into the home: checked, hashed, under their digest. Of a cache all its models, and what of it could not be taken.
@@ -84,8 +84,8 @@ class Intake:
         return models, skipped
 
     async def _take(self, found: Found, name: str | None, type: str | None, mode: str, send: Send) -> Model:
-        if found.format not in ("gguf", "safetensors"):
-            hint = "GGUF and safetensors are read; register other formats where they lie with model.create"
+        if found.format not in CHECKED:
+            hint = f"{', '.join(CHECKED)} are read; register other formats where they lie with model.create"
             raise InvalidArgument(f"{found.path} is in a format AIMA cannot check ({found.format})", hint=hint)
         folder = self._shelf.blobs.partial / f"import-{token(12)}"
         weights = [(opened.file, each) for each, opened in found.files]
@@ -111,10 +111,21 @@ class Intake:
         Raises:
             AlreadyExists: the name belongs to something else.
         """
+        endpoint, _, there = path.partition(":")
+        if there and endpoint in self._endpoints:
+            return await self._register_remote(name, type, path, there)
         with ExitStack() as held:
             given = held.enter_context(self._shelf.roots.open(path))
             found = await to_thread.run_sync(self._locate, given, held)
             return await self._register(name, type, found, format, source)
+
+    async def _register_remote(self, name: str, type: str, path: str, there: str) -> Model:
+        id, present = slug(name), self._store.peek("model", slug(name))
+        if present is not None and present["source"]["path"] == path and present["type"] == type:
+            return present
+        self._shelf.named(name, True, None)
+        facts = dict.fromkeys(FACTS) | {"type": type, "capabilities": [], "modalities": [], "warnings": [], "geometry": {}}
+        return await self._shelf.refer(id, "remote", [], facts, {"kind": "remote", "path": path, "repo": there})
 
     async def _register(self, name: str, type: str, found: Found, format: str | None, source: str | None) -> Model:
         given = found.path

@@ -31,7 +31,7 @@ KINDS = {kind.limit: kind for kind in (REQUESTS, TOKENS, DELETIONS, DOWNLOAD, DE
 def kinds_of(unit: Unit) -> tuple[Kind, ...]:
     """What a call of the unit uses up."""
     scope = unit.definition["scope"]
-    if scope == "inference" and "model" in unit.definition["inputSchema"]["properties"]:
+    if scope == "inference" and "model" in unit.definition.get("inputSchema", {}).get("properties", {}):
         return (REQUESTS, TOKENS, DEVICE_SECONDS)
     return (REQUESTS, DELETIONS) if scope == "delete" and unit.kind == "command" else (REQUESTS,)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ class ModelService:
         rate = downloads["mib_per_second"]
         ways = Ways(shelf.blobs, self._web, pace, Throttle(rate and rate * (1 << 20)), lambda sha256: bool(shelf.holders(sha256)))
         self._pulling = Pulling(config["sources"], secrets, store, events, shelf, self._transfers, ways)
-        self._intake = Intake(store, shelf)
+        self._intake = Intake(store, shelf, config["engines"]["remotes"])
         self._search = SearchService(self._pulling, self.estimate)
         self._estimates = Estimates(store, devices, float(config["engines"]["memory_reserve_fraction"]))
 
@@ -109,7 +109,7 @@ class ModelService:
             except Absent as error:
                 call = {"unit": "model.verify", "arguments": {"model_id": model["id"]}}
                 raise FailedPrecondition(f"a file of {model['id']} is gone: {error}", next=[call]) from error
-        return self._shelf.folder(model) / str(model["files"][0]["name"])
+        return self._shelf.folder(model) / str(model["files"][0]["name"]) if model["files"] else Path("/")
 
     # Getting
 
@@ -165,6 +165,14 @@ class ModelService:
     async def create(self, name: str, type: str, path: str, format: str | None = None, source: str | None = None) -> Model:
         """Register weights where they lie; see Intake.register."""
         return await self._intake.register(name, type, path, format, source)
+
+    def has(self, model_id: str) -> bool:
+        """Whether there is a model of that id."""
+        return self._store.peek("model", model_id) is not None
+
+    async def add_builtin(self, id: str, type: str, format: str, files: Sequence[Path], license: str | None) -> Model:
+        """Register the model that comes with an engine; the same again is found. See Shelf.add_builtin."""
+        return await self._shelf.add_builtin(id, type, format, files, license)
 
     async def foresee_pull(
         self,
@@ -227,7 +235,7 @@ class ModelService:
                 await self._shelf.put_aside(model, file["sha256"])
             hashed.append(file | {"sha256": file["sha256"] or sha256})
         broken = bool(issues)
-        found = None if broken else digest_of([(file["name"], file["sha256"]) for file in hashed])
+        found = None if broken or not hashed else digest_of([(file["name"], file["sha256"]) for file in hashed])
         if checksum and found and checksum.lower().removeprefix("sha256:") != found.removeprefix("sha256:"):
             issues.append({"file": None, "code": "checksum", "message": f"the weights have {found}, expected was {checksum}"})
         known = {} if broken else {"files": hashed, "digest": found, "verified_at": now()}

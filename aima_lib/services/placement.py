@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 Device = Mapping[str, Any]
@@ -18,12 +18,12 @@ def cores() -> int:
     return max(1, min(psutil.cpu_count(logical=False) or usable, usable))
 
 
-def choose(devices: Sequence[Device], options: Mapping[str, Any]) -> tuple[Device, str | None]:
-    """The device to start on, and why it is not the one that was asked for."""
+def choose(devices: Sequence[Device], options: Mapping[str, Any], kinds: Collection[str] = ("cpu", "gpu")) -> tuple[Device, str | None]:
+    """The device to start on, of the kinds that the engine knows, and why it is not the one that was asked for."""
     processor = next(device for device in devices if device["type"] == "cpu")
     gpus = [device for device in devices if device["type"] == "gpu"]
     layers = options.get("gpu_layers")
-    if layers == 0:
+    if layers == 0 or "gpu" not in kinds:
         return processor, None
     if gpus:
         return gpus[0], None
@@ -38,7 +38,12 @@ def observed(
     if meant["type"] != "gpu":
         return dict(instance["placement"])
     processor = next(device["id"] for device in devices if device["type"] == "cpu")
-    if announced is not None:
+    if announced is not None and "on" in announced:
+        if announced["on"] == "elsewhere":
+            return dict(instance["placement"])
+        if announced["on"] != "gpu":
+            return _fallen(processor, f"{instance['engine']} found no GPU that it can use: it computes on the CPU")
+    elif announced is not None:
         before = {row["name"]: row for row in announced["before"] if row["type"] in ("gpu", "igpu")}
         if not before:
             return _fallen(processor, f"this build of {instance['engine']} has no GPU support: it computes on the CPU")

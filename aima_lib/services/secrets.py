@@ -15,6 +15,7 @@ from aima_lib.infra.store import Document, Store
 log = logging.getLogger(__name__)
 # Each name there may be, and the units that read it: a secret that nothing reads would only be one more thing to lose.
 READERS = {"huggingface_token": ("model.pull", "model.estimate_resources", "model.search")}
+REMOTE_READERS = ("engine.start", "service.create")  # of the keys of endpoints, remote_NAME
 
 
 class SecretService:
@@ -92,7 +93,7 @@ class SecretService:
         return {
             "name": record["id"],
             "status": self._status(record),
-            "used_by": [*READERS.get(record["id"], ())],
+            "used_by": [*READERS.get(record["id"], REMOTE_READERS)],
             "created_at": record["created_at"],
             "updated_at": record["updated_at"],
         }

@@ -12,17 +12,18 @@ import anyio
 from anyio import to_thread
 
 from aima_lib.errors import AlreadyExists, FailedPrecondition, Unavailable
-from aima_lib.infra.blobs import Blobs, disk_error
+from aima_lib.infra.blobs import Blobs, digest, disk_error
 from aima_lib.infra.clock import now
 from aima_lib.infra.events import Events
 from aima_lib.infra.roots import Opened, Roots
 from aima_lib.infra.store import Store
 from aima_lib.names import fresh, slug
 from aima_lib.services import memory
-from aima_lib.services.describe import digest_of
+from aima_lib.services.describe import FACTS, digest_of
 from aima_lib.services.fetch import File, noted
 
 Model = dict[str, Any]
+ELSEWHERE = ("external", "builtin", "remote")  # kinds of models whose files are not ours to remove
 
 
 class Shelf:
@@ -34,8 +35,10 @@ class Shelf:
 
     def folder(self, model: Mapping[str, Any]) -> Path:
         """Where the model's files lie."""
-        if model["source"]["kind"] == "external":
-            path = Path(model["source"]["path"])
+        if model["source"]["kind"] == "remote":
+            return Path("/")
+        if model["source"]["kind"] in ELSEWHERE:
+            path = Path(model["source"]["path"] or "/")
             return path if path.is_dir() else path.parent
         return self.blobs.models / str(model["id"])
 
@@ -116,6 +119,23 @@ class Shelf:
         async with self._lock:
             return await self._record(id, format, None, listed, facts, source)
 
+    async def add_builtin(self, id: str, type: str, format: str, files: Sequence[Path], license: str | None) -> Model:
+        """Write the record of what an engine brings with it, or find it.
+
+        Raises:
+            AlreadyExists: the name belongs to another model.
+        """
+        async with self._lock:
+            present = self._store.peek("model", id)
+            if present is not None and present["source"]["kind"] == "builtin":
+                return present
+            self.named(id, True, None)
+            listed = [{"name": file.name, "size_bytes": file.stat().st_size, "sha256": digest(file)} for file in files]
+            found = digest_of([(str(file["name"]), str(file["sha256"])) for file in listed]) if listed else None
+            facts = dict.fromkeys(FACTS) | {"type": type, "license": license, "capabilities": [], "geometry": {}}
+            origin = {"kind": "builtin", "path": str(files[0].parent) if files else None}
+            return await self._record(id, format, found, listed, facts, origin)
+
     async def _record(
         self, id: str, format: str, digest: str | None, files: list[dict[str, Any]], facts: Mapping[str, Any], source: Mapping[str, Any]
     ) -> Model:
@@ -162,7 +182,7 @@ class Shelf:
         id = str(model["id"])
         self._refuse_in_use(id, force)
         users = tuple(("service", service["id"]) for service in self._store.find("service", model_id=id))
-        if model["source"]["kind"] == "external":
+        if model["source"]["kind"] in ELSEWHERE:
             return users, 0
         own = [file for file in model["files"] if self.holders(file["sha256"]) <= {id} and self.blobs.is_alone(file["sha256"])]
         return users, sum(file["size_bytes"] for file in own)
@@ -178,7 +198,7 @@ class Shelf:
             async with self._lock:
                 self._refuse_in_use(id, force)
                 freed = 0
-                if model["source"]["kind"] != "external":
+                if model["source"]["kind"] not in ELSEWHERE:
                     orphans = [file["sha256"] for file in model["files"] if self.holders(file["sha256"]) <= {id}]
                     freed = await to_thread.run_sync(self.blobs.drop, self.blobs.models / id, orphans)
                 if await self._store.delete("model", id):

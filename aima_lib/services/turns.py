@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, nullcontext
@@ -17,7 +16,7 @@ from aima_lib.services.affinity import marks
 from aima_lib.services.answer import BYTES_A_TOKEN
 from aima_lib.services.lane import Lane, Limits, Seat
 from aima_lib.services.routes import Endpoint, Routes
-from aima_lib.services.wire import Wire
+from aima_lib.services.wire import Wire, encoded
 
 TRIES = 3
 USUAL_TOKENS = 256  # of an answer whose length nobody limited
@@ -78,9 +77,9 @@ class Turns:
             lane.leave(seat)
 
     async def _begun(self, lane: Lane, caller: str, path: str, request: Mapping[str, Any]) -> tuple[Seat, Line]:
-        data = json.dumps(request, separators=(",", ":")).encode()
+        data, kind = encoded(request)
         longest = request.get("max_tokens")
-        tokens = len(data) // BYTES_A_TOKEN + (longest if isinstance(longest, int) else USUAL_TOKENS)
+        tokens = (len(data) // BYTES_A_TOKEN if kind is None else 0) + (longest if isinstance(longest, int) else USUAL_TOKENS)
         read = marks(request) if lane.is_wide else ()
         tried: list[tuple[str, str]] = []
         while True:
@@ -88,7 +87,7 @@ class Turns:
             tried.append(seat.place.start)
             line: Line | None = None
             try:
-                line = await self._first(lane, seat, path, data, is_last=len(tried) == TRIES)
+                line = await self._first(lane, seat, path, data, kind, is_last=len(tried) == TRIES)
             except Lost as error:
                 lane.failed(seat, unreachable=not error.heard)
                 if len(tried) == TRIES:
@@ -100,12 +99,12 @@ class Turns:
                 return seat, line
             self.retried[lane.name] += 1
 
-    async def _first(self, lane: Lane, seat: Seat, path: str, data: bytes, *, is_last: bool) -> Line:
+    async def _first(self, lane: Lane, seat: Seat, path: str, data: bytes, kind: str | None, *, is_last: bool) -> Line:
         """The answer, when something of it is here. Raises Lost."""
         line, begun = cast("Line | None", None), False
         try:
             with anyio.CancelScope() if lane.is_wide else nullcontext() as seat.scope:
-                line = await self._wire.begin(seat.endpoint.address, path, data)
+                line = await self._wire.begin(seat.endpoint.address, path, data, kind)
                 if line.status == 200 and line.content_type == "text/event-stream":
                     await line.first()
             if line is None or (seat.scope is not None and seat.scope.cancelled_caught):

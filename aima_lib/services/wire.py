@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,6 +17,22 @@ from aima_lib.infra.pool import Line, Lost, Pool
 from aima_lib.redact import unsaid
 
 LONGEST_LINE = 32 << 20
+
+
+class Form(dict[str, Any]):
+    """A body that goes as multipart/form-data: texts, and files as (name, bytes)."""
+
+
+def encoded(body: Mapping[str, Any]) -> tuple[bytes, str | None]:
+    """A request's body as bytes, and its media type where that is not JSON."""
+    if not isinstance(body, Form):
+        return json.dumps(body, separators=(",", ":")).encode(), None
+    boundary, parts = secrets.token_hex(16), list[bytes]()
+    for name, value in body.items():
+        file, data = value if isinstance(value, tuple) else (None, str(value).encode())
+        kind = f'; filename="{file}"\r\nContent-Type: application/octet-stream' if file else ""
+        parts += [f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"{kind}\r\n\r\n'.encode(), data, b"\r\n"]
+    return b"".join([*parts, f"--{boundary}--\r\n".encode()]), f"multipart/form-data; boundary={boundary}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +78,9 @@ class Wire:
             async for item in events(address, response, body):
                 yield item
 
-    async def begin(self, address: Address, path: str, data: bytes) -> Line:
-        """The engine's answer to a POST as it comes; `end` must follow. Raises Lost."""
-        headers = trace.headers() | {"Authorization": f"Bearer {address.key}"}
+    async def begin(self, address: Address, path: str, data: bytes, kind: str | None = None) -> Line:
+        """The engine's answer to a POST as it comes; `end` must follow. `kind`: the body's media type where it is not JSON. Raises Lost."""
+        headers = trace.headers() | {"Authorization": f"Bearer {address.key}"} | ({"Content-Type": kind} if kind else {})
         return await self._pool.begin("POST", address.base_url, path, headers, data, address.lines)
 
     def end(self, line: Line) -> None:

@@ -28,6 +28,11 @@ async def start_engine(ctx: Context, name: str, model_id: str, options: Mapping[
     return {"instance": await ctx.services.engines.start(name, model_id, options, port, ctx.send)}
 
 
+@handles("engine.install")
+async def install_engine(ctx: Context, name: str, version: str | None = None, launcher: str = "process") -> Result:  # noqa: ARG001
+    return await ctx.services.installing.install(name, version, ctx.send)
+
+
 @handles("engine.stop")
 async def stop_engine(
     ctx: Context, instance_id: str | None = None, name: str | None = None, force: bool = False, timeout_seconds: float = 10
@@ -64,6 +69,13 @@ async def engine_by_name(ctx: Context, name: str) -> Result:
 async def plan_start(ctx: Context, given: Mapping[str, Any]) -> Change:
     id, runs, needed = ctx.services.engines.foresee(given["name"], given["model_id"], given.get("options") or {})
     return Change() if runs else Change(starts=(("instance", id),), memory_bytes=needed)
+
+
+@plans("engine.install")
+async def plan_install(ctx: Context, given: Mapping[str, Any]) -> Change:
+    fetches, size, model = await ctx.services.installing.foresee(given["name"], given.get("version"))
+    things = [("engine", given["name"])] if fetches else []
+    return Change(creates=(*things, *([("model", model)] if model else [])), download_bytes=size)
 
 
 @plans("engine.stop")

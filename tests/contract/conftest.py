@@ -87,7 +87,8 @@ class Faces:
         home.make()
         (home.path / "config.toml").write_text(self._config + ROOTS, encoding="utf-8")
         aima = self._stack.enter_context(Aima(home.path))
-        self._stack.callback(aima.call, "engine.stop", {"name": "llamacpp", "force": True})
+        for engine in ("llamacpp", "onnx", "espeak-ng", "faster-whisper"):
+            self._stack.callback(aima.call, "engine.stop", {"name": engine, "force": True})
         face = Library(aima, home, self._world.folder)
         face.within(furnish)
         return face

@@ -28,7 +28,12 @@ def test_the_schemas_ship_inside(wheel: Path) -> None:
         names = set(archive.namelist())
     for path in [*SCHEMAS.rglob("*.json"), *SCHEMAS.rglob("*.md")]:
         assert f"aima_lib/schemas/{path.relative_to(SCHEMAS)}" in names
-    for part in ("aima_lib/infra/migrations/0001_documents.sql", "aima_lib/engines/templates/qwen-tools.jinja", "aima_lib/py.typed"):
+    for part in (
+        "aima_lib/infra/migrations/0001_documents.sql",
+        "aima_lib/engines/templates/qwen-tools.jinja",
+        "aima_lib/engines/assets/digits8.onnx",
+        "aima_lib/py.typed",
+    ):
         assert part in names, part
     assert not [name for name in names if name.startswith(("tests", "examples", "docs"))]
 

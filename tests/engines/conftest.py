@@ -17,6 +17,8 @@ from tests.workshop import agreed
 from tests.world import ROOTS
 
 HERE = Path(__file__).parent
+ROWS: list[tuple[str, ...]] = []  # of the matrix: engine, task, model, seconds to ready, memory, result
+HEADS = ("engine", "task", "model", "ready s", "RSS MB", "result")
 Found = TypeVar("Found")
 CONFIG = """
 [engines]
@@ -26,6 +28,16 @@ probe_seconds = 0.2
 probe_timeout_seconds = 1
 llama_server = "{server}"
 """
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The matrix, when its tests have run."""
+    if not ROWS:
+        return
+    widths = [max(len(row[place]) for row in (HEADS, *ROWS)) for place in range(len(HEADS))]
+    terminalreporter.section("engines")
+    for row in (HEADS, *ROWS):
+        terminalreporter.write_line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 class Hosted:

@@ -118,7 +118,7 @@ def test_what_cannot_be_says_why(http: httpx.Client) -> None:
     refused(http.post(chat, content=b"{", headers={"Content-Type": "application/json"}), 400, "invalid_argument")
     refused(http.post(chat, content=b"{}", headers={"Content-Type": "text/plain"}), 415, "invalid_argument")
     refused(http.get(chat), 405, "invalid_argument")
-    refused(http.post("/v1/rerank", json={}), 404, "not_found")
+    refused(http.post("/v1/audio/translations", json={}), 404, "not_found")
     refused(http.get("/v1/models/idle"), 404, "model_not_found", "model")
 
 

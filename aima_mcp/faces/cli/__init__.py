@@ -17,7 +17,7 @@ import click
 from aima_lib import __version__
 from aima_lib.registry import SCHEMAS, Unit, inline
 from aima_mcp.faces.cli import arguments as words
-from aima_mcp.faces.cli import output
+from aima_mcp.faces.cli import files, output
 from aima_mcp.faces.cli.allowed import allowed
 
 DOTTED = "aima.dotted"
@@ -143,7 +143,9 @@ class UnitCommand(click.Command):
         given = ctx.params
         arguments = words.gather(self.schema, given, ctx.meta[DOTTED])
         consent = Consent(bool(given.get("cli_plan")), given.get("cli_token"), bool(given.get("cli_yes")))
-        manner = Manner(output.form_in(given), given["cli_timeout"], given.get("cli_key"), not given.get("cli_detach"), consent)
+        manner = Manner(
+            output.form_in(given), given["cli_timeout"], given.get("cli_key"), not given.get("cli_detach"), consent, given.get("cli_out")
+        )
         call_unit(Home(ctx.find_root().params.get("home")), Unit(self.definition), arguments, manner)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
@@ -173,6 +175,8 @@ def _manners(found: Mapping[str, Any]) -> Iterator[click.Option]:
     yield from output.options(taken)
     if found["kind"] == "command":
         yield from _consent(taken)
+    if "out" not in taken and files.places(found["outputSchema"]):
+        yield click.Option(["--out", "cli_out"], metavar="FILE", help="Write what was made to a file; - is standard output.")
     yield click.Option(["--timeout", "cli_timeout"], type=click.FloatRange(min=0), metavar="SECONDS", help="Give up after so long.")
     if found.get("durable"):
         yield click.Option(["--idempotency-key", "cli_key"], metavar="TEXT", help="Same key and same input: the same run, not another.")

@@ -21,7 +21,7 @@ from click.shell_completion import CompletionItem
 from aima_lib.errors import InvalidArgument
 from aima_lib.redact import is_secret, secrets_in
 from aima_mcp.faces import strict_json
-from aima_mcp.faces.cli import secret
+from aima_mcp.faces.cli import files, secret
 from aima_mcp.faces.cli.complete import offered, values_for
 
 NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
@@ -42,6 +42,8 @@ class Word(click.ParamType[Any]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ARG002
         if not isinstance(value, str):
             return value
+        if value.startswith("@") and files.is_file(self.spec):
+            return files.attached(value, f"--{dashed(self.key)}")
         if self.kind in ("object", "array"):
             return read_json(value, f"--{dashed(self.key)}")
         if self.kind in ("integer", "number"):
@@ -197,6 +199,7 @@ def _words(key: str, value: Any) -> list[str]:
 def _option(key: str, spec: Mapping[str, Any], required: bool) -> click.Option:
     kind, name = kind_of(spec), dashed(key)
     facts = ["required"] if required else [f"default: {json.dumps(spec['default'])}"] if "default" in spec else []
+    facts += ["@FILE reads one, @- standard input"] if files.is_file(spec) else []
     described = spec.get("description", "") + "".join(f"  [{fact}]" for fact in facts)
     if kind == "boolean":
         return click.Option([f"--{name}/--no-{name}", key], default=None, help=described)

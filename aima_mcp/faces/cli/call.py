@@ -14,6 +14,7 @@ from aima_lib.errors import ApprovalRequired, Cancelled, DeadlineExceeded
 from aima_lib.infra.home import Home
 from aima_lib.registry import Unit
 from aima_lib.wording import plain
+from aima_mcp.faces.cli import files
 from aima_mcp.faces.cli.doorway import Work, through
 from aima_mcp.faces.cli.output import Form, show_data
 from aima_mcp.faces.cli.watching import Silence, Tokens, Watcher, seen_by, watcher
@@ -42,6 +43,7 @@ class Manner:
     idempotency_key: str | None = None
     wait: bool = True
     consent: Consent = Consent()
+    out: str | None = None
 
 
 class Noted:
@@ -68,7 +70,12 @@ def call_unit(home: Home, unit: Unit, arguments: Mapping[str, Any], manner: Mann
         if not manner.wait:
             return {"run": await door.start(unit.name, arguments, key=manner.idempotency_key, token=token)}
         send = None if isinstance(seen.inner, Silence) else seen.send
-        called = door.call(unit.name, arguments, send=send, key=manner.idempotency_key, token=token)
+
+        async def called_and_saved() -> Mapping[str, Any]:
+            output = await door.call(unit.name, arguments, send=send, key=manner.idempotency_key, token=token)
+            return output if manner.out is None else await files.saved(door, unit.definition["outputSchema"], output, manner.out)
+
+        called = called_and_saved()
         if manner.timeout_seconds is None:
             return await called
         import anyio
@@ -119,13 +126,18 @@ def _watcher(unit: Unit, manner: Manner) -> Watcher:
 
 
 def _print(unit: Unit, output: Mapping[str, Any], manner: Manner, seen: Watcher) -> None:
+    if manner.out == files.STDIO:
+        return
     if manner.form != "table":
         show_data(output, manner.form)
     elif not (isinstance(seen, Tokens) and seen.wrote):
         from aima_mcp.faces.cli.render import show
 
         main = unit.definition.get("primary") if manner.wait else "run"
-        show(output, None if manner.consent.plan else main)
+        if manner.consent.plan or not manner.wait:
+            show(output, None if manner.consent.plan else main)
+        else:
+            show(output if manner.out else files.told(unit.definition["outputSchema"], output), main)
 
 
 def _late(unit: Unit, manner: Manner, run_id: str) -> DeadlineExceeded:

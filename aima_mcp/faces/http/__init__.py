@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -17,8 +18,9 @@ from aima_mcp.faces.http.sse import EventStream
 
 BODY_LIMIT = 4 * MIB
 LONGEST_KEY = 255
-JSON = "application/json"
+JSON, BYTES = "application/json", "application/octet-stream"
 READS = ("GET", "HEAD")
+ATTACHED = {"content-disposition": "attachment"}  # whatever its maker says it is, no browser shall show it as a page of ours
 NO_STORE = {"cache-control": "no-store"}
 
 
@@ -69,11 +71,19 @@ class HttpFace:
             negotiated(exchange, JSON)
             seen = [unit for unit in self._gateway.registry.of("resource") if exchange.caller.may(unit.definition["scope"])]
             await exchange.reply_json({"resources": [_shown(unit) for unit in seen]})
-        elif negotiated(exchange, JSON, sse.MEDIA_TYPE) == JSON or exchange.method == "HEAD":
-            found = await exchange.while_connected(lambda: self._gateway.read(uris[0], caller=exchange.caller))
-            await exchange.reply_tagged(strict_json.write(found["content"]), found["mimeType"])
-        else:
+            return
+        known = self._gateway.registry.resource(uris[0])
+        offers = (JSON, BYTES, sse.MEDIA_TYPE) if known and known[0].holds_file else (JSON, sse.MEDIA_TYPE)
+        kind = negotiated(exchange, *offers)
+        if kind == sse.MEDIA_TYPE and exchange.method != "HEAD":
             await self._watch(exchange, uris[0])
+            return
+        found = await exchange.while_connected(lambda: self._gateway.read(uris[0], caller=exchange.caller))
+        if kind == BYTES:
+            content = found["content"]
+            await exchange.reply_tagged(base64.b64decode(content["content"]), content["media_type"], ATTACHED)
+        else:
+            await exchange.reply_tagged(strict_json.write(found["content"]), JSON if known and known[0].holds_file else found["mimeType"])
 
     async def events(self, exchange: Exchange) -> None:
         """Follow events."""

@@ -104,11 +104,11 @@ class Exchange:
         await self.start(status, fields)
         await self.write(body, more=False)
 
-    async def reply_tagged(self, body: bytes, media_type: str) -> None:
+    async def reply_tagged(self, body: bytes, media_type: str, more: Mapping[str, str] | None = None) -> None:
         """Answer whole, or 304 where the client has just this already."""
         tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
         known = [entry.strip().removeprefix("W/") for entry in ",".join(self.headers.getlist("if-none-match")).split(",")]
-        headers = {"etag": tag, "cache-control": "private, no-cache", "vary": "accept, authorization"}
+        headers = {"etag": tag, "cache-control": "private, no-cache", "vary": "accept, authorization", **(more or {})}
         if tag in known or "*" in known:
             await self.start(304, headers)
             await self.write(b"", more=False)

@@ -13,7 +13,7 @@ from aima_mcp.faces.http import LONGEST_KEY, problem
 from aima_mcp.faces.openai import described
 from aima_mcp.faces.openai.routes import ROUTES
 
-JSON, SSE = "application/json", "text/event-stream"
+JSON, SSE, BYTES = "application/json", "text/event-stream", "application/octet-stream"
 ALWAYS = ("invalid_argument", "unauthenticated", "permission_denied", "deadline_exceeded", "internal")
 ABOUT = """AI inference, managed by AI: every unit over HTTP.
 
@@ -203,7 +203,13 @@ def _around(registry: Registry) -> Node:
     return {
         "/resources": {
             "get": _plain(
-                "resources", "Read or watch a resource", JSON, SSE, also=(*ALWAYS, "not_found", 304, 406, 429), parameters=[uri, known]
+                "resources",
+                "Read or watch a resource",
+                JSON,
+                SSE,
+                BYTES,
+                also=(*ALWAYS, "not_found", 304, 406, 429),
+                parameters=[uri, known],
             )
         },
         "/events": {

@@ -56,9 +56,13 @@ class Resources:
         found = await self._door.read(uri, caller=caller_of(ctx))
         known = self._door.registry.resource(uri)
         marks = known[0].untrusted if known else None
+        shown: dict[str, Any]
+        if known and known[0].holds_file:  # bytes are not ours to clean
+            shown = {"uri": uri, "mimeType": found["content"]["media_type"], "blob": found["content"]["content"]}
+            return {**COMPLETE, "contents": [shown]}
         content = capped(marks, clean(found["content"]))
         text = compact(content).encode("utf-8", "replace").decode("utf-8")  # a file name may hold half a surrogate pair
-        shown: dict[str, Any] = {"uri": uri, "mimeType": found["mimeType"], "text": text}
+        shown = {"uri": uri, "mimeType": found["mimeType"], "text": text}
         if names := list(dict.fromkeys(present(marks, content))):
             shown["_meta"] = {UNTRUSTED: names}
         return {**COMPLETE, "contents": [shown]}

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from aima_lib.door import Caller
 from aima_lib.errors import AimaError, FailedPrecondition, NotFound, Unavailable
 from aima_lib.gateway import Gateway
 from aima_lib.infra import clock
@@ -18,7 +19,7 @@ from aima_mcp.faces import strict_json
 from aima_mcp.faces.http import refuse_method
 from aima_mcp.faces.http.exchange import MIB, Exchange
 from aima_mcp.faces.http.problem import Refused
-from aima_mcp.faces.openai import shapes
+from aima_mcp.faces.openai import media, shapes
 from aima_mcp.faces.openai.asked import Wrong, checked
 from aima_mcp.faces.openai.relay import Passing, PassingMessages, PassingResponse, figures, parsed, whole
 from aima_mcp.faces.openai.routes import ABSENT, ROUTES, Route
@@ -39,6 +40,7 @@ class OpenAiFace:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
+        self._media = media.MediaPaths(gateway, self._found)
 
     async def __call__(self, exchange: Exchange) -> None:
         """Answer a request under /v1."""
@@ -59,13 +61,19 @@ class OpenAiFace:
         if route := ROUTES.get(exchange.path):
             refuse_method(exchange, "POST")
             await self._ask(exchange, route, named)
+        elif further := media.ROUTES.get(exchange.path):
+            refuse_method(exchange, "POST")
+            asked = await self._media.fields(exchange, further)
+            with self._counted(further.unit), self._gateway.traced(further.unit, exchange.caller):
+                self._gateway.allow(further.unit, exchange.caller, asked)
+                await self._media.answer(exchange, asked, dict(named))
         elif exchange.path == "/v1/models" or exchange.path.startswith("/v1/models/"):
             refuse_method(exchange, "GET", "HEAD")
             await self._models(exchange, exchange.path.removeprefix("/v1/models").removeprefix("/"), named)
         elif what := ABSENT.get(exchange.path):
-            raise NotFound(f"no engine here can {what}: engines here chat, complete and embed", hint="GET /v1/models lists what answers")
+            raise NotFound(f"no engine here can {what}", hint="GET /v1/models lists what answers")
         else:
-            raise NotFound(f"nothing at {exchange.path[:200]}", hint=f"there are: /v1/models, {', '.join(ROUTES)}")
+            raise NotFound(f"nothing at {exchange.path[:200]}", hint=f"there are: /v1/models, {', '.join([*ROUTES, *media.ROUTES])}")
 
     async def _ask(self, exchange: Exchange, route: Route, named: Mapping[str, str]) -> None:
         request = checked(route, await exchange.json(BODY_LIMIT))
@@ -79,6 +87,11 @@ class OpenAiFace:
                 await exchange.reply_json(said, headers=named)
             else:
                 await exchange.while_connected(lambda: self._relay(exchange, route, request, named))
+
+    async def _found(self, model: str, task: str, caller: Caller) -> None:
+        """Return when something answers to `model` for a task."""
+        with _in_our_words():
+            await self._gateway.services.inference.find(model, task, self._gateway.services.allowance.account(caller))
 
     def _resolve(self, model: str, route: Route) -> Endpoint:
         with _in_our_words():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from aima_lib.names import did_you_mean
@@ -55,8 +55,13 @@ def _unknown(name: str, route: Route) -> Wrong:
         return Wrong(
             f"{name} is not supported: nothing of a conversation is kept here, so send all of it as input", name, "unknown_parameter"
         )
-    hint = did_you_mean(name, route.known)
-    return Wrong(f"unknown field {name!r}" + (f": {hint}" if hint else ""), name, "unknown_parameter")
+    return unknown_field(name, route.known)
+
+
+def unknown_field(name: str, known: Iterable[str]) -> Wrong:
+    """The refusal of a field that a path does not take."""
+    hint = did_you_mean(name, known)
+    return Wrong(f"unknown field {name[:100]!r}" + (f": {hint}" if hint else ""), name[:100], "unknown_parameter")
 
 
 def _renamed(request: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from aima_mcp.faces.openai import media
+from aima_mcp.faces.openai.media import MediaRoute
 from aima_mcp.faces.openai.routes import ROUTES, Route
 
 Node = dict[str, Any]
@@ -42,6 +44,7 @@ TYPED: dict[str, Node] = {
 def paths() -> Node:
     """Every path under /v1."""
     found: Node = {path: {"post": _post(path, route)} for path, route in ROUTES.items()}
+    found |= {path: {"post": _media(path, route)} for path, route in media.ROUTES.items()}
     found["/v1/models"] = {"get": _get("v1_models", "Models that answer now, in Anthropic's shape where anthropic-version is sent")}
     model = {"name": "model", "in": "path", "required": True, "description": "Its id.", "schema": {"type": "string", "minLength": 1}}
     found["/v1/models/{model}"] = {"get": _get("v1_model", "One model that answers now") | {"parameters": [model]}}
@@ -73,6 +76,15 @@ def _post(path: str, route: Route) -> Node:
         done["text/event-stream"] = {"schema": {}}
     shape = "AnthropicError" if route.dialect == "anthropic" else "OpenAiError"
     operation = _operation(path.strip("/").replace("/", "_"), TITLES[path], done, [shape], REFUSALS | BODY_REFUSALS)
+    return operation | {"requestBody": body}
+
+
+def _media(path: str, route: MediaRoute) -> Node:
+    schema = {"type": "object", "required": ["model", *route.needed], "additionalProperties": False, "properties": dict(route.fields)}
+    done: Node = {kind: {"schema": {"type": "object"} if kind == "application/json" else {}} for kind in route.kinds}
+    kind = "multipart/form-data" if route.is_form else "application/json"
+    body = {"required": True, "content": {kind: {"schema": schema}}}
+    operation = _operation(path.strip("/").replace("/", "_"), route.title, done, ["OpenAiError"], REFUSALS | BODY_REFUSALS)
     return operation | {"requestBody": body}
 
 

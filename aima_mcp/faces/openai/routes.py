@@ -32,11 +32,5 @@ ROUTES = {
     "/v1/messages": _chat("anthropic", fields.MESSAGE, "messages", "max_tokens"),
     "/v1/messages/count_tokens": _chat("anthropic", fields.COUNT_MESSAGE, "messages", counts=True),
 }
-# OpenAI's paths for what no engine here does yet. They are not advertised; a client that tries one learns what is missing.
-ABSENT = {
-    "/v1/rerank": "rerank",
-    "/v1/audio/transcriptions": "transcribe speech",
-    "/v1/audio/translations": "translate speech",
-    "/v1/audio/speech": "speak",
-    "/v1/images/generations": "make images",
-}
+# OpenAI's paths for what no engine here does. They are not advertised; a client that tries one learns what is missing.
+ABSENT = {"/v1/audio/translations": "translate speech", "/v1/images/edits": "edit images", "/v1/images/variations": "vary images"}
