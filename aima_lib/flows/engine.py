@@ -102,8 +102,6 @@ class Flow:
         if not rows:
             return
         writing = self._journal.write(self.row, rows.values())
-        for record in rows.values():
-            self.telling.hear(record)
         assert self._tasks is not None
         if self.failure is not None:
             self._tasks.cancel_scope.cancel()
@@ -113,6 +111,8 @@ class Flow:
             self._tasks.start_soon(self._work, step, record, item)
         with anyio.CancelScope(shield=True):  # what is done is done: a cancel that comes now must not lose its record
             await writing
+        for record in rows.values():  # an event must not be on disk before its row is: the call would be made again, and told again
+            self.telling.hear(record)
 
     def _begun(self, made: list[Record]) -> list[tuple[Step, Record, Any]]:
         """The calls that begin now; what ends without a call is added to `made`."""

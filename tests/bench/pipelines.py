@@ -138,21 +138,22 @@ async def prefect(folder: Path, shape: str) -> dict[str, float]:
 
 
 async def flat(folder: Path, most: int) -> None:
-    """What a run costs after a hundred recorded runs, and after `most`: each recorded run has ten steps."""
-    async with hosted(folder) as gateway:
-        await gateway.call("pipeline.create", document("chain"))
+    """What a run costs in a home with few recorded runs, and in one with `most`, in turns: each recorded run has ten steps."""
+    (folder / "few").mkdir()
+    (folder / "many").mkdir()
+    async with hosted(folder / "few") as few, hosted(folder / "many") as many:
+        for gateway in (few, many):
+            await gateway.call("pipeline.create", document("chain"))
+            for _ in range(100):
+                await gateway.call("pipeline.run", {"pipeline_id": "noop"})
+        await fill(many, most - 100)
+        await many.services.store.submit(lambda db: db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall())
 
-        async def cost() -> float:
-            taken = await measure.times(lambda: gateway.call("pipeline.run", {"pipeline_id": "noop"}), 4.0)
-            return statistics.median(taken)
+        def run(gateway: Any) -> measure.Call:
+            return lambda: gateway.call("pipeline.run", {"pipeline_id": "noop"})
 
-        for _ in range(100):
-            await gateway.call("pipeline.run", {"pipeline_id": "noop"})
-        first = await cost()
-        have = gateway.services.store.count("run")
-        await fill(gateway, most - have)
-        last = await cost()
-        measure.say(f"a run of {STEPS} steps with {gateway.services.store.count('run')} recorded", last, first, f"with {have}")
+        crowded, empty = await measure.compare(run(many), run(few), 30.0, 10)
+        measure.say(f"a run of {STEPS} steps with {many.services.store.count('run')} recorded", crowded, empty, "with few")
 
 
 async def fill(gateway: Any, count: int) -> None:
