@@ -158,7 +158,7 @@ async def fill(store: Store, count: int) -> None:
 
 def main() -> None:
     if sys.argv[1:2] == ["pull"]:
-        print(json.dumps(anyio.run(pull, Path(sys.argv[2]), *sys.argv[3:6])))
+        print(json.dumps(anyio.run(pull, Path(sys.argv[2]), *sys.argv[3:6], backend_options={"use_uvloop": True})))
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
