@@ -144,7 +144,7 @@ class EngineFeatures(TypedDict):
 
 
 class EngineOptions(TypedDict):
-    """How it runs; engine.features says which an engine takes."""
+    """How it runs; see engine.features."""
 
     context_length: NotRequired[int]
     parallel: NotRequired[int]
