@@ -144,7 +144,7 @@ class EngineFeatures(TypedDict):
 
 
 class EngineOptions(TypedDict):
-    """How an engine runs a model; each engine takes some, see engine.features. Left out: its default."""
+    """How it runs; see engine.features."""
 
     context_length: NotRequired[int]
     parallel: NotRequired[int]
@@ -157,14 +157,9 @@ class EngineOptions(TypedDict):
     pooling: NotRequired[Literal['mean', 'cls', 'last']]
     chat_template: NotRequired[Literal['qwen-tools']]
     seed: NotRequired[int]
-    compute_type: NotRequired[str]
-    beam_size: NotRequired[int]
-    voice: NotRequired[str]
-    steps: NotRequired[int]
     dtype: NotRequired[Literal['auto', 'float16', 'bfloat16', 'float32']]
     memory_fraction: NotRequired[float]
     tensor_parallel: NotRequired[int]
-    eager: NotRequired[bool]
 
 
 class Error(TypedDict):

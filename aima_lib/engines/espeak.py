@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aima_lib.engines.base import Builtin, Found
-from aima_lib.engines.worked import WORKER_OPTIONS, Worked
+from aima_lib.engines.worked import Worked
 from aima_lib.infra.environments import Environments
 from aima_lib.infra.launch import environment
 
@@ -23,7 +23,6 @@ class Espeak(Worked):
     formats: tuple[str, ...] = ("builtin",)
     types: tuple[str, ...] = ("tts",)
     tasks: tuple[str, ...] = ("synthesize",)
-    options = WORKER_OPTIONS | {"voice"}
     builtin = Builtin("espeak-ng", "tts", license="gpl-3.0-or-later")
     module = "espeak"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from aima_lib.engines.base import Install
-from aima_lib.engines.worked import WORKER_OPTIONS, Worked
+from aima_lib.engines.worked import Worked
 
 
 class FasterWhisper(Worked):
@@ -16,7 +16,6 @@ class FasterWhisper(Worked):
     tasks: tuple[str, ...] = ("transcribe",)
     needs: tuple[str, ...] = ("model.bin",)
     devices: tuple[str, ...] = ("cpu", "gpu")
-    options = WORKER_OPTIONS | {"compute_type", "beam_size"}
     install = Install(("faster-whisper==1.2.1",), ("faster_whisper",), 520 << 20)
     module = "whisper"
     extra = "asr"

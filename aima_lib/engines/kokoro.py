@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from aima_lib.engines.base import Install
-from aima_lib.engines.worked import WORKER_OPTIONS, Worked
+from aima_lib.engines.worked import Worked
 
 
 class Kokoro(Worked):
@@ -15,7 +15,6 @@ class Kokoro(Worked):
     types: tuple[str, ...] = ("tts",)
     tasks: tuple[str, ...] = ("synthesize",)
     needs: tuple[str, ...] = ("voices*.[nb][pi][zn]",)
-    options = WORKER_OPTIONS | {"voice"}
     install = Install(("kokoro-onnx==0.6.1",), ("kokoro_onnx",), 420 << 20)
     module = "kokoro"
     extra = "kokoro"

@@ -29,7 +29,7 @@ class Onnx(Worked):
     types: tuple[str, ...] = tuple(KINDS)
     tasks: tuple[str, ...] = ("embed", "rerank", "detect", "generate_image", "generate_video")
     devices: tuple[str, ...] = ("cpu", "gpu")
-    options = WORKER_OPTIONS | {"context_length", "pooling", "steps"}
+    options = WORKER_OPTIONS | {"context_length", "pooling"}
     install = Install(
         ("onnxruntime==1.32.0", "numpy==2.4.6", "pillow==13.0.0", "tokenizers==0.23.3"),
         ("onnxruntime", "numpy", "PIL", "tokenizers"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from aima_lib.engines.base import Install
-from aima_lib.engines.worked import WORKER_OPTIONS, Worked
+from aima_lib.engines.worked import Worked
 
 
 class Piper(Worked):
@@ -15,7 +15,6 @@ class Piper(Worked):
     types: tuple[str, ...] = ("tts",)
     tasks: tuple[str, ...] = ("synthesize",)
     needs: tuple[str, ...] = ("*.onnx.json",)
-    options = WORKER_OPTIONS | {"voice"}
     install = Install(("piper-tts==1.8.0",), ("piper",), 330 << 20)
     module = "piper"
     extra = "piper"

@@ -19,7 +19,7 @@ class Sglang(PythonServer):
     types: tuple[str, ...] = ("llm", "vlm", "embedding")
     tasks: tuple[str, ...] = ("chat", "complete", "embed")
     devices: tuple[str, ...] = ("gpu", "cpu")
-    options = frozenset({"context_length", "parallel", "seed", "dtype", "memory_fraction", "tensor_parallel", "eager"})
+    options = frozenset({"context_length", "parallel", "seed", "dtype", "memory_fraction", "tensor_parallel"})
     install = Install(("sglang==0.5.23",), ("sglang",), 14 << 30)
 
     def plan(self, model: Mapping[str, Any], path: Path, device: Mapping[str, Any], options: Mapping[str, Any]) -> Launch:
@@ -30,8 +30,6 @@ class Sglang(PythonServer):
         argv += ["--dtype", str(options.get("dtype", "auto")), "--tp-size", str(options.get("tensor_parallel", 1))]
         if "memory_fraction" in options:
             argv += ["--mem-fraction-static", str(options["memory_fraction"])]
-        if options.get("eager"):
-            argv += ["--disable-cuda-graph"]
         if "seed" in options:
             argv += ["--random-seed", str(options["seed"])]
         argv += ["--is-embedding"] if embeds else []

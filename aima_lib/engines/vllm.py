@@ -12,14 +12,14 @@ from aima_lib.infra.launch import FOLDER, PORT, Launch
 
 
 class Vllm(PythonServer):
-    """Its server of OpenAI's API. Ready in minutes: it compiles for the model unless options.eager is set."""
+    """Its server of OpenAI's API. Ready in minutes: it compiles for the model."""
 
     name = "vllm"
     title = "vLLM"
     types: tuple[str, ...] = ("llm", "vlm", "embedding", "rerank")
     tasks: tuple[str, ...] = ("chat", "complete", "embed", "rerank")
     dialects: tuple[str, ...] = ("openai", "responses", "anthropic")
-    options = frozenset({"context_length", "parallel", "seed", "dtype", "memory_fraction", "tensor_parallel", "eager"})
+    options = frozenset({"context_length", "parallel", "seed", "dtype", "memory_fraction", "tensor_parallel"})
     install = Install(("vllm==0.32.0",), ("vllm",), 12 << 30)
 
     def plan(self, model: Mapping[str, Any], path: Path, device: Mapping[str, Any], options: Mapping[str, Any]) -> Launch:
@@ -31,8 +31,6 @@ class Vllm(PythonServer):
         argv += ["--dtype", str(options.get("dtype", "auto")), "--tensor-parallel-size", str(options.get("tensor_parallel", 1))]
         if "memory_fraction" in options:
             argv += ["--gpu-memory-utilization", str(options["memory_fraction"])]
-        if options.get("eager"):
-            argv += ["--enforce-eager"]
         if "seed" in options:
             argv += ["--seed", str(options["seed"])]
         if tasks == ("chat", "complete"):

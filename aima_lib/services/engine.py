@@ -29,6 +29,7 @@ from aima_lib.services import placement
 from aima_lib.services.admission import Admission
 from aima_lib.services.ceiling import Ceiling
 from aima_lib.services.device import DeviceService
+from aima_lib.services.engine_calls import logs_call, port_of, start_call
 from aima_lib.services.engine_catalog import EngineCatalog, calls_tools
 from aima_lib.services.engine_news import EngineNews
 from aima_lib.services.measurements import Measurements
@@ -108,7 +109,7 @@ class EngineService:
     def address(self, instance: Mapping[str, Any]) -> Address:
         """Where an instance answers. Raises FailedPrecondition when it does not run."""
         if not instance["base_url"]:
-            raise FailedPrecondition(f"{instance['id']} is {instance['status']}", next=[_logs_call(instance["id"])])
+            raise FailedPrecondition(f"{instance['id']} is {instance['status']}", next=[logs_call(instance["id"])])
         return Address(instance["id"], instance["base_url"], self.key(instance), self.slots(instance))
 
     async def logs(self, instance_id: str, tail: int = 100, since: str | None = None) -> list[str]:
@@ -192,13 +193,13 @@ class EngineService:
             if found["service_id"]:
                 call, hint = {"unit": "service.create", "arguments": other}, "serve it under another name"
             raise FailedPrecondition(f"{id} runs already, with other options: {found['options']}", hint=hint, next=[call])
-        if port is not None and port != _port_of(found):
+        if port is not None and port != port_of(found):
             call = {"unit": "engine.stop", "arguments": {"instance_id": id}}
             raise FailedPrecondition(f"{id} runs already, at {found['base_url']}", hint="leave port out, or stop it first", next=[call])
         if found["status"] == "ready":
             return found
         launch = self._plan(found)
-        return await self._until_ready(found, launch, _port_of(found), send)
+        return await self._until_ready(found, launch, port_of(found), send)
 
     async def _launch(
         self, engine: Engine, model: Document, options: Mapping[str, Any], id: str, port: int | None, service_id: str | None, send: Send
@@ -208,7 +209,7 @@ class EngineService:
             taken = {"port": port, "holder": holder}
             raise FailedPrecondition(f"port {port} is taken by {holder}", hint="ask for another, or for none", details=taken)
         device, fallback = placement.choose(await self._devices.known(), options, engine.devices)
-        retry = _start_call(engine.name, model["id"], options, service_id)
+        retry = start_call(engine.name, model["id"], options, service_id)
         alive = [each for each in self._store.find("instance") if each["status"] in ALIVE and each["id"] != id]
         self._ceiling.refuse(self.needed_bytes(engine.name, model["id"], options), model["id"], device["id"], alive, self.needed_bytes)
         which = (engine.name, self.catalog.version(engine.name))
@@ -244,7 +245,7 @@ class EngineService:
 
     def _plan(self, instance: Mapping[str, Any]) -> Launch:
         model, device = self._model(instance["model_id"]), self._devices.device(instance["device"])
-        filled = {"threads": placement.cores(), **instance["options"], "port": _port_of(instance)}
+        filled = {"threads": placement.cores(), **instance["options"], "port": port_of(instance)}
         return self.catalog.adapter(instance["engine"]).plan(model, self._models.path(model), device, filled)
 
     async def _until_ready(self, document: Document, launch: Launch, port: int | None, send: Send) -> Document:
@@ -258,7 +259,7 @@ class EngineService:
             succeeded = True
         except TimeoutError as error:
             message = f"{document['id']} gave no token within {seconds:g} s"
-            raise DeadlineExceeded(message, hint="raise engines.start_timeout_seconds", next=[_logs_call(document["id"])]) from error
+            raise DeadlineExceeded(message, hint="raise engines.start_timeout_seconds", next=[logs_call(document["id"])]) from error
         finally:
             if not succeeded:
                 with anyio.CancelScope(shield=True):
@@ -289,7 +290,7 @@ class EngineService:
             return  # its keeper is about to say how it ended
         why = self._cause(id)
         model_id = self.instance(id)["model_id"]
-        calls = [_logs_call(id), {"unit": "model.verify", "arguments": {"model_id": model_id}}]
+        calls = [logs_call(id), {"unit": "model.verify", "arguments": {"model_id": model_id}}]
         raise FailedPrecondition(
             f"{id} did not start: {why}", hint="engine.logs has the rest of what it said", next=calls, details={"said": why}
         )
@@ -437,7 +438,7 @@ class EngineService:
                 await self._give_up(instance)
                 return
             try:
-                await self._until_ready(instance, launch, _port_of(instance), silent)
+                await self._until_ready(instance, launch, port_of(instance), silent)
             except AimaError as error:
                 log.warning("%s: %s", instance["id"], error)
 
@@ -495,18 +496,3 @@ class EngineService:
         served = self.instance(id)["ready_at"] is not None
         lines = process.tail(process.log_of(self._home, id), 20 if served else 200)
         return cause(lines, over.get("returncode"), served=served)
-
-
-def _port_of(instance: Mapping[str, Any]) -> int | None:
-    return int(instance["base_url"].rpartition(":")[2]) if instance["base_url"] else None
-
-
-def _logs_call(instance_id: str) -> Document:
-    return {"unit": "engine.logs", "arguments": {"instance_id": instance_id}}
-
-
-def _start_call(engine: str, model_id: str, options: Mapping[str, Any], service_id: str | None) -> Document:
-    if service_id is not None:
-        arguments = {"model_id": model_id, "name": service_id, "engine": engine, "options": dict(options)}
-        return {"unit": "service.create", "arguments": arguments}
-    return {"unit": "engine.start", "arguments": {"name": engine, "model_id": model_id, "options": dict(options)}}

@@ -132,7 +132,8 @@ class Shelf:
             self.named(id, True, None)
             listed = [{"name": file.name, "size_bytes": file.stat().st_size, "sha256": digest(file)} for file in files]
             found = digest_of([(str(file["name"]), str(file["sha256"])) for file in listed]) if listed else None
-            facts = dict.fromkeys(FACTS) | {"type": type, "license": license, "capabilities": [], "geometry": {}}
+            facts = dict.fromkeys(FACTS) | {"type": type, "license": license}
+            facts |= {"capabilities": [], "modalities": [], "warnings": [], "geometry": {}}
             origin = {"kind": "builtin", "path": str(files[0].parent) if files else None}
             return await self._record(id, format, found, listed, facts, origin)
 

@@ -24,11 +24,11 @@ class Espeak:
     device = "cpu"
 
     def __init__(self, spec: Spec) -> None:
-        self._binary, self._voice = spec["binary"], spec.get("voice")
+        self._binary = spec["binary"]
         self._voices = {row["id"]: row for row in self._listed()}
         if not self._voices:
             raise Wrong(f"{self._binary} --voices lists none")
-        self._voice = self._known(self._voice or ("en-us" if "en-us" in self._voices else next(iter(self._voices))))
+        self._voice = "en-us" if "en-us" in self._voices else next(iter(self._voices))
 
     def _listed(self) -> list[dict[str, Any]]:
         """Pty Language Age/Gender VoiceName File: a line each, by column."""
@@ -58,7 +58,7 @@ class Espeak:
 
     def synthesize(self, text: str, voice: str | None, speed: float, alive: Alive) -> Sound:
         """Text as speech."""
-        chosen, pace = self._known(voice or str(self._voice)), round(WORDS_A_MINUTE * speed)
+        chosen, pace = self._known(voice or self._voice), round(WORDS_A_MINUTE * speed)
         alive()
         command = [self._binary, "-v", chosen, "-s", str(min(max(pace, SLOWEST), FASTEST)), "--stdin", "--stdout"]
         done = subprocess.run(command, input=text.encode(), capture_output=True, timeout=SPEAK_SECONDS, check=False)

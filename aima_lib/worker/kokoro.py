@@ -32,7 +32,7 @@ class Kokoro:
             self._names = sorted(self._model.get_voices())
         except (ValueError, KeyError, OSError, RuntimeError) as error:
             raise Wrong(f"kokoro-onnx cannot load it: {str(error)[:300]}") from error
-        self._default = spec.get("voice") or ("af_heart" if "af_heart" in self._names else self._names[0])
+        self._default = "af_heart" if "af_heart" in self._names else self._names[0]
         self._known(self._default)
 
     def _known(self, voice: str) -> str:

@@ -48,7 +48,7 @@ class Diffusion:
         turns = numpy.cos((numpy.arange(steps + 1) / steps + 0.008) / 1.008 * math.pi / 2) ** 2
         betas = numpy.linspace(1e-4, 0.02, steps)
         self._kept = turns[1:] / turns[0] if self._said.get("schedule") == "cosine" else numpy.cumprod(1 - betas)
-        self._default_steps = int(spec.get("steps") or self._said.get("steps") or 25)
+        self._default_steps = int(self._said.get("steps") or 25)
 
     def props(self) -> dict[str, Any]:
         """What it can be asked to draw."""

@@ -29,7 +29,7 @@ class Piper:
         config = self._voice.config
         self._speakers: dict[str, int | None] = dict(config.speaker_id_map or {}) or {path.stem: None}
         self._language = str(config.espeak_voice)
-        self._default = spec.get("voice") or next(iter(self._speakers))
+        self._default = next(iter(self._speakers))
         self._known(self._default)
 
     def _known(self, voice: str) -> str:

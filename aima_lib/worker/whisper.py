@@ -26,16 +26,13 @@ class Whisper:
         from faster_whisper import WhisperModel
 
         self.device = spec["device"]
-        options = {"device": "cuda" if self.device == "gpu" else "cpu", "compute_type": spec.get("compute_type") or "default"}
-        if self.device == "cpu" and not spec.get("compute_type"):
-            options["compute_type"] = "int8"
+        options = {"device": "cuda", "compute_type": "default"} if self.device == "gpu" else {"device": "cpu", "compute_type": "int8"}
         try:
             self._model = WhisperModel(
                 str(Path(spec["path"]).parent), cpu_threads=spec["threads"], num_workers=spec["parallel"], local_files_only=True, **options
             )
         except (RuntimeError, ValueError, OSError) as error:
             raise Wrong(f"faster-whisper cannot load it: {error}") from error
-        self._beam = int(spec.get("beam_size") or 5)
 
     def props(self) -> dict[str, Any]:
         """What it hears."""
@@ -60,7 +57,7 @@ class Whisper:
             raise Wrong(f"this model hears {', '.join(self._model.supported_languages[:12])}, not the language that was named")
         words = asked.get("timestamps") == "word"
         segments, info = self._model.transcribe(
-            samples(audio, alive), language=language, beam_size=self._beam, word_timestamps=words, condition_on_previous_text=False,
+            samples(audio, alive), language=language, word_timestamps=words, condition_on_previous_text=False,
             initial_prompt=asked.get("prompt") or None, temperature=float(asked.get("temperature") or 0) or [0.0, 0.4, 0.8],
         )  # fmt: skip
         yield {"language": info.language, "duration": round(float(info.duration), 3)}

@@ -174,8 +174,8 @@ def packages(hub: Hub) -> None:
     [
         (
             "vllm",
-            {"context_length": 512, "eager": True, "memory_fraction": 0.5},
-            {"--max-model-len": "512", "--gpu-memory-utilization": "0.5", "--enforce-eager": ""},
+            {"context_length": 512, "memory_fraction": 0.5},
+            {"--max-model-len": "512", "--gpu-memory-utilization": "0.5"},
         ),
         ("sglang", {"dtype": "bfloat16", "tensor_parallel": 2}, {"--dtype": "bfloat16", "--tp-size": "2", "--context-length": "4096"}),
         ("transformers", {"dtype": "float32"}, {"--dtype": "float32", "--device": "cpu"}),
