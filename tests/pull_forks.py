@@ -12,15 +12,19 @@ import random
 import signal
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import anyio
+import httpx
+import pypi_simple
 
 from aima_lib.infra.download import Pace
 from aima_lib.infra.ranges import arrived
 from tests.unit.test_model import shop
 
+LOADED = (httpx, pypi_simple, zipfile)  # once, and not in each fork
 PACE = Pace(first_wait_seconds=0.02, longest_wait_seconds=0.1, segment=4 << 20)
 
 
@@ -41,8 +45,11 @@ async def delete(home: Path, toml: str) -> None:
 
 def here(home: Path) -> int:
     """Bytes of parts, by what is written beside them, and of what is joined."""
-    parts = [arrived(path) for path in (home / "models/partial").glob("*/*.part")]
-    return sum(parts) + sum(path.stat().st_size for path in (home / "models/partial").glob("*/*.whole"))
+    try:
+        parts = [arrived(path) for path in (home / "models/partial").glob("*/*.part")]
+        return sum(parts) + sum(path.stat().st_size for path in (home / "models/partial").glob("*/*.whole"))
+    except FileNotFoundError:  # they became a model meanwhile
+        return -1
 
 
 def attempt(seconds: float | None, work: list[object], seen: Callable[[], int] | None = None) -> bool:
@@ -73,7 +80,7 @@ def main() -> None:
     while killed < kills:
         # most in the midst of the transfer, the rest wherever the process happens to be
         seen = (lambda: here(home)) if chance.random() < 0.8 else None
-        done = attempt(chance.uniform(0.0, 0.6), [pull, home, repo, toml], seen)
+        done = attempt(chance.uniform(0.0, 0.3), [pull, home, repo, toml], seen)
         killed += not done
         if done or chance.random() < 0.02:
             attempt(None, [pull, home, repo, toml])

@@ -74,7 +74,10 @@ class InferenceService:
             FailedPrecondition: it does not run, or cannot do this; `next` holds the call that mends it.
             Unavailable: it is on its way.
         """
-        model = self._meant(model)
+        return self._resolved(self._meant(model), task)
+
+    def _resolved(self, model: str, task: str) -> Endpoint:
+        """As `resolve`, of a name that stands for nothing but itself."""
         candidates = self._candidates(model)
         for instance, service in candidates:
             is_wanted = service is None or service["desired_replicas"]
@@ -87,14 +90,15 @@ class InferenceService:
 
         `send` gets {delta: {}, loading} every other second meanwhile. Raises as `resolve`, and as `service.start` where that fails.
         """
+        model = self._meant(model)
         try:
-            return self.resolve(model, task)
+            return self._resolved(model, task)
         except (FailedPrecondition, Unavailable) as error:
             service_id = await self._serving.summon(model, task, self._candidates(model))
             if service_id is None:
                 raise error
         await self._serving.awaited(service_id, caller_of(charge), send)
-        return self.resolve(service_id, task)
+        return self._resolved(service_id, task)
 
     def refuse_model(self, model: str | None, caller: Caller) -> None:
         """Raises PermissionDenied, which names the caller's models, unless whatever answers to `model` is one of them.

@@ -94,4 +94,4 @@ def test_the_command_line_draws_it(world: World, faces: Faces) -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=world.host.cwd, env=around, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert "answers: succeeded" in done.stderr
-    assert "vectors_service: running" in done.stderr
+    assert "devices: succeeded" in done.stderr

@@ -97,6 +97,14 @@ def causes(world: World, toggled: Callable[[], Any]) -> Mapping[str, tuple[str, 
     """Resource → a URI of it, and a real call that changes what is there."""
     verify = partial(world.call, "model.verify", model_id="tiny")
     detect = partial(world.call, "device.detect")
+
+    def changed() -> Any:
+        """Another version of a pipeline."""
+        numbers.append(len(numbers))
+        return world.call("pipeline.create", name="watched", steps=[{"id": f"s{len(numbers)}", "type": "model.list"}])
+
+    numbers: list[int] = []
+    changed()
     return {
         "device.all": ("aima://devices", detect),
         "device.info_by_id": ("aima://device/cpu/info", detect),
@@ -107,6 +115,8 @@ def causes(world: World, toggled: Callable[[], Any]) -> Mapping[str, tuple[str, 
         "model.compatibility": ("aima://models/compatibility", detect),
         "model.entry": ("aima://model/tiny", verify),
         "model.registry": ("aima://models/registry", verify),
+        "pipeline.all": ("aima://pipelines", changed),
+        "pipeline.by_id": ("aima://pipeline/watched", changed),
         "service.all": ("aima://services", toggled),
         "service.by_id": ("aima://service/watched", toggled),
     }

@@ -25,6 +25,7 @@ CONFIG = """
 grace_seconds = 1
 start_timeout_seconds = 30
 probe_seconds = 0.2
+probe_timeout_seconds = 1
 llama_server = "{server}"
 """
 

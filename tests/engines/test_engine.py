@@ -187,8 +187,7 @@ async def test_a_killed_engine_is_an_event_with_its_cause(hosted: Hosted) -> Non
     assert hosted.gateway.services.engines.instance(instance["id"])["status"] == "failed"
 
 
-async def test_an_engine_that_hangs_becomes_unhealthy_and_well_again(hosted: Hosted, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aima_lib.services.readiness.PROBE_SECONDS", 0.2)
+async def test_an_engine_that_hangs_becomes_unhealthy_and_well_again(hosted: Hosted) -> None:
     model = await hosted.tiny()
     instance = (await hosted.call("engine.start", name="llamacpp", model_id=model))["instance"]
     os.kill(instance["pid"], signal.SIGSTOP)

@@ -14,7 +14,7 @@ from aima_lib.runtime import host
 from tests.workshop import agreed
 
 pytestmark = pytest.mark.anyio
-ALIASES = '[models.aliases]\n"llama3.2" = "tiny"\n"other" = "tiny"\n'
+ALIASES = '[models.aliases]\n"llama3.2" = "tiny"\n"other" = "tiny"\n"twice" = "llama3.2"\n'
 
 
 @pytest.fixture
@@ -35,7 +35,11 @@ async def refused(gateway: Gateway, model: str, **more: Any) -> AimaError:
 
 async def test_an_alias_means_its_model_also_where_something_else_is_called_so(hosted: Gateway) -> None:
     for name in ("llama3.2", "other", "tiny"):
-        assert str(await refused(hosted, name)) == "the model tiny is here, but nothing serves it"
+        assert "no engine reads tiny" in str(await refused(hosted, name))
+
+
+async def test_an_alias_of_an_alias_is_none(hosted: Gateway) -> None:
+    assert (await refused(hosted, "twice")).code == "not_found"
 
 
 async def test_a_key_is_held_to_what_a_name_means(hosted: Gateway) -> None:

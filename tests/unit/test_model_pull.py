@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ from aima_lib.errors import AlreadyExists, FailedPrecondition, InvalidArgument, 
 from aima_lib.infra.ranges import arrived
 from tests.hub import Fault, Hub, sha256_of
 from tests.tiny import write_tiny_gguf
-from tests.unit.test_model import Shop, shop
+from tests.unit.test_model import QUICK, Shop, shop
 
 pytestmark = pytest.mark.anyio
 BLOB = "/a/m/m-Q8_0.gguf"
+ONE = replace(QUICK, lanes=1, segment=64 << 20)  # the file in one piece
 
 
 @pytest.fixture
@@ -129,15 +131,15 @@ async def test_what_passes_is_waited_out(hub: Hub, tmp_path: Path, fault: Fault)
 
 
 async def test_a_network_that_gives_up_keeps_what_came(hub: Hub, tmp_path: Path) -> None:
-    async with shop(tmp_path / "home", toml(hub)) as here:
+    async with shop(tmp_path / "home", toml(hub), pace=ONE) as here:
         hub.faults = {BLOB: Fault(reset_after=500_000, bytes_per_second=2_000_000, times=1), "/m/m-Q8_0.gguf": Fault(status=503)}
         with pytest.raises(Unavailable, match="the next pull goes on from there"):
             await here.models.pull("a/m")
         kept, before = parts(here), hub.counts[BLOB]
-        assert kept > 200_000
+        assert kept > 300_000
         hub.faults = {}
         await here.models.pull("a/m")
-        assert hub.counts[BLOB] - before == 1_021_024 - kept
+        assert 0 <= hub.counts[BLOB] - before - (1_021_024 - kept) < 256 << 10  # no more than what was on its way
         assert nothing_left(here)
 
 
@@ -200,18 +202,18 @@ async def test_the_last_one_to_leave_ends_it_without_a_trace(hub: Hub, tmp_path:
 async def test_a_host_that_ends_keeps_the_parts_for_the_next(hub: Hub, tmp_path: Path) -> None:
     hub.faults = {BLOB: Fault(reset_after=600_000, bytes_per_second=2_000_000, times=1), "/m/m-Q8_0.gguf": Fault(stall_after=0, times=1)}
     with anyio.CancelScope() as host:  # the loops and the calls of a host end together
-        async with shop(tmp_path / "home", toml(hub), stall_seconds=30) as here, anyio.create_task_group() as group:
+        async with shop(tmp_path / "home", toml(hub), stall_seconds=30, pace=ONE) as here, anyio.create_task_group() as group:
             group.start_soon(here.models.pull, "a/m")
             with anyio.fail_after(30):
                 while hub.requests[BLOB] < 2:
                     await anyio.sleep(0.01)
             host.cancel()
     before = hub.counts[BLOB]
-    async with shop(tmp_path / "home", toml(hub)) as here:
+    async with shop(tmp_path / "home", toml(hub), pace=ONE) as here:
         kept = parts(here)
         assert kept > 300_000
         await here.models.pull("a/m")
-        assert hub.counts[BLOB] - before == 1_021_024 - kept
+        assert 0 <= hub.counts[BLOB] - before - (1_021_024 - kept) < 256 << 10  # no more than what was on its way
 
 
 async def test_a_full_disk_is_refused_with_figures(hub: Hub, tmp_path: Path) -> None:

@@ -132,10 +132,16 @@ class Exchange:
         await self._send(message)
 
     async def write(self, body: bytes, *, more: bool = True) -> None:
-        """A piece of the body. Always a checkpoint: send() to a client that left returns at once, and a ready source would never yield."""
+        """A piece of the body. A checkpoint, but for the last: send() to a client that left returns at once, and a ready source would never
+        yield."""
+        await self.pass_on(body, more=more)
+        if more:
+            await anyio.lowlevel.checkpoint()
+
+    async def pass_on(self, body: bytes, *, more: bool = True) -> None:
+        """A piece of the body that came over a connection of ours, whose next piece cannot come before the loop has turned."""
         self.finished = not more
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
-        await anyio.lowlevel.checkpoint()
 
     async def while_connected(self, work: Callable[[], Awaitable[T]], beside: Callable[[], Coroutine[Any, Any, None]] | None = None) -> T:
         """The outcome of `work`, which is cancelled as soon as the client leaves; `beside` runs as long as it does.

@@ -41,8 +41,10 @@ def _read(key: str, text: str, spec: Mapping[str, Any]) -> Any:
         return strict_json.read(text.encode())
     if kind == "boolean" and text in ("true", "false"):
         return text == "true"
-    if kind in ("object", "array"):
+    if kind in ("object", "array") and ("string" not in spec.get("type", ()) or text.lstrip()[:1] in ("{", "[")):
         return _json(key, text)
+    if kind in ("object", "array"):
+        return text
     if kind in ("integer", "number", "boolean"):
         raise InvalidArgument(f"{key}: {text[:80]!r} is not a{'n' if kind[0] == 'i' else ''} {kind}")
     return text

@@ -202,7 +202,7 @@ async def _relay_stream(exchange: Exchange, response: Line, answer: Answer, pass
         if not exchange.started:
             await exchange.start(200, STREAM | shapes.named(answer.id))
         answer.pieces += chunk.count(b"\n\n")
-        await exchange.write(passing.take(chunk))
+        await exchange.pass_on(passing.take(chunk))
     answer.take(passing.figures())
     if not passing.ended:
         raise Unavailable("the engine ended its answer in the middle", hint="ask again")
