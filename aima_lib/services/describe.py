@@ -14,9 +14,10 @@ from aima_lib.infra import geometry
 from aima_lib.infra.apart import read_apart
 from aima_lib.infra.facts import FACTS
 from aima_lib.infra.gguf import Head
+from aima_lib.infra.kinds import ABILITIES
 from aima_lib.infra.roots import Absent, Opened
 
-__all__ = ["CHECKED", "FACTS", "TYPES", "describe", "digest_of", "geometry_of", "weights_in"]
+__all__ = ["CHECKED", "FACTS", "TYPES", "describe", "digest_of", "geometry_of", "unread", "weights_in"]
 TYPES = ("llm", "vlm", "asr", "tts", "embedding", "diffusion", "video_gen", "detection", "rerank")
 SUFFIXES = {
     ".gguf": "gguf",
@@ -44,6 +45,12 @@ def describe(format: str, files: Sequence[Named]) -> dict[str, Any]:
         InvalidArgument: a file is broken; the message names it and the offset.
     """
     return read_apart(format, files)
+
+
+def unread(type: str, license: str | None = None) -> dict[str, Any]:
+    """The fields of FACTS of a model that has no files to read: it comes with its engine, or is elsewhere."""
+    empty = {"capabilities": [*ABILITIES.get(type, ())], "modalities": [], "warnings": [], "geometry": {}}
+    return {**dict.fromkeys(FACTS), **empty, "type": type, "license": license}
 
 
 def geometry_of(head: Head) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from aima_lib.infra.store import Store
 from aima_lib.names import slug, token
 from aima_lib.services import caches
 from aima_lib.services.caches import Held, Skipped
-from aima_lib.services.describe import CHECKED, FACTS, describe, digest_of, weights_in
+from aima_lib.services.describe import CHECKED, describe, digest_of, unread, weights_in
 from aima_lib.services.fetch import File
 from aima_lib.services.shelf import Model, Shelf
 from aima_lib.sources.choose import SHARD
@@ -124,8 +124,7 @@ class Intake:
         if present is not None and present["source"]["path"] == path and present["type"] == type:
             return present
         self._shelf.named(name, True, None)
-        facts = dict.fromkeys(FACTS) | {"type": type, "capabilities": [], "modalities": [], "warnings": [], "geometry": {}}
-        return await self._shelf.refer(id, "remote", [], facts, {"kind": "remote", "path": path, "repo": there})
+        return await self._shelf.refer(id, "remote", [], unread(type), {"kind": "remote", "path": path, "repo": there})
 
     async def _register(self, name: str, type: str, found: Found, format: str | None, source: str | None) -> Model:
         given = found.path

@@ -19,7 +19,7 @@ from aima_lib.infra.roots import Opened, Roots
 from aima_lib.infra.store import Store
 from aima_lib.names import fresh, slug
 from aima_lib.services import memory
-from aima_lib.services.describe import FACTS, digest_of
+from aima_lib.services.describe import digest_of, unread
 from aima_lib.services.fetch import File, noted
 
 Model = dict[str, Any]
@@ -132,10 +132,8 @@ class Shelf:
             self.named(id, True, None)
             listed = [{"name": file.name, "size_bytes": file.stat().st_size, "sha256": digest(file)} for file in files]
             found = digest_of([(str(file["name"]), str(file["sha256"])) for file in listed]) if listed else None
-            facts = dict.fromkeys(FACTS) | {"type": type, "license": license}
-            facts |= {"capabilities": [], "modalities": [], "warnings": [], "geometry": {}}
             origin = {"kind": "builtin", "path": str(files[0].parent) if files else None}
-            return await self._record(id, format, found, listed, facts, origin)
+            return await self._record(id, format, found, listed, unread(type, license), origin)
 
     async def _record(
         self, id: str, format: str, digest: str | None, files: list[dict[str, Any]], facts: Mapping[str, Any], source: Mapping[str, Any]

@@ -65,6 +65,8 @@ async def test_every_task_of_a_vendor_is_asked_in_its_own_words(remote: Hosted, 
     await remote.call("secret.put", name="remote_vendor", value=SECRET)
     seen: list[tuple[str, Any]] = elsewhere.RequestHandlerClass.seen  # type: ignore[attr-defined]
     chat = await remote.call("inference.chat", model=await ready(remote, "talker", "llm"), messages=HELLO)
+    record = (await remote.call("model.get", model_id="talker"))["model"]
+    assert (record["format"], record["source"]["kind"], record["source"]["repo"]) == ("remote", "remote", "model-1")
     assert (chat["content"], chat["finish_reason"], chat["usage"]["total_tokens"]) == ("hello", "stop", 2)
     assert seen[-1][0] == "/v1/chat/completions" and seen[-1][1]["model"] == "model-1", "by the name it has there"
     said = await remote.call("inference.complete", model="talker", prompt="again")

@@ -109,6 +109,19 @@ def test_several_files_are_numbered_and_base64_is_not_printed(host: HostProcess,
     assert gone.returncode == 2 and b"cannot read nothing.wav" in gone.stderr
 
 
+def test_models_that_come_with_their_engines_are_models_like_others(http: httpx.Client) -> None:
+    rows = {row["id"]: row for row in http.post("/units/model/list", json={}).raise_for_status().json()["models"]}
+    assert (rows["espeak-ng"]["format"], rows["espeak-ng"]["size_bytes"], rows["espeak-ng"]["capabilities"]) == (
+        "builtin",
+        0,
+        ["synthesize"],
+    )
+    assert [file["name"] for file in rows["digits8"]["files"]] == ["digits8.onnx", "digits8.json"]
+    for id in ("espeak-ng", "digits8"):
+        assert http.post("/units/model/verify", json={"model_id": id}).raise_for_status().json()["valid"]
+        assert http.get("/resources", params={"uri": f"aima://model/{id}"}).is_success
+
+
 # /v1, by OpenAI's own client
 
 

@@ -121,7 +121,7 @@ async def test_a_broken_file_is_refused_where_it_breaks(here: Shop, tiny: Path, 
         await here.models.import_model(str(tmp_path / "none.gguf"))
     other = tmp_path / "model.onnx"
     other.write_bytes(b"onnx")
-    with pytest.raises(InvalidArgument, match=r"model\.onnx does not begin as onnx does"):
+    with pytest.raises(InvalidArgument, match=r"model\.onnx is not a usable ONNX model"):
         await here.models.import_model(str(other))
     with pytest.raises(InvalidArgument, match="cannot check"):
         await here.models.import_model(str(other.rename(tmp_path / "model.engine")))
