@@ -254,9 +254,10 @@ async def test_two_models_that_do_not_fit_together_take_turns(hosted: Hosted) ->
 
 
 async def test_who_is_pinned_or_worth_more_does_not_give_way(hosted: Hosted) -> None:
+    await serve(hosted, "other")
+    await hosted.gateway.services.serving.put_down("other", 5, unloaded=True)
     await serve(hosted, "tiny", pinned=True)
     await limited(hosted, 1.5)
-    await hosted.tiny("other")
     refused = await ask(hosted, model="other", tokens=1)
     assert isinstance(refused.error, ResourceExhausted) and "would_fit_without" not in refused.error.details
     await hosted.call(
