@@ -111,12 +111,12 @@ def test_openais_client_gets_responses_whole_and_streamed(gpt: openai.OpenAI) ->
         gpt.responses.create(model="tiny", input="hello", previous_response_id="resp_1")
 
 
-def test_what_no_engine_does_yet_says_so(gpt: openai.OpenAI) -> None:
+def test_what_a_model_cannot_do_it_says(gpt: openai.OpenAI) -> None:
     for ask in (
         lambda: gpt.images.generate(prompt="a cat", model="tiny"),
         lambda: gpt.audio.speech.create(model="tiny", voice="alloy", input="hello"),
     ):
-        with pytest.raises(openai.NotFoundError, match="no engine here can"):
+        with pytest.raises(openai.APIStatusError, match="tiny can chat, complete, not"):
             ask()
 
 
