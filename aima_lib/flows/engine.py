@@ -101,7 +101,9 @@ class Flow:
         rows = {record.key: record for record in (*made, *(record for _, record, _ in begun))}
         if not rows:
             return
-        writing = self._journal.write(self.row, rows.values())
+        writing, ended = self._journal.write(self.row, rows.values()), [record for record in rows.values() if record.is_final]
+        for record in rows.values():
+            self.telling.progress(record, None)
         assert self._tasks is not None
         if self.failure is not None:
             self._tasks.cancel_scope.cancel()
@@ -111,7 +113,7 @@ class Flow:
             self._tasks.start_soon(self._work, step, record, item)
         with anyio.CancelScope(shield=True):  # what is done is done: a cancel that comes now must not lose its record
             await writing
-        for record in rows.values():  # an event must not be on disk before its row is: the call would be made again, and told again
+        for record in ended:  # an event must not be on disk before its row is: the call would be made again, and told again
             self.telling.hear(record)
 
     def _begun(self, made: list[Record]) -> list[tuple[Step, Record, Any]]:

@@ -464,6 +464,14 @@ async def test_an_event_that_a_host_did_not_come_to_log_is_logged_by_the_next(to
     assert toys.done == ["a", "b"]
 
 
+async def test_each_step_is_told_once_however_quick_it_is(toys: Toys) -> None:
+    chain = [step(f"s{i}", "toy.look", *([f"s{i - 1}"] if i else [])) for i in range(30)]
+    async with toys.host() as gateway:
+        await run(gateway, pipeline(*chain), key="k")
+        events = gateway.services.events.page(0, 100, ["pipeline.step_completed"], subject="pipeline-run-k")
+    assert [event["payload"]["step"] for event in events] == [f"s{i}" for i in range(30)]
+
+
 async def test_a_forgotten_run_leaves_no_rows(toys: Toys) -> None:
     async with toys.host() as gateway:
         await run(gateway, pipeline(step("a")), key="k")
