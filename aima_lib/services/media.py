@@ -72,6 +72,8 @@ class Media:
 
     def _file(self, given: str, field: str) -> tuple[bytes, str | None]:
         path = unquote(given.removeprefix("file://")) if given.startswith("file://") else given.removeprefix(FILE)
+        if not path:
+            raise InvalidArgument(f"{field}: {FILE} names no file", hint=FORMS)
         with self._roots.open(path) as opened:
             if opened.is_folder or not 0 < opened.size <= LARGEST_BYTES:
                 what = "a folder" if opened.is_folder else f"{opened.size} bytes"

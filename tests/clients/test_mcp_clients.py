@@ -21,6 +21,7 @@ pytestmark = pytest.mark.engine
 HERE = Path(__file__).parent
 INSPECTOR = PLACE / "@modelcontextprotocol" / "inspector" / "clients" / "launcher" / "build" / "index.js"
 PACKAGES = {1: "sdk", 2: "client"}
+PROMPTS = ["build_pipeline", "deploy_model", "diagnose", "free_memory"]
 AIMA = ["-m", "aima_mcp.main", "mcp"]
 
 
@@ -39,7 +40,7 @@ def installed(place: Path) -> str:
 def looks_right(seen: dict[str, Any]) -> None:
     assert len(seen["tools"]) == 24 and "service_create" in seen["tools"]
     assert "aima://models/registry" in seen["resources"]
-    assert sorted(seen["prompts"]) == ["build_pipeline", "deploy_model", "diagnose", "free_memory"]
+    assert sorted(seen["prompts"]) == PROMPTS
     assert seen["version"] == __version__
     assert seen["isError"] is True and seen["refused"]["code"] == "not_found" and "tiny" in seen["refused"]["hint"]
     assert seen["verified"]["result"]["valid"] is True
@@ -83,7 +84,7 @@ def test_the_inspector(host: HostProcess, over: str) -> None:
     assert inspect("tools/call", "--tool-name", "system_info")[1]["structuredContent"]["version"] == __version__
     _, refused = inspect("tools/call", "--tool-name", "run_wait", "--tool-arg", "run_id=none")
     assert refused["isError"] is True and refused["structuredContent"]["code"] == "not_found"
-    assert len(inspect("prompts/list")[1]["prompts"]) == 3
+    assert sorted(prompt["name"] for prompt in inspect("prompts/list")[1]["prompts"]) == PROMPTS
     assert inspect("resources/list")[1]["resources"]
 
 

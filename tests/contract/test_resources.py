@@ -69,6 +69,14 @@ def test_what_is_no_resource_is_not_found(faces: Faces, world: World, face: str,
     assert read(faces, world, face, uri).code == "not_found"
 
 
+@pytest.mark.parametrize("face", ["library", "http", "mcp_stdio", "mcp_http", "mcp_http_handshake"])
+def test_a_blob_that_was_deleted_is_gone(faces: Faces, world: World, face: str) -> None:
+    blob = world.call("blob.create", content="c291bmQ=")["blob"]
+    assert world.call("blob.delete", blob_id=blob["id"]) == {"freed_bytes": 5}
+    assert world.call("event.list", types=["blob.deleted"])["events"][-1]["payload"]["blob_id"] == blob["id"]
+    assert read(faces, world, face, blob["uri"]).code == "not_found"
+
+
 @pytest.mark.parametrize("face", ["mcp_stdio", "mcp_http", "mcp_http_handshake"])
 def test_every_resource_is_listed(faces: Faces, face: str) -> None:
     through = faces[face]

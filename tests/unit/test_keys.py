@@ -264,7 +264,9 @@ async def test_a_list_holds_what_its_caller_may_use(world: World) -> None:
         document = (await guest.get("/openapi.json")).json()
         assert {path.removeprefix("/units/").replace("/", ".") for path in document["paths"] if path.startswith("/units/")} == may
         assert "/shutdown" not in document["paths"] and "/v1/chat/completions" in document["paths"]
-        assert (await guest.get("/resources")).json() == {"resources": []}
+        resources = {unit.name for unit in world.gateway.registry.of("resource") if caller.may(unit.definition["scope"])}
+        listed = {row["name"] for row in (await guest.get("/resources")).json()["resources"]}
+        assert listed == resources and "blob.content" in listed and "model.registry" not in listed
         head = {"MCP-Protocol-Version": "2026-07-28", "Mcp-Method": "tools/list", "Accept": "application/json, text/event-stream"}
         meta = {"io.modelcontextprotocol/protocolVersion": "2026-07-28", "io.modelcontextprotocol/clientCapabilities": {}}
         meta |= {"io.modelcontextprotocol/clientInfo": {"name": "test", "version": "1"}}

@@ -267,7 +267,7 @@ async def test_bytes_come_in_three_forms(media: Media, tmp_path: Path) -> None:
     url = "file://" + str(path).replace(" ", "%20")
     for given in ("c291bmQ=", "c291\nbmQ=", "data:audio/wav;base64,c291bmQ=", f"file:{path}", url, kept["uri"]):
         assert (await media.take(given, GUEST, "audio"))[0] == b"sound", given
-    for given in ("sound!", "c291bmQ", "data:audio/wav,sound", "data:;base64,", "file:", f"file:{tmp_path}", "file:\x00"):
+    for given in ("sound!", "c291bmQ", "data:audio/wav,sound", "data:;base64,", "file:", "file://", f"file:{tmp_path}", "file:\x00"):
         with pytest.raises(InvalidArgument):
             await media.take(given, GUEST, "audio")
     with pytest.raises(PermissionDenied):

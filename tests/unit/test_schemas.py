@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import jsonschema_rs
 import pytest
 
+import aima_lib
 from aima_lib import errors
 from aima_lib.registry import SCHEMAS, Registry, definitions
 
@@ -151,7 +153,7 @@ def test_every_event_that_is_named_is_typed_and_every_typed_one_is_published() -
     for name in events:
         payload = INLINED[name]["payloadSchema"]
         assert payload["type"] == "object" and payload["additionalProperties"] is False, f"{name} may carry anything"
-    said = {type for path in (SCHEMAS.parent / "aima_lib").rglob("*.py") for type in PUBLISHED.findall(path.read_text(encoding="utf-8"))}
+    said = {type for path in Path(aima_lib.__file__).parent.rglob("*.py") for type in PUBLISHED.findall(path.read_text(encoding="utf-8"))}
     patterns = [re.compile(re.sub(r"\{[a-z]+\}", "[a-z_]+", type)) for type in said]
     assert not [type for type in said if "{" not in type and type not in events]
     assert not [name for name in events if not any(pattern.fullmatch(name) for pattern in patterns)], "typed, and published by nobody"
