@@ -57,7 +57,7 @@ class Explanation:
             NotFound: nothing is called so; the nearest are named.
             InvalidArgument: `since` is no time.
         """
-        oldest = moment(since) if since else ""
+        oldest = "" if since is None else moment(since)
         about = self._find(subject)
         self._gather_events(about, limit)
         self._gather_runs(about)

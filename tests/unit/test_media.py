@@ -159,6 +159,9 @@ def test_ranks_have_the_shape_that_clients_of_rerankers_know(http: httpx.Client)
     ("path", "body", "status", "code", "param"),
     [
         ("rerank", {"model": "ranks", "query": "a"}, 400, "invalid_argument", "documents"),
+        ("rerank", {"model": "ranks", "query": "a", "documents": None}, 400, "invalid_argument", "documents"),
+        ("audio/speech", {"model": "voice", "input": None}, 400, "invalid_argument", "input"),
+        ("images/generations", {"model": "digits8", "prompt": None}, 400, "invalid_argument", "prompt"),
         ("rerank", {"model": "ranks", "query": "a", "documents": "b"}, 400, "invalid_argument", "documents"),
         ("rerank", {"model": "digits8", "query": "a", "documents": ["b"]}, 503, "failed_precondition", "model"),
         ("rerank", {"model": "nothing", "query": "a", "documents": ["b"]}, 404, "model_not_found", "model"),

@@ -24,6 +24,7 @@ REFUSALS = {
     413: "The body is too large.",
     415: "Not JSON.",
     429: "The caller's allowance is used up; Retry-After says for how long.",
+    431: "The head is too large; what is long goes into a body.",
 }
 # What a path that is no unit asks of its caller: one of these. The others take any key.
 SCOPES = {

@@ -95,7 +95,7 @@ class MediaPaths:
         if not isinstance(body.get("model"), str) or not body["model"]:
             raise Wrong("model must name a service or a model; GET /v1/models lists them", "model")
         for name in route.needed:
-            if name not in body:
+            if body.get(name) is None:
                 raise Wrong(f"{name} is missing", name)
         return {name: value for name, value in body.items() if value is not None}
 
