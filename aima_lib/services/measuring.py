@@ -16,7 +16,7 @@ from aima_lib.services.device import DeviceService
 from aima_lib.services.measurements import Measurements
 
 log = logging.getLogger(__name__)
-GROWTH = 1 << 20
+GROWTH, DRIVER_SECONDS = 1 << 20, 1.0
 Pids = Callable[[str], Sequence[int]]
 
 
@@ -57,13 +57,21 @@ class Measuring:
         device = instance["device"]
         if self._kind(device) != "gpu":
             return await stop()
-        before = [await self._held(instance), await self._devices.used(device)]
+        held, used = await self._held(instance), await self._devices.used(device)
         own = await stop()
-        after = [await self._held(instance) or 0, await self._devices.used(device)]
-        gone = next((max(0, had - has) for had, has in zip(before, after, strict=True) if had is not None and has is not None), None)
+        gone = await self._given_back(device, used) if held is None else held - (await self._held(instance) or 0)
         if gone is None:
             return own
-        return gone + own if (self._device(device).get("memory") or {}).get("kind") == "unified" else gone
+        return gone + own if (self._device(device).get("memory") or {}).get("kind") == "unified" else max(0, gone)
+
+    async def _given_back(self, device_id: str, before: int | None) -> int | None:
+        """What a device holds less than before; its driver clears up a moment after a process is gone."""
+        after = await self._devices.used(device_id)
+        with anyio.move_on_after(DRIVER_SECONDS):
+            while after is not None and before is not None and before - after < GROWTH:
+                await anyio.sleep(0.05)
+                after = await self._devices.used(device_id)
+        return None if after is None or before is None else max(0, before - after)
 
     async def _held(self, instance: Document) -> int | None:
         pids = await anyio.to_thread.run_sync(self._pids, instance["id"])
