@@ -52,7 +52,7 @@ class Shop:
         home: Home,
         store: Store,
         toml: str = "",
-        stall_seconds: float = 2,
+        stall_seconds: float = 20,
         pace: Pace | None = QUICK,
         hardware: Hardware | None = None,
     ) -> None:
@@ -62,7 +62,7 @@ class Shop:
         types = {unit.name: unit for unit in Registry.described().of("event")}
         self.events = Events(store, types)
         self.devices = DeviceService(settings, store, self.events, hardware)
-        web = Web(way_out(settings, connect_seconds=2, stall_seconds=stall_seconds))
+        web = Web(way_out(settings, connect_seconds=10, stall_seconds=stall_seconds))
         self.models = ModelService(settings, home.path, store, self.events, self.devices, SecretService(home, store), web=web, pace=pace)
 
     def on_disk(self) -> dict[str, list[str]]:

@@ -48,8 +48,7 @@ def hub(tmp_path: Path, big: bytes) -> Iterator[Hub]:
 
 @pytest.fixture
 async def here(hub: Hub, tmp_path: Path) -> AsyncIterator[Shop]:
-    pace = replace(QUICK, segment=MIB, stall_seconds=1)
-    async with shop(tmp_path / "home", hub.config, stall_seconds=1, pace=pace) as opened:
+    async with shop(tmp_path / "home", hub.config, pace=replace(QUICK, segment=MIB)) as opened:
         yield opened
 
 
@@ -136,11 +135,13 @@ async def test_a_file_that_never_stays_the_same_is_given_up(hub: Hub, here: Shop
     ],
     ids=["stalls", "a drip", "resets", "416", "no ranges", "no ranges or tags", "503"],
 )
-async def test_what_passes_is_waited_out_in_each_segment(hub: Hub, here: Shop, fault: Fault) -> None:
+async def test_what_passes_is_waited_out_in_each_segment(hub: Hub, tmp_path: Path, fault: Fault) -> None:
     hub.faults = {BLOB: fault}
-    with anyio.fail_after(20):
-        model = await here.models.pull("a/big")
-    assert model["digest"] == f"sha256:{sha256_of(hub.root / 'hf/a/big/big-Q8_0.gguf')}" and clean(here, 1)
+    pace = replace(QUICK, segment=MIB, stall_seconds=1)
+    async with shop(tmp_path / "home", hub.config, stall_seconds=1, pace=pace) as here:
+        with anyio.fail_after(20):
+            model = await here.models.pull("a/big")
+        assert model["digest"] == f"sha256:{sha256_of(hub.root / 'hf/a/big/big-Q8_0.gguf')}" and clean(here, 1)
 
 
 async def test_a_reset_each_mebibyte_costs_no_byte_twice(hub: Hub, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 
 @pytest.fixture
 async def web() -> AsyncIterator[Web]:
-    opened = Web(Egress(["127.0.0.0/8"], connect_seconds=2, stall_seconds=2))
+    opened = Web(Egress(["127.0.0.0/8"], connect_seconds=10, stall_seconds=20))
     yield opened
     await opened.close()
 
