@@ -95,14 +95,14 @@ def against_curl(folder: Path) -> None:
         child(["pull", str(folder / "warm"), at["url"], at["cdn"], "large.gguf"])
         for number in range(ROUNDS):
             theirs.append(curl(plain, folder / f"curl-{number}.bin"))
-            for name in sizes:
+            for name in sizes:  # the large one first, so that both had the same machine
                 mine[name].append(child(["pull", str(folder / f"home-{name}-{number}"), at["url"], at["cdn"], name]))
             for path in folder.glob(f"*-{number}*"):
                 subprocess.run(["rm", "-rf", str(path)], check=True)
     large = mine["large.gguf"]
-    ours, other = (min(each["seconds"] for each in taken) for taken in (large, theirs))
-    rate = SIZE / MIB
-    print(f"pull, verified   {rate / ours:>8.0f} MiB/s   curl {rate / other:>8.0f} MiB/s   ratio {other / ours:.2f}", flush=True)
+    ours, other = (statistics.median(each["seconds"] for each in taken) for taken in (large, theirs))
+    rate, ratio = SIZE / MIB, statistics.median(them["seconds"] / us["seconds"] for us, them in zip(large, theirs, strict=True))
+    print(f"pull, verified   {rate / ours:>8.0f} MiB/s   curl {rate / other:>8.0f} MiB/s   ratio, of pairs {ratio:.2f}", flush=True)
     cpu, plain_cpu = (min(each["cpu"] for each in taken) / SIZE * (1 << 30) for taken in (large, theirs))
     print(f"CPU              {cpu:>8.2f} s a GiB   curl {plain_cpu:.2f}, which does not hash", flush=True)
     for name, size in sizes.items():
