@@ -34,7 +34,7 @@ from aima_lib.services.pulling import Pulling, way_out
 from aima_lib.services.search import SearchService
 from aima_lib.services.secrets import SecretService
 from aima_lib.services.shelf import Model, Shelf
-from aima_lib.services.transfers import Transfers
+from aima_lib.services.transfers import Pauses, Transfers, never
 from aima_lib.sources.base import Query, Request
 from aima_lib.sources.roster import LOCAL, guess
 
@@ -127,10 +127,11 @@ class ModelService:
         send: Send = silent,
         hold: Hold = unlimited,
         place: Place | None = None,
+        pauses: Pauses = never,
     ) -> Model:
         """Bring a model here, once however many ask. What it fetches is held against the allowance of the one who asked first.
 
-        `place` is where it stands among the pulls that wait.
+        `place` is where it stands among the pulls that wait; `pauses`, asked when the caller leaves, whether what came is to be kept.
 
         Raises:
             NotFound: the source has no such repository, revision, file or quantization.
@@ -141,7 +142,7 @@ class ModelService:
         kind = source or guess(repo)
         if kind == LOCAL:
             return await self._pull_local(request, name, send)
-        return await self._pulling.pull(request, kind, name, send, hold, place or Place())
+        return await self._pulling.pull(request, kind, name, send, hold, place or Place(), pauses)
 
     async def _pull_local(self, request: Request, name: str | None, send: Send) -> Model:
         refuse_beside_a_path(request)

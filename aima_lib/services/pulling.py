@@ -28,7 +28,7 @@ from aima_lib.services.fetch import Fetch, File, Ways
 from aima_lib.services.gauge import Meter
 from aima_lib.services.secrets import SecretService
 from aima_lib.services.shelf import Model, Shelf
-from aima_lib.services.transfers import Report, Transfers
+from aima_lib.services.transfers import Pauses, Report, Transfers
 from aima_lib.sources.base import Config, Hit, Plan, Query, Request
 from aima_lib.sources.roster import SEARCHES, SECRETS, SOURCES, endpoints
 
@@ -47,7 +47,7 @@ class Pulling:
         self._transfers, self._ways, self._web, self._line = transfers, ways, ways.web, line
         self._places: WeakValueDictionary[str, Place] = WeakValueDictionary()  # of the transfers under way
 
-    async def pull(self, request: Request, kind: str, name: str | None, send: Send, hold: Hold, place: Place) -> Model:
+    async def pull(self, request: Request, kind: str, name: str | None, send: Send, hold: Hold, place: Place, pauses: Pauses) -> Model:
         """The model that answers `request`, fetched unless it is here: by whoever asks first, out of whose allowance `hold` takes it.
 
         A transfer goes by the highest priority of those who ask for it.
@@ -65,16 +65,16 @@ class Pulling:
                 coming.close()
                 self._line.hasten(place, own.priority)
             origin = asked | {"commit": plan.revision}
-            model = await self._weights(Fetch(plan, self._ways, hold, place), name, origin, send)
+            model = await self._weights(Fetch(plan, self._ways, hold, place), name, origin, send, pauses)
         if name is not None and model["id"] != slug(name):  # somebody else asked for the same weights under another name
             return await self._alias(model, name, origin)
         return model
 
-    async def _weights(self, fetch: Fetch, name: str | None, origin: Mapping[str, Any], send: Send) -> Model:
+    async def _weights(self, fetch: Fetch, name: str | None, origin: Mapping[str, Any], send: Send, pauses: Pauses) -> Model:
         key, carry = ("weights", fetch.plan.key), partial(self._carry, fetch, name, origin)
         while True:
             try:
-                model: Model = await self._transfers.join(key, carry, send, fetch.clear)
+                model: Model = await self._transfers.join(key, carry, send, fetch.clear, pauses)
                 return model
             except ResourceExhausted as error:
                 if fetch.begun or "allowance" not in error.details:

@@ -18,8 +18,16 @@ Report = Callable[[Progress], None]
 Work = Callable[[Report], Awaitable[Any]]
 
 
+Pauses = Callable[[], bool]
+
+
 async def nothing_to_clear() -> None:
     """The work leaves nothing behind."""
+
+
+def never() -> bool:
+    """Whoever leaves does not come back."""
+    return False
 
 
 @dataclass(eq=False, slots=True)
@@ -27,6 +35,7 @@ class Transfer:
     """One piece of work under way. As a context it catches what the work raised, to hand it to everyone who waits."""
 
     waiting: int = 0
+    paused: bool = False
     latest: Progress | None = None
     result: Any = None
     error: Exception | None = None
@@ -75,10 +84,12 @@ class Transfers:
             finally:
                 self._group = None
 
-    async def join(self, key: Hashable, work: Work, send: Send, clear: Callable[[], Awaitable[None]] = nothing_to_clear) -> Any:
+    async def join(
+        self, key: Hashable, work: Work, send: Send, clear: Callable[[], Awaitable[None]] = nothing_to_clear, pauses: Pauses = never
+    ) -> Any:
         """Wait for the work called `key`, starting it when nobody has; returns what it returned.
 
-        `clear` runs after the last waiter left and the work was stopped.
+        `clear` runs after the last waiter left and the work was stopped, unless that one only `pauses`.
         """
         transfer = self._running.get(key)
         while transfer is not None and transfer.scope.cancel_called:  # its last waiter left: let it clear up, then start anew
@@ -92,6 +103,7 @@ class Transfers:
         finally:
             transfer.waiting -= 1
             if not transfer.waiting and not transfer.done.is_set():
+                transfer.paused = pauses()
                 transfer.scope.cancel()
                 with anyio.CancelScope(shield=True):
                     await transfer.done.wait()
@@ -112,7 +124,7 @@ class Transfers:
             if transfer.scope.cancelled_caught and not ending:
                 transfer.error = Unavailable("the transfer was stopped", hint="ask again")
                 with transfer:
-                    await clear()
+                    await (nothing_to_clear if transfer.paused else clear)()
         finally:
             if self._running.get(key) is transfer:
                 del self._running[key]

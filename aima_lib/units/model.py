@@ -36,7 +36,12 @@ async def pull_model(
     since = ctx.runs.get(ctx.run_id)["created_at"] if ctx.run_id else now()  # a run that goes on keeps its age
     hold = partial(ctx.services.allowance.holding, ctx.caller, DOWNLOAD)
     given = (repo, source, revision, file, quantization, mirror, name, sha256)
-    return {"model": await ctx.services.models.pull(*given, send=ctx.send, hold=hold, place=Place(priority, since))}
+
+    def pauses() -> bool:  # a run that a freeze stops goes on at the thaw; one that was cancelled leaves nothing
+        return ctx.run_id is not None and not ctx.runs.is_cancelled(ctx.run_id)
+
+    place = Place(priority, since)
+    return {"model": await ctx.services.models.pull(*given, send=ctx.send, hold=hold, place=place, pauses=pauses)}
 
 
 @handles("model.import")

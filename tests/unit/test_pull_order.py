@@ -11,9 +11,11 @@ from typing import Any
 import anyio
 import pytest
 
+from aima_lib.door import OWNER
 from aima_lib.gateway import Gateway
 from aima_lib.infra.home import Home
 from aima_lib.infra.line import Line, Place
+from aima_lib.infra.ranges import arrived
 from aima_lib.runtime import host
 from tests.hub import Fault, Hub
 from tests.tiny import write_tiny_gguf
@@ -143,6 +145,29 @@ async def test_of_a_cap_most_is_for_the_urgent(hub: Hub, tmp_path: Path) -> None
         await until(lambda: got(gateway, fast) > 19 * MIB)
         gained = {run: got(gateway, run) - before[run] for run in (slow, fast)}
     assert gained[slow] < 0.65 * gained[fast], gained  # a third, and what is on its way; an equal share would be all of it
+
+
+async def test_a_freeze_pauses_a_pull_and_a_cancel_ends_it(hub: Hub, tmp_path: Path) -> None:
+    path = "/a/m4/m4-Q8_0.gguf"
+    hub.faults = {path: Fault(bytes_per_second=1_000_000)}
+    size = hub.files("a/m4")["m4-Q8_0.gguf"].stat().st_size
+    partial = tmp_path / "home/models/partial"
+    async with hosting(tmp_path / "home", hub, "") as gateway:
+        run = await ask(gateway, 4)
+        await until(lambda: hub.counts[path] > size // 3)
+        await gateway.call("system.freeze", {})
+        kept, sent = sum(arrived(part) for part in partial.glob("*/*.part")), hub.counts[path]
+        assert kept > 0, "what a freeze stops goes on from what came"
+        hub.faults = {}
+        await gateway.services.freeze.thaw(OWNER)
+        await gateway.runs.recover()
+        assert await came(gateway, 1) == ["m4"]
+        assert hub.counts[path] - sent - (size - kept) < 256 << 10, "no more than what was on its way"
+        hub.faults = {FIRST: Fault(bytes_per_second=1_000_000)}
+        run = await ask(gateway, 0)
+        await until(lambda: hub.counts[FIRST] > 0)
+        await gateway.runs.cancel(run)
+        assert list(partial.iterdir()) == []
 
 
 def got(gateway: Gateway, run_id: str) -> int:
