@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import anyio
 from anyio import from_thread, to_thread
@@ -91,7 +92,8 @@ class Download:
             Interrupted: the network failed too often in a row.
             Mismatch: size or digest are not as promised.
         """
-        self._ranges = Ranges(self.path, self.pace.segment)
+        asked = urlsplit(self.url)
+        self._ranges = Ranges(self.path, self.pace.segment, f"{asked.hostname}:{asked.port}")
         try:
             await to_thread.run_sync(self._ranges.recall, self.sha256 is None)
             self.resumed(self._ranges.have)
@@ -241,7 +243,8 @@ class Download:
             await self._lay(tag, int(length) if length.isdigit() else None, whole=True)
 
     def _differs(self, tag: str) -> bool:
-        return bool(self._ranges.tag and tag and tag != self._ranges.tag)
+        self._ranges.tag = self._ranges.tag or tag
+        return bool(tag and tag != self._ranges.tag)
 
     async def _lay(self, tag: str, total: int | None, *, whole: bool) -> None:
         """Now that the size is known: is there room, and how is it divided?"""

@@ -24,10 +24,10 @@ AT_ONCE = 64 << 20
 
 
 class Ranges:
-    """A file that is written in segments, each from its start. `tag` is what the source called its content, "" for nothing."""
+    """A file that is written in segments, each from its start. `tag` is what the source at `place` called its content, "" for nothing."""
 
-    def __init__(self, path: Path, segment: int) -> None:
-        self.path, self._state = path, path.with_name(f"{path.name}.state")
+    def __init__(self, path: Path, segment: int, place: str = "") -> None:
+        self.path, self._state, self._place = path, path.with_name(f"{path.name}.state"), place
         self._segment = self._preferred = segment
         self.tag = ""
         self.total: int | None = None
@@ -66,7 +66,9 @@ class Ranges:
         return known
 
     def recall(self, trusting: bool) -> None:
-        """Take up what an earlier process left. `trusting`: no digest is to come, so nothing is believed that a power cut may have torn."""
+        """Take up what an earlier process left. `trusting`: no digest is to come, so nothing is believed that a power cut may have torn,
+        or that another place sent. What such a place called its content says nothing of this one's.
+        """
         try:
             head, _, counts = self._state.read_bytes().partition(b"\n")
             said = json.loads(head)
@@ -75,6 +77,10 @@ class Ranges:
             expected = 1 if self.total is None else max(1, -(-self.total // self._segment))
             if len(self.counts) != expected or not self._plausible() or (trusting and (not self.tag or said["boot"] != boot())):
                 raise ValueError
+            if said["place"] != self._place:
+                if trusting:
+                    raise ValueError
+                self.tag = ""
             self._open(len(head) + 1)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             self.forget()
@@ -94,7 +100,7 @@ class Ranges:
         self.tag, self.total = tag, total
         self._segment = UNBOUNDED if whole or total is None else segment or self._preferred
         self.counts = [0] * (1 if total is None else max(1, -(-total // self._segment)))
-        said = {"tag": tag, "total": total, "segment": self._segment, "boot": boot()}
+        said = {"tag": tag, "total": total, "segment": self._segment, "boot": boot(), "place": self._place}
         head = json.dumps(said).encode() + b"\n"
         self.path.touch()
         fresh = self._state.with_name(f"{self._state.name}.new")

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import anyio
 import pytest
@@ -168,6 +169,22 @@ async def test_a_token_that_is_taken_away_midway_keeps_what_came(hub: Hub, here:
     assert kept > 0
     await here.models.pull("a/big")
     assert SIZE - kept <= hub.counts[BLOB] - before <= SIZE - kept + MIB, "what was on its way is fetched again, and no more"
+
+
+async def test_a_mirror_goes_on_from_what_the_hub_sent(hub: Hub, tmp_path: Path, big: bytes) -> None:
+    with Hub(tmp_path / "mirror") as mirror:
+        mirror.add_repo("a/big", {"big-Q8_0.gguf": big})
+        mirror.faults = {BLOB: Fault(etag='"its own"')}
+        places = ", ".join(f'"{urlsplit(url).netloc}"' for url in (hub.cdn, mirror.url, mirror.cdn))
+        toml = f"{hub.config.partition('[egress]')[0]}[egress]\nallow = [{places}]\n"
+        async with shop(tmp_path / "home", toml, pace=replace(QUICK, segment=MIB)) as here:
+            hub.faults = {BLOB: Fault(bytes_per_second=4 * MIB, reset_after=MIB // 2, times=1), "/big/big-Q8_0.gguf": Fault(status=503)}
+            with pytest.raises(Unavailable, match="the next pull goes on"):
+                await here.models.pull("a/big")
+            kept = sum(arrived(path) for path in (here.home / "models/partial").glob("*/*.part"))
+            assert kept > 0
+            model = await here.models.pull("a/big", mirror=mirror.url)
+            assert mirror.counts[BLOB] == SIZE - kept and here.models.path(model).read_bytes() == big and clean(here, 1)
 
 
 async def test_a_cap_is_kept_by_all_pulls_together(hub: Hub, tmp_path: Path) -> None:
