@@ -93,12 +93,25 @@ class Calls:
             return False  # a run is joined
         return not unit.definition["annotations"]["idempotentHint"]
 
-    def may_have_done(self, call: Call, record: Record) -> bool:
+    def may_have_done(self, call: Call, record: Record, undoable: bool = False) -> bool:
         """Whether a call that was cut off may have changed something."""
         unit = self._ctx.registry.get(call.type)
-        if unit is None or unit.kind == "query" or unit.definition["scope"] == "inference":
+        if not undoable and (unit is None or unit.kind == "query" or unit.definition["scope"] == "inference"):
             return False  # to ask a model changes nothing
         return record.approval_id is None or self._services.approvals.was_used(record.approval_id)
+
+    def left_open(self, call: Call, record: Record, child: Document | None, undoable: bool) -> bool:
+        """Whether a call that was cut off for good, and the run it began if it did, may have left something.
+
+        undoable: its step has a compensation, so that somebody says that it leaves something, whatever its unit says.
+        """
+        unit = self._ctx.registry.get(call.type)
+        if child is not None:
+            partly = undoable and unit is not None and not unit.unwinds  # it may have been done before it was stopped
+            return child["status"] == "interrupted" or (child["status"] == "cancelled" and partly)
+        if record.status != "started" or (unit is not None and unit.durable):
+            return False  # it failed, was not let pass, or its run was never begun
+        return self.may_have_done(call, record, undoable)
 
     def _key(self, record: Record) -> str:
         """What makes the run that this attempt begins one and the same, whoever asks for it."""

@@ -215,6 +215,21 @@ async def test_a_cancel_ends_all_that_goes_on_and_undoes_the_rest(toys: Toys) ->
     assert toys.inside.active["all"] == 0
 
 
+@pytest.mark.parametrize("type", ["toy.look", "toy.ask", "toy.long", "toy.once"])
+async def test_what_was_cut_off_and_has_a_compensation_may_have_to_be_undone(toys: Toys, type: str) -> None:
+    """Whatever its unit is: it may have been done just before the cancel, or by a host that died before it had it on record."""
+    back = {"type": "toy.once", "input": {"word": "undo"}}
+    document = pipeline(step("a", "toy.again", compensate=back), step("b", type, "a", seconds=30, compensate=back))
+    async with toys.host() as gateway:
+        await gateway.call("pipeline.create", document)
+        begun = await gateway.start("pipeline.run", {"pipeline_id": "toys"})
+        await toys.began("b")
+        ended = (await gateway.call("pipeline.cancel", {"run_id": begun["id"]}))["run"]
+        found = await status(gateway, begun["id"])
+    assert found["b"]["status"] == "unknown"
+    assert (ended["error"]["details"]["undone"], ended["error"]["details"]["not_undone"]) == (["a"], ["b"])
+
+
 async def test_a_cancel_of_a_run_reaches_the_pipelines_within_it(toys: Toys) -> None:
     back = {"type": "toy.once", "input": {"word": "undo-deep"}}
     deep = pipeline(step("deep", compensate=back), step("slow", "toy.once", "deep", seconds=30), name="deep")
