@@ -44,6 +44,8 @@ async def run(ctx: Context, pipeline_id: str, given: Mapping[str, Any]) -> Mappi
             raise Cancelled(f"run {ctx.run_id} was cancelled before it began")
         depth = _depth(ctx, journal)
         row = await journal.begin(ctx.run_id, pipeline_id, await shelf.pin(pipeline_id), depth)
+    else:  # perhaps in this very host, which has just now told of it: what is told once is looked for in the log
+        await ctx.services.events.settled()
     edition = shelf.edition(row.pipeline_id, row.version)
     telling = Telling(row, edition.pipeline, ctx.services.events)
     caller = effective(ctx.caller, edition.creator)

@@ -479,6 +479,21 @@ async def test_an_event_that_a_host_did_not_come_to_log_is_logged_by_the_next(to
     assert toys.done == ["a", "b"]
 
 
+async def test_each_step_is_told_once_when_a_cancel_meets_its_end(toys: Toys) -> None:
+    """The run is then taken up again at once, while its last events are on their way to the log."""
+    chains = [step(f"s{i}", "toy.look", *([f"s{i - 10}"] if i >= 10 else [])) for i in range(150)]
+    async with toys.host() as gateway:
+        await gateway.call("pipeline.create", pipeline(*chains, config={"max_parallel": 10}))
+        for _ in range(5):
+            begun = await gateway.start("pipeline.run", {"pipeline_id": "toys"})
+            await toys.began("s9")
+            await gateway.call("pipeline.cancel", {"run_id": begun["id"]})
+            events = gateway.services.events.page(0, 1000, ["pipeline.step_completed"], subject=begun["id"])
+            told = [event["payload"]["step"] for event in events]
+            assert len(told) == len(set(told))
+            (toys.folder / "log").unlink()
+
+
 async def test_each_step_is_told_once_however_quick_it_is(toys: Toys) -> None:
     chain = [step(f"s{i}", "toy.look", *([f"s{i - 1}"] if i else [])) for i in range(30)]
     async with toys.host() as gateway:
