@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from aima_lib.door import Caller
 from aima_lib.errors import FailedPrecondition, NotFound
+from aima_lib.flows.able import Able, reasons
 from aima_lib.flows.document import Pipeline, as_document, read
 from aima_lib.flows.journal import Journal
 from aima_lib.infra.clock import now
@@ -35,10 +36,11 @@ class Edition:
 
 
 class Shelf:
-    """Reads and writes the pipelines of a store. It holds nothing itself."""
+    """Reads and writes the pipelines of a store, for one call: what it has read of the models it keeps."""
 
-    def __init__(self, store: Store, registry: Registry) -> None:
-        self._store, self._registry, self._journal = store, registry, Journal(store)
+    def __init__(self, store: Store, registry: Registry, meant: Callable[[str], str] = str) -> None:
+        """meant: what the name of a model stands for here."""
+        self._store, self._registry, self._journal, self._meant = store, registry, Journal(store), meant
 
     def list(self, source: str | None = None) -> Sequence[Document]:
         """What is known of each pipeline: those of this home in the order they were made, then those that come with AIMA.
@@ -127,6 +129,10 @@ class Shelf:
         asked = [call for step in pipeline.steps for call in (step.type, step.compensate and step.compensate.type) if call]
         return [name for name in dict.fromkeys(asked) if name not in self._registry or self._registry[name].handler is None]
 
+    @cached_property
+    def _able(self) -> Able:
+        return Able(self._store, self._meant)
+
     def _ids(self) -> Sequence[str]:
         return [record["id"] for record in self._store.find("pipeline")]
 
@@ -143,12 +149,13 @@ class Shelf:
 
     def _described(self, pipeline: Pipeline) -> Document:
         missing = self.missing(pipeline)
+        never, named = self._able.lacking(pipeline)
         return {
             "description": pipeline.description,
             "steps": [step.id for step in pipeline.steps],
             "units": list(dict.fromkeys(step.type for step in pipeline.steps)),
-            "runnable": not missing,
-            "reason": f"not here: {', '.join(missing)}" if missing else None,
+            "runnable": not (missing or never),
+            "reason": "; ".join(reasons(missing, never, named)) or None,
         }
 
 

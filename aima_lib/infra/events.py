@@ -120,7 +120,7 @@ class Events:
     async def settled(self) -> None:
         """Return once all that was published before is on disk, where `page` finds it. Raises Unavailable where the disk takes nothing."""
         self.flush()
-        await self._store.submit(lambda db: None)  # the store writes in order
+        await self._store.submit(lambda _: None)  # the store writes in order
 
     def close(self) -> None:
         """Write down what was gathered; the store must be open still."""

@@ -18,14 +18,13 @@ from aima_lib.names import did_you_mean
 from aima_lib.services.allowance import Allowance
 from aima_lib.services.engine import EngineService
 from aima_lib.services.inference import InferenceService, Turn
-from aima_lib.services.media import Media
+from aima_lib.services.media import MAGIC, Media
 from aima_lib.services.routes import Endpoint
 from aima_lib.services.wire import Form, events, parsed, translated, whole
 
 Request = Mapping[str, Any]
 LARGEST_ANSWER = 512 << 20
 MEDIA_TYPES = {"wav": "audio/wav", "pcm": "audio/pcm", "mp3": "audio/mpeg", "flac": "audio/flac", "opus": "audio/ogg", "aac": "audio/aac"}
-MAGIC = ((b"\x89PNG", "image/png"), (b"\xff\xd8\xff", "image/jpeg"), (b"RIFF", "image/webp"), (b"GIF8", "image/gif"))
 
 
 class Modalities:
