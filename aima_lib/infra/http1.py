@@ -6,13 +6,15 @@ may be repeated is, once. Leaving an answer early closes its connection, which i
 
 from __future__ import annotations
 
+import re
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-import h11
+import httptools
 
 from aima_lib.infra.proxy import Proxy
 from aima_lib.infra.stream import Connect, Stream
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 5.0
 MOST_IDLE, IDLE_SECONDS = 8, 15.0  # hosts close idle connections too: ours after 30 s, so that neither meets the other's close
-REPEATABLE = ("GET", "HEAD")
+REPEATABLE = ("GET",)
+LONGEST_HEAD = 64 << 10
+WORD, TARGET, VALUE = re.compile(r"[!#-'*+.^-z|~A-Z0-9-]+"), re.compile(r"[!-~]+"), re.compile(r"[ \t!-~\x80-\xff]*")
 Headers = Iterable[tuple[str, str]]
 
 
@@ -41,15 +45,14 @@ class Silent(Broken):
 class Answer:
     """Status, headers (names in lower case) and a body that comes as it is read."""
 
-    def __init__(self, line: _Line, head: h11.Response) -> None:
+    def __init__(self, line: _Line) -> None:
         self._line = line
-        self.status = head.status_code
-        self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in head.headers}
+        self.status, self.headers = line.status, line.headers
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """The body, in pieces. Raises Broken."""
-        while isinstance(event := await self._line.next(), h11.Data):
-            yield bytes(event.data)
+        while piece := await self._line.piece():
+            yield piece
 
     async def read(self) -> bytes:
         """The whole body. Raises Broken."""
@@ -89,39 +92,40 @@ class Http1:
             Broken: see its kinds.
             ValueError: a header cannot be sent.
         """
-        line, answer = await self._begin(self._request(method, target, headers, body), body or b"")
+        line, answer = await self._begin(self._request(method, target, headers, body), method in REPEATABLE)
         try:
             yield answer
         finally:
             self._leave(line)
 
-    def _request(self, method: str, target: str, headers: Headers, body: bytes | None) -> h11.Request:
+    def _request(self, method: str, target: str, headers: Headers, body: bytes | None) -> bytes:
         length = () if body is None else (("Content-Length", str(len(body))),)
         fields = [("Host", self._host_field), *self._headers, *headers, *length]
-        try:
-            return h11.Request(method=method, target=self._path + target, headers=fields)
-        except (h11.LocalProtocolError, UnicodeEncodeError) as error:
-            raise ValueError(f"the request cannot be sent: {error}") from error
+        wrong = next((name for name, value in fields if not (WORD.fullmatch(name) and VALUE.fullmatch(value))), None)
+        if wrong is not None or not (WORD.fullmatch(method) and TARGET.fullmatch(self._path + target)):
+            raise ValueError(f"the request cannot be sent: {'its target' if wrong is None else wrong} holds what HTTP has no place for")
+        head = f"{method} {self._path}{target} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in fields)
+        return head.encode("latin-1") + b"\r\n" + (body or b"")
 
-    async def _begin(self, request: h11.Request, body: bytes) -> tuple[_Line, Answer]:
+    async def _begin(self, request: bytes, repeatable: bool) -> tuple[_Line, Answer]:
         kept = self._kept()
         if kept is not None:
             try:
-                return await self._sent(kept, request, body)
+                return await self._sent(kept, request)
             except Silent:
-                if request.method.decode() not in REPEATABLE:
+                if not repeatable:
                     raise
-        return await self._sent(_Line(await self._dialled()), request, body)
+        return await self._sent(_Line(await self._dialled()), request)
 
-    async def _sent(self, line: _Line, request: h11.Request, body: bytes) -> tuple[_Line, Answer]:
+    async def _sent(self, line: _Line, request: bytes) -> tuple[_Line, Answer]:
         begun = False
         try:
-            answer = Answer(line, await line.ask(request, body))
+            await line.ask(request)
             begun = True
         finally:
             if not begun:
                 line.close()
-        return line, answer
+        return line, Answer(line)
 
     def _kept(self) -> _Line | None:
         """An idle connection that has not ended, or None. The one used last is the likeliest to live."""
@@ -182,53 +186,88 @@ class _Line:
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
-        self._state = h11.Connection(h11.CLIENT)
-        self._heard = False
+        self._pieces: deque[bytes] = deque()
 
-    async def ask(self, request: h11.Request, body: bytes) -> h11.Response:
-        """Send a request; the head of its answer. Raises Broken."""
-        self._heard = False
-        data = [self._state.send(event) or b"" for event in (request, h11.Data(data=body), h11.EndOfMessage())]
+    async def ask(self, request: bytes) -> None:
+        """Send a request and take in the head of its answer. Raises Broken."""
+        self._parser = httptools.HttpResponseParser(self)
+        self._heard = self._headed = self._framed = self._done = self._kept = self._more = False
+        self._size = 0
         failed: OSError | None = None
         try:
-            await self.stream.send(b"".join(data))
+            await self.stream.send(request)
         except OSError as error:  # a host that refuses a body may close before it has all of it, and its answer is there
             failed = error
         try:
-            while not isinstance(head := await self.next(), h11.Response):
-                assert isinstance(head, h11.InformationalResponse)
+            while not self._headed:
+                await self._receive()
         except Silent as error:
             raise (Silent(said(failed)) if failed else error) from failed
-        return head
 
-    async def next(self) -> object:
-        """The next event of h11. Raises Broken."""
-        try:
-            while (event := self._state.next_event()) is h11.NEED_DATA:
-                data = await self.stream.receive()
-                if not data and not self._heard:
-                    raise Silent("the connection was closed without an answer")
-                self._heard = True
-                self._state.receive_data(data)
-        except OSError as error:
-            raise (Broken if self._heard else Silent)(said(error)) from error
-        except h11.RemoteProtocolError as error:
-            raise Broken(str(error)) from error
-        return event
+    async def piece(self) -> bytes:
+        """The next piece of the body, nothing at its end. Raises Broken."""
+        while not (self._pieces or self._done):
+            await self._receive()
+        return self._pieces.popleft() if self._pieces else b""
 
     def is_free(self) -> bool:
         """Whether the exchange is over and another may follow. What is here already of the body is passed over; nothing is waited for."""
-        try:
-            while isinstance(self._state.next_event(), h11.Data):
-                pass
-            self._state.start_next_cycle()
-        except h11.ProtocolError:
-            return False
-        return not self._state.trailing_data[0]
+        self._pieces.clear()
+        return self._kept and not self._more
 
     def close(self) -> None:
         """Let it go."""
         self.stream.close()
+
+    async def _receive(self) -> None:
+        try:
+            data = await self.stream.receive()
+        except OSError as error:
+            raise (Broken if self._heard else Silent)(said(error)) from error
+        if not data:
+            self._end()
+        self._heard = True
+        if not self._headed:
+            self._size += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            if not self._done:  # what follows an answer is nobody's
+                raise Broken(f"what came is no HTTP: {error}") from error
+            self._more = True
+        if not self._headed and self._size > LONGEST_HEAD:
+            raise Broken("the head of the answer does not end")
+
+    def _end(self) -> None:
+        if not self._heard:
+            raise Silent("the connection was closed without an answer")
+        if not self._headed or self._framed:
+            raise Broken("the connection was closed before the answer was whole")
+        self._done = True  # a body without a length ends with its connection
+
+    # What the parser says
+
+    def on_message_begin(self) -> None:
+        self._more = self._more or self._done
+        self._fields: dict[str, str] = {}
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._fields[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if self._headed or status < 200:  # another answer that nobody asked for; or a word before this one
+            return
+        self._headed, self.status, self.headers = True, status, self._fields
+        self._framed = status in (204, 304) or not self.headers.keys().isdisjoint(("content-length", "transfer-encoding"))
+
+    def on_body(self, data: bytes) -> None:
+        if not self._done:
+            self._pieces.append(data)
+
+    def on_message_complete(self) -> None:
+        if self._headed and not self._done:
+            self._done, self._kept = True, self._framed and self._parser.should_keep_alive()
 
 
 def said(error: OSError) -> str:

@@ -106,7 +106,7 @@ class Fetch:
     def _prepare(self) -> tuple[dict[str, str], int]:
         """What an earlier fetch noted, and how many bytes are to come, as far as is known."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        known = noted(self.folder)
+        known = noted(self.folder)[0]
         missing = [a for a in self.plan.artefacts if not self._blobs.has(a.sha256 or known.get(a.name))]
         here = sum(arrived(path) for path in self.folder.glob("*.part"))
         joined = sum(path.stat().st_size for path in self.folder.glob("*.whole"))
@@ -125,6 +125,7 @@ class Fetch:
             size = await to_thread.run_sync(self._blobs.checked, expected, artefact.size, from_thread.check_cancelled)
             if size is not None:
                 self.meter.resume(size)
+                await to_thread.run_sync(self._note, artefact.name, expected)
                 return File(artefact.name, expected, size, None)
             return await self._bring(number, artefact)
 
@@ -144,12 +145,16 @@ class Fetch:
 
     def _keep(self, name: str, sha256: str, target: Path) -> None:
         """Into the store; and noted, so that after a crash nothing need be fetched again."""
-        note = self.folder / "done.json"
-        fresh = note.with_name("done.json.new")
-        fresh.write_text(json.dumps(noted(self.folder) | {name: sha256}), encoding="utf-8")
         if not self._blobs.has(sha256):
             self._taken.append(sha256)
         self._blobs.take(target, sha256)
+        self._note(name, sha256)
+
+    def _note(self, name: str, sha256: str) -> None:
+        note = self.folder / "done.json"
+        fresh = note.with_name("done.json.new")
+        files = noted(self.folder)[0] | {name: sha256}
+        fresh.write_text(json.dumps({"files": files, "of": len(self.plan.artefacts)}), encoding="utf-8")
         fresh.replace(note)
         sync(self.folder)
 
@@ -185,13 +190,14 @@ class Fetch:
             self._spend(count)
 
 
-def noted(folder: Path) -> dict[str, str]:
-    """What was noted in a folder of parts: names and digests of files that are blobs. Nothing when that was nothing, or it was lost."""
+def noted(folder: Path) -> tuple[dict[str, str], bool]:
+    """What was noted in a folder of parts: names and digests of files that are blobs, and whether that is all of the plan. Nothing when
+    that was nothing, or it was lost."""
     try:
-        said: dict[str, str] = json.loads((folder / "done.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return {}
-    return said
+        said = json.loads((folder / "done.json").read_text(encoding="utf-8"))
+        return said["files"], len(said["files"]) == said["of"]
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError):
+        return {}, False
 
 
 def _size(artefact: Artefact) -> int:

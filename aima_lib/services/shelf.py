@@ -233,12 +233,9 @@ class Shelf:
     def sweep(self, held: set[str]) -> None:
         """Clear what a crash left: half imports, and parts of models that were complete and recorded. Blocking."""
         for entry in self.blobs.partial.iterdir():
-            done = noted(entry)
-            if entry.name.startswith("import-") or (done and self._is_over(entry) and held.issuperset(done.values())):
+            done, whole = noted(entry)
+            if entry.name.startswith("import-") or (whole and held.issuperset(done.values())):
                 shutil.rmtree(entry, ignore_errors=True)
-
-    def _is_over(self, folder: Path) -> bool:
-        return not any(folder.glob("*.part")) and not any(folder.glob("*.whole"))
 
     async def put_aside(self, model: Mapping[str, Any], sha256: str | None) -> None:
         """A file of a model is not what its record says: unless its blob still is, nobody is given that any more."""

@@ -214,8 +214,9 @@ async def _elsewhere(connect: Connect, url: str, body: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        (b"SSH-2.0-OpenSSH\r\n\r\n", "illegal status line"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf", "complete message body"),
+        (b"SSH-2.0-OpenSSH\r\n\r\n", "no HTTP"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf", "before the answer was whole"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"a" * (65 << 10), "does not end"),
         (b"", "without an answer"),
     ],
 )

@@ -276,6 +276,16 @@ async def test_killed_again_and_again_it_still_ends_whole(hub: Hub, tmp_path: Pa
         assert nothing_left(here) and len(here.on_disk()["blobs"]) == 1
 
 
+async def test_a_kill_between_the_record_and_the_end_of_the_parts_leaves_nothing(hub: Hub, tmp_path: Path) -> None:
+    home, asked = tmp_path / "home", {"repo": "w-part{1..6}", "file": "*/data/*.bin", "name": "w"}
+    die = "import os, shutil\nshutil.rmtree = lambda *given, **more: os._exit(9)\n"
+    command = [sys.executable, "-c", die + PULL, str(home), toml(hub), json.dumps(asked)]
+    assert subprocess.run(command, cwd=Path(__file__).parents[2], stdout=subprocess.DEVNULL, check=False).returncode == 9
+    assert len(list((home / "models/partial").glob("*/*.part"))) == 1, "the last part goes with its folder"
+    async with shop(home, toml(hub)) as here:
+        assert (await here.models.pull(**asked))["id"] == "w" and nothing_left(here)
+
+
 async def test_a_server_that_always_begins_anew_is_given_up(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lengths = itertools.cycle([400_000] * 2 + [100_000] * 2)  # an attempt asks the hub, then its CDN
 
