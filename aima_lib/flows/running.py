@@ -10,6 +10,7 @@ import anyio
 
 from aima_lib.door import Caller
 from aima_lib.errors import AimaError, Cancelled, FailedPrecondition, InvalidArgument
+from aima_lib.flows.ahead import speakers
 from aima_lib.flows.calls import Calls
 from aima_lib.flows.document import Pipeline
 from aima_lib.flows.engine import Flow
@@ -58,9 +59,9 @@ async def run(ctx: Context, pipeline_id: str, given: Mapping[str, Any]) -> Mappi
     if not fresh:
         telling.know(flow.records.values())
     creator = edition.creator.name if edition.creator else None
-    calls = Calls(ctx, row, journal, caller, creator, telling.progress, flow.paused)
     failure: AimaError | None = None
     async with anyio.create_task_group() as tasks:
+        calls = Calls(ctx, row, journal, caller, creator, telling.progress, flow.paused, speakers(edition.pipeline), tasks)
         tasks.start_soon(telling.report, ctx.send)
         try:
             output = await _carried_out(ctx, flow, calls)
