@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from anyio.from_thread import BlockingPortal
+from anyio.from_thread import start_blocking_portal
 
 from aima_lib import Aima
 from tests import vendor
@@ -95,7 +95,7 @@ def serve(world: World) -> None:
         world.call("engine.install", name="faster-whisper", version="1.2.1")
     world.call("model.create", name="eyes", type="vlm", path="eyes:model-1")
     world.call("secret.put", name="remote_eyes", value="none")
-    options = {"chat": {"context_length": 2048 if CHATS else 1024, "embedding": True}}
+    options = {"chat": {"context_length": 2048 if CHATS else 640, "embedding": True}}
     with ThreadPoolExecutor(4) as threads:  # an engine's start is mostly waiting
         models = ("chat", "hears", "espeak-ng", "sees", "ranks", "digits8", "eyes")
         list(threads.map(lambda model: world.call("service.create", model_id=model, options=options.get(model, {})), models))
@@ -184,10 +184,11 @@ def test_detect_describe(furnished: World) -> None:
 
 
 @pytest.fixture(scope="module")
-def doors(furnished: World, portal: BlockingPortal, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faces]:
-    opened = Faces(furnished, portal, tmp_path_factory.mktemp("unused"), "")
-    yield opened
-    opened.close()
+def doors(furnished: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faces]:
+    with start_blocking_portal("asyncio") as portal:
+        opened = Faces(furnished, portal, tmp_path_factory.mktemp("unused"), "")
+        yield opened
+        opened.close()
 
 
 @pytest.mark.parametrize("face", FACES)
