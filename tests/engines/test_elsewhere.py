@@ -62,6 +62,19 @@ async def ready(remote: Hosted, name: str, kind: str, path: str = "vendor:model-
     return name
 
 
+async def test_speech_that_cannot_be_joined_is_made_whole(remote: Hosted) -> None:
+    await remote.call("secret.put", name="remote_vendor", value=SECRET)
+    text = "This is the first sentence. Here is another one."
+    talker, voice = await ready(remote, "talker", "llm"), await ready(remote, "voice", "tts")
+    steps = [
+        {"id": "chat", "type": "inference.chat", "input": {"model": talker, "messages": [{"role": "user", "content": text}]}},
+        {"id": "speak", "type": "inference.synthesize", "input": {"model": voice, "text": "${steps.chat.response}"}},
+    ]
+    await remote.gateway.call("pipeline.create", {"name": "said", "steps": steps})
+    run = await remote.call("pipeline.run", pipeline_id="said")
+    assert base64.b64decode(run["output"]["speak"]["audio"]) == b"OggS" + text.encode()
+
+
 async def test_a_model_that_sees_is_shown_images_and_fetches_none(remote: Hosted, elsewhere: ThreadingHTTPServer, fixtures: Path) -> None:
     await remote.call("secret.put", name="remote_vendor", value=SECRET)
     model = await ready(remote, "eyes", "vlm")
