@@ -263,6 +263,7 @@ class Pipeline(TypedDict):
     id: str
     description: str
     source: Literal['user', 'builtin']
+    shadows_builtin: bool
     version: int | None
     steps: list[str]
     units: list[str]

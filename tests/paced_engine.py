@@ -1,7 +1,7 @@
 """A llama-server that thinks nothing and takes its time over it: the last message says how.
 
-`{"tokens": 5, "pace": 0.01, "wait": 0.1}`: so many tokens, so far apart in seconds, after a wait. It answers `--parallel` requests at once
-and lets others wait, as llama.cpp does.
+`{"tokens": 5, "pace": 0.01, "wait": 0.1}`: so many tokens, so far apart in seconds, after a wait; `{"say": "Two words."}` are those. It
+answers `--parallel` requests at once and lets others wait, as llama.cpp does.
 """
 
 from __future__ import annotations
@@ -54,6 +54,8 @@ class Engine:
         left.cancel()
 
     async def work(self, how: dict[str, Any], asked: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        words = how["say"].split() if "say" in how else ["word"] * how["tokens"]
+        how["tokens"] = len(words)
         async with self.slots:
             await asyncio.sleep(how["wait"])
             usage = {"prompt_tokens": 1, "completion_tokens": how["tokens"], "total_tokens": how["tokens"] + 1}
@@ -64,7 +66,7 @@ class Engine:
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n")
             for number in range(how["tokens"]):
                 last = number + 1 == how["tokens"]
-                choice = {"index": 0, "finish_reason": "stop" if last else None, "delta": {"content": "word "}, "text": "word "}
+                choice = {"index": 0, "finish_reason": "stop" if last else None, "delta": {"content": f"{words[number]} "}, "text": "word "}
                 event = {"id": "1", "choices": [choice]} | ({"usage": usage} if last else {})
                 writer.write(b"data: " + json.dumps(event).encode() + b"\n\n")
                 await writer.drain()

@@ -70,6 +70,11 @@ class Vendor(BaseHTTPRequestHandler):
         if asked["model"] != self.model:
             return self.say(b'{"error": {"message": "The model does not exist"}}', status=404)
         said = asked["messages"][-1]["content"] if "messages" in asked else asked["prompt"]
+        if isinstance(said, list):  # as one that sees
+            images = [part["image_url"]["url"] for part in said if part["type"] == "image_url"]
+            assert all(url.startswith("data:image/") for url in images)
+            sizes = [len(base64.b64decode(url.partition(",")[2])) for url in images]
+            said = f"{said[0]['text']} {sizes[0]} bytes of {images[0].partition(';')[0].removeprefix('data:')}"
         usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
         words = {"role": "assistant", "content": said}
         choice = {"index": 0, "finish_reason": "stop", "text": said, "message": words, "delta": words}

@@ -9,14 +9,17 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import anyio
+from anyio.abc import TaskGroup
 
 from aima_lib.door import Caller
-from aima_lib.errors import AimaError, ApprovalRequired, DeadlineExceeded, PermissionDenied
+from aima_lib.errors import AimaError, ApprovalRequired, DeadlineExceeded, InvalidArgument, PermissionDenied
+from aima_lib.flows.ahead import SPEAKS, Ahead
 from aima_lib.flows.document import Call, Step
 from aima_lib.flows.journal import FlowRow, Journal, Record
 from aima_lib.flows.reference import resolve
 from aima_lib.gateway import Context
 from aima_lib.infra.clock import now, parse
+from aima_lib.infra.progress import Send
 from aima_lib.infra.store import Document
 from aima_lib.registry import Unit
 from aima_lib.runs import outcome_of
@@ -44,11 +47,16 @@ class Calls:
         creator: str | None,
         tell: Callable[[Record, Mapping[str, Any] | None], None],
         paused: Callable[[], AbstractContextManager[None]],
+        speakers: Mapping[str, Step],
+        tasks: TaskGroup,
     ) -> None:
-        """tell: hears the progress of a call that is a run. paused: entered while a call waits for its approval."""
+        """tell: hears the progress of a call that is a run. paused: entered while a call waits for its approval. speakers: see `ahead`;
+        what they say before their turn is said in `tasks`."""
         self._ctx, self._flow, self._journal, self.caller, self._creator = ctx, flow, journal, caller, creator
         self._tell, self._paused = tell, paused
         self._services = ctx.services
+        self._speakers, self._tasks = speakers, tasks
+        self._ahead: dict[str, Ahead] = {}  # by the step that speaks
 
     async def made(self, step: Step, call: Call, record: Record, scope: Mapping[str, Any], primary: Mapping[str, str]) -> Mapping[str, Any]:
         """The output of a step's call, or of its compensation.
@@ -61,7 +69,9 @@ class Calls:
             if record.status == "retrying":
                 await self._wait_between(step, record)
             try:
-                return await self._attempt(step, call, record, resolve(call.input, scope, primary))
+                arguments = resolve(call.input, scope, primary)
+                hear = None if record.undo else self._leading(step, scope, primary)
+                return await self._attempt(step, call, record, arguments, hear)
             except Uncertain:
                 if step.on_unknown != "retry":
                     raise
@@ -93,12 +103,25 @@ class Calls:
             return False  # a run is joined
         return not unit.definition["annotations"]["idempotentHint"]
 
-    def may_have_done(self, call: Call, record: Record) -> bool:
+    def may_have_done(self, call: Call, record: Record, undoable: bool = False) -> bool:
         """Whether a call that was cut off may have changed something."""
         unit = self._ctx.registry.get(call.type)
-        if unit is None or unit.kind == "query" or unit.definition["scope"] == "inference":
+        if not undoable and (unit is None or unit.kind == "query" or unit.definition["scope"] == "inference"):
             return False  # to ask a model changes nothing
         return record.approval_id is None or self._services.approvals.was_used(record.approval_id)
+
+    def left_open(self, call: Call, record: Record, child: Document | None, undoable: bool) -> bool:
+        """Whether a call that was cut off for good, and the run it began if it did, may have left something.
+
+        undoable: its step has a compensation, so that somebody says that it leaves something, whatever its unit says.
+        """
+        unit = self._ctx.registry.get(call.type)
+        if child is not None:
+            partly = undoable and unit is not None and not unit.unwinds  # it may have been done before it was stopped
+            return child["status"] == "interrupted" or (child["status"] == "cancelled" and partly)
+        if record.status != "started" or (unit is not None and unit.durable):
+            return False  # it failed, was not let pass, or its run was never begun
+        return self.may_have_done(call, record, undoable)
 
     def _key(self, record: Record) -> str:
         """What makes the run that this attempt begins one and the same, whoever asks for it."""
@@ -117,7 +140,23 @@ class Calls:
         record.status, record.error, record.finished_at, record.attempts = "started", None, None, record.attempts + 1
         await self._note(record)
 
-    async def _attempt(self, step: Step, call: Call, record: Record, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _leading(self, step: Step, scope: Mapping[str, Any], primary: Mapping[str, str]) -> Send | None:
+        """What is to hear the text that this step's model says, where another step can speak it already."""
+        speaker = self._speakers.get(step.id)
+        if speaker is None:
+            return None
+        try:
+            others = resolve({key: value for key, value in speaker.input.items() if key != "text"}, scope, primary)
+        except InvalidArgument:
+            return None  # it waits for more than the text
+        ahead = self._ahead[speaker.id] = Ahead(lambda text: self._spoken(others | {"text": text}))
+        self._tasks.start_soon(ahead.run)
+        return ahead.hear
+
+    async def _spoken(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        return await self._ctx.gateway.call(SPEAKS, arguments, caller=self.caller, parent=self._flow.run_id)
+
+    async def _attempt(self, step: Step, call: Call, record: Record, arguments: Mapping[str, Any], hear: Send | None) -> Mapping[str, Any]:
         if self._creator is not None:  # nobody may more through a pipeline than its maker may
             self._services.keys.refuse_revoked(Caller(self._creator, frozenset()))
         unit = self._ctx.gateway.find(call.type)
@@ -132,7 +171,7 @@ class Calls:
         while True:
             token = await self._approval(step, unit, arguments, record) if asks else None
             try:
-                output = await self._timely(step, call, record, lambda token=token: self._called(unit, arguments, record, token))  # type: ignore[misc]
+                output = await self._timely(step, call, record, lambda token=token: self._called(unit, arguments, record, token, hear))  # type: ignore[misc]
                 break
             except ApprovalRequired as refusal:
                 if refusal.details.get("plan", {}).get("unit") != unit.name:
@@ -157,11 +196,18 @@ class Calls:
                 await self._ctx.runs.cancel(begun["id"])
             raise DeadlineExceeded(f"{call.type} took longer than the {step.timeout_seconds:g} s of the step {step.id}") from error
 
-    async def _called(self, unit: Unit, arguments: Mapping[str, Any], record: Record, token: str | None) -> Mapping[str, Any]:
+    async def _called(
+        self, unit: Unit, arguments: Mapping[str, Any], record: Record, token: str | None, hear: Send | None
+    ) -> Mapping[str, Any]:
         frozen = self._services.freeze.record is not None
         key = self._key(record) if unit.durable else None
-        send = self._sender(record) if unit.durable else None
+        send = self._sender(record) if unit.durable else hear
         try:
+            ahead = None if record.undo else self._ahead.pop(record.step, None)
+            if ahead is not None and not unit.input.first_error(arguments):
+                parts = await ahead.whole(arguments["text"])
+                if (joined := await self._services.modalities.joined(parts, self.caller)) is not None:
+                    return joined
             return await self._ctx.gateway.call(
                 unit.name, arguments, caller=self.caller, send=send, key=key, token=token, parent=self._flow.run_id
             )

@@ -396,7 +396,7 @@ class Flow:
         child = await calls.end(call, record)
         if child is not None and child["status"] == "succeeded":
             _end(record, "succeeded", child["result"])
-        elif child["status"] == "interrupted" if child else record.status == "started" and calls.may_have_done(call, record):
+        elif calls.left_open(call, record, child, step.compensate is not None):
             _end(record, "unknown", None, _doubt(step, step.type))
         else:
             _end(record, "cancelled")

@@ -10,6 +10,7 @@ import anyio
 
 from aima_lib.door import Caller
 from aima_lib.errors import AimaError, Cancelled, FailedPrecondition, InvalidArgument
+from aima_lib.flows.ahead import speakers
 from aima_lib.flows.calls import Calls
 from aima_lib.flows.document import Pipeline
 from aima_lib.flows.engine import Flow
@@ -44,6 +45,8 @@ async def run(ctx: Context, pipeline_id: str, given: Mapping[str, Any]) -> Mappi
             raise Cancelled(f"run {ctx.run_id} was cancelled before it began")
         depth = _depth(ctx, journal)
         row = await journal.begin(ctx.run_id, pipeline_id, await shelf.pin(pipeline_id), depth)
+    else:  # perhaps in this very host, which has just now told of it: what is told once is looked for in the log
+        await ctx.services.events.settled()
     edition = shelf.edition(row.pipeline_id, row.version)
     telling = Telling(row, edition.pipeline, ctx.services.events)
     caller = effective(ctx.caller, edition.creator)
@@ -56,9 +59,9 @@ async def run(ctx: Context, pipeline_id: str, given: Mapping[str, Any]) -> Mappi
     if not fresh:
         telling.know(flow.records.values())
     creator = edition.creator.name if edition.creator else None
-    calls = Calls(ctx, row, journal, caller, creator, telling.progress, flow.paused)
     failure: AimaError | None = None
     async with anyio.create_task_group() as tasks:
+        calls = Calls(ctx, row, journal, caller, creator, telling.progress, flow.paused, speakers(edition.pipeline), tasks)
         tasks.start_soon(telling.report, ctx.send)
         try:
             output = await _carried_out(ctx, flow, calls)

@@ -1,17 +1,21 @@
-"""The pipelines of a home: those that come with AIMA, and those that were made here, each in every version it has had."""
+"""The pipelines of a home: those that come with AIMA, and those that were made here, each in every version it has had.
+
+One that was made here under the name of one that comes with AIMA stands in its place until it is deleted.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from aima_lib.door import Caller
-from aima_lib.errors import AlreadyExists, FailedPrecondition, NotFound
+from aima_lib.errors import FailedPrecondition, NotFound
+from aima_lib.flows.able import Able, reasons
 from aima_lib.flows.document import Pipeline, as_document, read
 from aima_lib.flows.journal import Journal
 from aima_lib.infra.clock import now
@@ -32,36 +36,46 @@ class Edition:
 
 
 class Shelf:
-    """Reads and writes the pipelines of a store. It holds nothing itself."""
+    """Reads and writes the pipelines of a store, for one call: what it has read of the models it keeps."""
 
-    def __init__(self, store: Store, registry: Registry) -> None:
-        self._store, self._registry, self._journal = store, registry, Journal(store)
+    def __init__(self, store: Store, registry: Registry, meant: Callable[[str], str] = str) -> None:
+        """meant: what the name of a model stands for here."""
+        self._store, self._registry, self._journal, self._meant = store, registry, Journal(store), meant
 
     def list(self, source: str | None = None) -> Sequence[Document]:
-        """What is known of each pipeline: those of this home in the order they were made, then those that come with AIMA."""
-        own = [] if source == "builtin" else [self._shown(record, self._pipeline(record)) for record in self._store.find("pipeline")]
-        ours = [] if source == "user" else [self._builtin(pipeline) for pipeline in builtins().values()]
+        """What is known of each pipeline: those of this home in the order they were made, then those that come with AIMA.
+
+        One that is stood in for is told only where those that come with AIMA are asked for.
+        """
+        made = self._store.find("pipeline")
+        own = [] if source == "builtin" else [self._shown(record, self._pipeline(record)) for record in made]
+        hidden = set() if source == "builtin" else {record["id"] for record in made}
+        ours = [] if source == "user" else [self._builtin(pipeline) for pipeline in builtins().values() if pipeline.name not in hidden]
         return [*own, *ours]
 
     def find(self, pipeline_id: str) -> Pipeline | None:
         """The newest version of a pipeline, or None."""
         record = self._store.peek("pipeline", pipeline_id)
-        return builtins().get(pipeline_id) or (self._pipeline(record) if record else None)
+        return self._pipeline(record) if record else builtins().get(pipeline_id)
 
     def get(self, pipeline_id: str, version: int | None = None) -> tuple[Document, Pipeline]:
         """One pipeline, in its newest version or in this one. Raises NotFound."""
-        if (pipeline := builtins().get(pipeline_id)) is not None and version is None:
-            return self._builtin(pipeline), pipeline
         if version is not None:
             if self._journal.version(pipeline_id, version) is None:
                 call = {"unit": "pipeline.get", "arguments": {"pipeline_id": pipeline_id}}
                 raise NotFound(f"{pipeline_id} has no version {version} on record", next=[call])
-            pipeline = self.edition(pipeline_id, version).pipeline
-            about = self._builtin(pipeline) if pipeline_id in builtins() else self._shown(self._record(pipeline_id), pipeline)
-            return about | {"version": version}, pipeline
+            found = self.edition(pipeline_id, version)
+            about = self._builtin(found.pipeline) if found.creator is None else self._shown(self._record(pipeline_id), found.pipeline)
+            return about | {"version": version}, found.pipeline
+        if (builtin := self._unmade(pipeline_id)) is not None:
+            return self._builtin(builtin), builtin
         record = self._record(pipeline_id)
         pipeline = self._pipeline(record)
         return self._shown(record, pipeline), pipeline
+
+    def _unmade(self, pipeline_id: str) -> Pipeline | None:
+        """The one that comes with AIMA, unless one that was made here stands in its place."""
+        return None if self._store.peek("pipeline", pipeline_id) else builtins().get(pipeline_id)
 
     def _record(self, pipeline_id: str) -> Document:
         record = self._store.peek("pipeline", pipeline_id)
@@ -72,14 +86,8 @@ class Shelf:
         return record
 
     async def create(self, pipeline: Pipeline, by: Caller) -> tuple[Document, Pipeline]:
-        """Keep a pipeline; under a name that is taken, as its next version. The same document again changes nothing.
-
-        Raises:
-            AlreadyExists: a pipeline that comes with AIMA has the name.
-        """
+        """Keep a pipeline; under a name that is taken, as its next version. The same document again changes nothing."""
         id = pipeline.name
-        if id in builtins():
-            raise AlreadyExists(f"{id} comes with AIMA", hint="give it another name", details={"pipeline_id": id})
         document = as_document(pipeline)
         version = await self._journal.add_version(id, _digest(document), document, _told(by))
         known = self._store.peek("pipeline", id)
@@ -91,7 +99,7 @@ class Shelf:
 
     async def delete(self, pipeline_id: str) -> int:
         """Forget a pipeline; runs that are under way go on. Returns how many versions it had. Raises NotFound, FailedPrecondition."""
-        if pipeline_id in builtins():
+        if self._unmade(pipeline_id) is not None:
             raise FailedPrecondition(f"{pipeline_id} comes with AIMA and stays")
         record, _ = self.get(pipeline_id)
         await self._store.delete("pipeline", pipeline_id)
@@ -99,7 +107,7 @@ class Shelf:
 
     async def pin(self, pipeline_id: str) -> int:
         """The number of the newest version, which is on record from now on. Raises NotFound."""
-        if (pipeline := builtins().get(pipeline_id)) is None:
+        if (pipeline := self._unmade(pipeline_id)) is None:
             self.get(pipeline_id)
             return int(self._store.get("pipeline", pipeline_id)["version"])
         document = as_document(pipeline)
@@ -121,6 +129,10 @@ class Shelf:
         asked = [call for step in pipeline.steps for call in (step.type, step.compensate and step.compensate.type) if call]
         return [name for name in dict.fromkeys(asked) if name not in self._registry or self._registry[name].handler is None]
 
+    @cached_property
+    def _able(self) -> Able:
+        return Able(self._store, self._meant)
+
     def _ids(self) -> Sequence[str]:
         return [record["id"] for record in self._store.find("pipeline")]
 
@@ -128,20 +140,22 @@ class Shelf:
         return self.edition(record["id"], record["version"]).pipeline
 
     def _shown(self, record: Mapping[str, Any], pipeline: Pipeline) -> Document:
-        return {**record, "source": "user", **self._described(pipeline)}
+        return {**record, "source": "user", "shadows_builtin": record["id"] in builtins(), **self._described(pipeline)}
 
     def _builtin(self, pipeline: Pipeline) -> Document:
         nobody = {"created_at": None, "updated_at": None, "created_by": None}
-        return {"id": pipeline.name, "version": None, **nobody, "source": "builtin", **self._described(pipeline)}
+        more = {"version": None, **nobody, "source": "builtin", "shadows_builtin": False}
+        return {"id": pipeline.name, **more, **self._described(pipeline)}
 
     def _described(self, pipeline: Pipeline) -> Document:
         missing = self.missing(pipeline)
+        never, named = self._able.lacking(pipeline)
         return {
             "description": pipeline.description,
             "steps": [step.id for step in pipeline.steps],
             "units": list(dict.fromkeys(step.type for step in pipeline.steps)),
-            "runnable": not missing,
-            "reason": f"not here: {', '.join(missing)}" if missing else None,
+            "runnable": not (missing or never),
+            "reason": "; ".join(reasons(missing, never, named)) or None,
         }
 
 

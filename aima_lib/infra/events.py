@@ -117,6 +117,11 @@ class Events:
             batch.sent = True
             self._store.submit(lambda db: self._append(db, batch)).add_done_callback(lambda done: self._shown(done, batch))
 
+    async def settled(self) -> None:
+        """Return once all that was published before is on disk, where `page` finds it. Raises Unavailable where the disk takes nothing."""
+        self.flush()
+        await self._store.submit(lambda _: None)  # the store writes in order
+
     def close(self) -> None:
         """Write down what was gathered; the store must be open still."""
         self.flush()

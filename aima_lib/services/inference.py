@@ -36,6 +36,7 @@ TEXTUAL = frozenset(
     }
 )  # fmt: skip
 MEDIA = ("image_url", "input_image", "image", "input_audio", "audio", "input_file", "file", "document", "video_url")
+PICTURED = ("image_url", "input_image")
 OPERATIONS = {
     "chat": "chat",
     "complete": "text_completion",
@@ -74,7 +75,7 @@ class InferenceService:
             FailedPrecondition: it does not run, or cannot do this; `next` holds the call that mends it.
             Unavailable: it is on its way.
         """
-        return self._resolved(self._meant(model), task)
+        return self._resolved(self.meant(model), task)
 
     def _resolved(self, model: str, task: str) -> Endpoint:
         """As `resolve`, of a name that stands for nothing but itself."""
@@ -90,7 +91,7 @@ class InferenceService:
 
         `send` gets {delta: {}, loading} every other second meanwhile. Raises as `resolve`, and as `service.start` where that fails.
         """
-        model = self._meant(model)
+        model = self.meant(model)
         try:
             return self._resolved(model, task)
         except (FailedPrecondition, Unavailable) as error:
@@ -105,7 +106,7 @@ class InferenceService:
 
         It says the same of a model that is not there: what others have is no business of this caller's.
         """
-        if caller.models is None or (model is not None and self._is_within(self._meant(model), caller.models)):
+        if caller.models is None or (model is not None and self._is_within(self.meant(model), caller.models)):
             return
         allowed = sorted(caller.models)
         raise PermissionDenied(
@@ -115,7 +116,7 @@ class InferenceService:
             details={"models": allowed},
         )
 
-    def _meant(self, model: str) -> str:
+    def meant(self, model: str) -> str:
         """The name that a name stands for here: config.toml's [models.aliases] comes before whatever is called so."""
         return str(self._config["models"]["aliases"].get(model, model))
 
@@ -189,7 +190,7 @@ class InferenceService:
         return await self._generate(endpoint, "chat", "/v1/chat/completions", body, charge, send)
 
     def check(self, endpoint: Endpoint, request: Mapping[str, Any]) -> None:
-        """Refuse what the engine would drop without a word.
+        """Refuse what the engine would drop without a word, and images that it would have to fetch.
 
         Raises:
             InvalidArgument: a message has parts the model cannot read.
@@ -198,7 +199,7 @@ class InferenceService:
         for where in ("messages", "input"):
             talk = request.get(where)
             for i, item in enumerate(talk if isinstance(talk, list | tuple) else ()):
-                _refuse_media(f"{where}[{i}]", item, endpoint.model)
+                self._refuse_media(f"{where}[{i}]", item, endpoint.model)
         form = request.get("response_format")
         if isinstance(form, Mapping) and form.get("type") == "json_schema" and endpoint.instance.get("json_schema") is False:
             call = {"unit": "inference.models", "arguments": {"type": "chat"}}
@@ -211,6 +212,27 @@ class InferenceService:
             }
             message = f"the chat template of {endpoint.model} has no place for tools: the model would never see them"
             raise FailedPrecondition(message, hint="take another model, or for Qwen2.5 Coder the template qwen-tools", next=[call])
+
+    def _refuse_media(self, place: str, item: Mapping[str, Any], model: str) -> None:
+        """Refuse parts that are no text, or no image where the model sees, also within what a tool gave back."""
+        for name in ("content", "output"):
+            parts = item.get(name)
+            for j, part in enumerate(parts if isinstance(parts, list) else ()):
+                kind = part.get("type") if isinstance(part, Mapping) else None
+                if kind in PICTURED and self._sees(model):
+                    if not str(_image_of(part)).startswith("data:image/"):
+                        message = f"{place}.{name}[{j}] is not the data of an image"
+                        raise InvalidArgument(message, hint="give data:image/png;base64,…: AIMA lets no engine fetch what a chat names")
+                elif kind not in TEXTUAL:
+                    raise InvalidArgument(
+                        f"{place}.{name}[{j}] is {kind if kind in MEDIA else 'no text'}, and {model} reads text only",
+                        hint="leave the part out, or describe it in words",
+                        next=[{"unit": "inference.models", "arguments": {"type": "chat"}}],
+                    )
+                self._refuse_media(f"{place}.{name}[{j}]", part, model)
+
+    def _sees(self, model: str) -> bool:
+        return "vision" in ((self._store.peek("model", model) or {}).get("capabilities") or ())
 
     async def complete(self, request: Mapping[str, Any], charge: Charge, send: Send = silent) -> Document:
         """Text that goes on from a prompt; `send` gets {delta: {content}} as it comes. Raises as `chat` does."""
@@ -376,19 +398,10 @@ def _row(
     return {"id": id, "model_id": model_id, "status": status, "tasks": [*tasks], **can, **whose, "reason": reason}
 
 
-def _refuse_media(place: str, item: Mapping[str, Any], model: str) -> None:
-    """Refuse parts that are no text, also within what a tool gave back."""
-    for name in ("content", "output"):
-        parts = item.get(name)
-        for j, part in enumerate(parts if isinstance(parts, list) else ()):
-            kind = part.get("type") if isinstance(part, Mapping) else None
-            if kind not in TEXTUAL:
-                raise InvalidArgument(
-                    f"{place}.{name}[{j}] is {kind if kind in MEDIA else 'no text'}, and {model} reads text only",
-                    hint="leave the part out, or describe it in words",
-                    next=[{"unit": "inference.models", "arguments": {"type": "chat"}}],
-                )
-            _refuse_media(f"{place}.{name}[{j}]", part, model)
+def _image_of(part: Mapping[str, Any]) -> Any:
+    """What a part that is an image says of where it is, in OpenAI's two ways."""
+    given = part.get("image_url")
+    return given.get("url") if isinstance(given, Mapping) else given
 
 
 def _shortened(vector: list[float], dimensions: int | None, model: str) -> list[float]:

@@ -8,7 +8,7 @@ import hashlib
 import mimetypes
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from aima_lib.infra.roots import Roots
 from aima_lib.infra.store import Document, Store
 
 URI, FILE, DATA = "aima://blob/", "file:", "data:"
+MAGIC = ((b"\x89PNG", "image/png"), (b"\xff\xd8\xff", "image/jpeg"), (b"RIFF", "image/webp"), (b"GIF8", "image/gif"))
 INLINE_BYTES = 8 << 10  # more than that is no reply that anybody wants to read
 LARGEST_BYTES = 256 << 20
 FORMS = f"give base64, file:PATH, or {URI}ID"
@@ -69,6 +70,29 @@ class Media:
         except (binascii.Error, ValueError) as error:  # what it is stays out of the error
             raise InvalidArgument(f"{field} is not base64", hint=FORMS) from error
         return body, head.removeprefix(DATA).removesuffix(";base64").partition(";")[0] or None
+
+    async def pictured(self, messages: Sequence[Mapping[str, Any]], caller: Caller) -> Sequence[Mapping[str, Any]]:
+        """The messages of a chat, with each image that is a file, a blob or plain base64 as the data URI that engines take.
+
+        URLs stay as they are. Raises as `take` does.
+        """
+        return [await self._pictured(message, caller, f"messages[{place}]") for place, message in enumerate(messages)]
+
+    async def _pictured(self, message: Mapping[str, Any], caller: Caller, field: str) -> Mapping[str, Any]:
+        parts = message.get("content")
+        if not isinstance(parts, list):
+            return message
+        made = [await self._part(part, caller, f"{field}.content[{place}]") for place, part in enumerate(parts)]
+        return {**message, "content": made}
+
+    async def _part(self, part: Any, caller: Caller, field: str) -> Any:
+        image = part.get("image_url") if isinstance(part, Mapping) else None
+        url = image.get("url") if isinstance(image, Mapping) else None
+        if image is None or not isinstance(url, str) or url.startswith((DATA, "http:", "https:")):
+            return part
+        data, kind = await self.take(url, caller, f"{field}.image_url.url")
+        kind = kind or next((known for magic, known in MAGIC if data.startswith(magic)), "application/octet-stream")
+        return {**part, "image_url": {**image, "url": f"{DATA}{kind};base64,{base64.b64encode(data).decode()}"}}
 
     def _file(self, given: str, field: str) -> tuple[bytes, str | None]:
         path = unquote(given.removeprefix("file://")) if given.startswith("file://") else given.removeprefix(FILE)

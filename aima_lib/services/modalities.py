@@ -18,14 +18,13 @@ from aima_lib.names import did_you_mean
 from aima_lib.services.allowance import Allowance
 from aima_lib.services.engine import EngineService
 from aima_lib.services.inference import InferenceService, Turn
-from aima_lib.services.media import Media
+from aima_lib.services.media import MAGIC, URI, Media
 from aima_lib.services.routes import Endpoint
 from aima_lib.services.wire import Form, events, parsed, translated, whole
 
 Request = Mapping[str, Any]
 LARGEST_ANSWER = 512 << 20
 MEDIA_TYPES = {"wav": "audio/wav", "pcm": "audio/pcm", "mp3": "audio/mpeg", "flac": "audio/flac", "opus": "audio/ogg", "aac": "audio/aac"}
-MAGIC = ((b"\x89PNG", "image/png"), (b"\xff\xd8\xff", "image/jpeg"), (b"RIFF", "image/webp"), (b"GIF8", "image/gif"))
 
 
 class Modalities:
@@ -101,6 +100,19 @@ class Modalities:
         facts = {"format": form, "media_type": MEDIA_TYPES[form], "sample_rate": None if rate is None else int(rate)}
         voice = headers.get("x-voice") or request.get("voice")
         return data, {**facts, "duration_seconds": seconds, "size_bytes": len(data), "voice": voice}, endpoint
+
+    async def joined(self, parts: Sequence[Mapping[str, Any]], caller: Caller) -> Mapping[str, Any] | None:
+        """Speeches one after the other, as if they had been one; None where they are no WAV of one kind. Their blobs are dropped."""
+        if len(parts) == 1:
+            return parts[0]
+        sounds = [(await self._media.take(part["audio"], caller, "audio"))[0] for part in parts]
+        if (data := _joined(sounds)) is None:
+            return None
+        audio = await self._media.give(data, MEDIA_TYPES["wav"], caller, "inference.synthesize")
+        for part in parts:
+            if str(part["audio"]).startswith(URI):
+                await self._media.delete(part["audio"].removeprefix(URI), caller)
+        return {**parts[0], "audio": audio, "duration_seconds": _wav(data)[1], "size_bytes": len(data)}
 
     async def generate_image(self, request: Request, caller: Caller) -> Document:
         """Images of a prompt."""
@@ -226,6 +238,26 @@ def _wav(data: bytes) -> tuple[float | None, float | None]:
             return file.getframerate(), round(file.getnframes() / file.getframerate(), 3)
     except (wave.Error, EOFError, ZeroDivisionError):
         return None, None
+
+
+def _joined(sounds: Sequence[bytes]) -> bytes | None:
+    """WAV files of one kind as one."""
+    kinds, frames = set(), []
+    try:
+        for sound in sounds:
+            with wave.open(io.BytesIO(sound)) as file:
+                kinds.add(file.getparams()[:3])
+                frames.append(file.readframes(file.getnframes()))
+    except (wave.Error, EOFError):
+        return None
+    if len(kinds) != 1:
+        return None
+    channels, width, rate = kinds.pop()
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as whole:
+        whole.setparams((channels, width, rate, 0, "NONE", ""))
+        whole.writeframes(b"".join(frames))
+    return buffer.getvalue()
 
 
 def _suffix(audio: bytes, media_type: str | None) -> str:

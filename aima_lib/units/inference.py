@@ -27,6 +27,7 @@ async def chat(
     stop: str | Sequence[str] | None = None,
     seed: int | None = None,
 ) -> Result:
+    messages = await ctx.services.media.pictured(messages, ctx.caller)
     request = {
         "model": model, "messages": messages, "tools": tools, "tool_choice": tool_choice, "response_format": response_format,
         "temperature": temperature, "top_p": top_p, "top_k": top_k, "max_tokens": max_tokens, "stop": stop, "seed": seed,

@@ -153,7 +153,7 @@ async def plan_cancel(ctx: Context, given: Parts) -> Change:
 
 
 def _shelf(ctx: Context) -> Shelf:
-    return Shelf(ctx.services.store, ctx.registry)
+    return Shelf(ctx.services.store, ctx.registry, ctx.services.inference.meant)
 
 
 def _read(definition: str | None, parts: Parts) -> Pipeline:

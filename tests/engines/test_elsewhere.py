@@ -6,6 +6,7 @@ last three are those of vllm 0.32.0, sglang 0.5.23 and transformers 5.19.0, read
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -59,6 +60,42 @@ async def ready(remote: Hosted, name: str, kind: str, path: str = "vendor:model-
     await remote.call("model.create", name=name, type=kind, path=path)
     await remote.call("engine.start", name=engine or "openai", model_id=name)
     return name
+
+
+async def test_speech_that_cannot_be_joined_is_made_whole(remote: Hosted) -> None:
+    await remote.call("secret.put", name="remote_vendor", value=SECRET)
+    text = "This is the first sentence. Here is another one."
+    talker, voice = await ready(remote, "talker", "llm"), await ready(remote, "voice", "tts")
+    steps = [
+        {"id": "chat", "type": "inference.chat", "input": {"model": talker, "messages": [{"role": "user", "content": text}]}},
+        {"id": "speak", "type": "inference.synthesize", "input": {"model": voice, "text": "${steps.chat.response}"}},
+    ]
+    await remote.gateway.call("pipeline.create", {"name": "said", "steps": steps})
+    run = await remote.call("pipeline.run", pipeline_id="said")
+    assert base64.b64decode(run["output"]["speak"]["audio"]) == b"OggS" + text.encode()
+
+
+async def test_a_model_that_sees_is_shown_images_and_fetches_none(remote: Hosted, elsewhere: ThreadingHTTPServer, fixtures: Path) -> None:
+    await remote.call("secret.put", name="remote_vendor", value=SECRET)
+    model = await ready(remote, "eyes", "vlm")
+    png = (fixtures / "square.png").read_bytes()
+
+    def asked(url: Any) -> list[dict[str, Any]]:
+        parts = [{"type": "text", "text": "What?"}, {"type": "image_url", "image_url": {"url": url, "detail": "low"}}]
+        return [{"role": "user", "content": parts}]
+
+    for url in (
+        f"file:{fixtures / 'square.png'}",
+        base64.b64encode(png).decode(),
+        f"data:image/png;base64,{base64.b64encode(png).decode()}",
+    ):
+        said = await remote.call("inference.chat", model=model, messages=asked(url))
+        assert said["content"] == f"What? {len(png)} bytes of image/png"
+    for url in ("http://127.0.0.1/x.png", "https://example.org/x.png", "data:text/plain;base64,aGk=", 7):
+        with pytest.raises(InvalidArgument, match=r"messages\[0\]\.content\[1\] is not the data of an image"):
+            await remote.call("inference.chat", model=model, messages=asked(url))
+    with pytest.raises(InvalidArgument, match=r"image_url\.url is not base64"):
+        await remote.call("inference.chat", model=model, messages=asked("%%%"))
 
 
 async def test_every_task_of_a_vendor_is_asked_in_its_own_words(remote: Hosted, elsewhere: ThreadingHTTPServer) -> None:

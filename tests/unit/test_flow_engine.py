@@ -215,6 +215,21 @@ async def test_a_cancel_ends_all_that_goes_on_and_undoes_the_rest(toys: Toys) ->
     assert toys.inside.active["all"] == 0
 
 
+@pytest.mark.parametrize("type", ["toy.look", "toy.ask", "toy.long", "toy.once"])
+async def test_what_was_cut_off_and_has_a_compensation_may_have_to_be_undone(toys: Toys, type: str) -> None:
+    """Whatever its unit is: it may have been done just before the cancel, or by a host that died before it had it on record."""
+    back = {"type": "toy.once", "input": {"word": "undo"}}
+    document = pipeline(step("a", "toy.again", compensate=back), step("b", type, "a", seconds=30, compensate=back))
+    async with toys.host() as gateway:
+        await gateway.call("pipeline.create", document)
+        begun = await gateway.start("pipeline.run", {"pipeline_id": "toys"})
+        await toys.began("b")
+        ended = (await gateway.call("pipeline.cancel", {"run_id": begun["id"]}))["run"]
+        found = await status(gateway, begun["id"])
+    assert found["b"]["status"] == "unknown"
+    assert (ended["error"]["details"]["undone"], ended["error"]["details"]["not_undone"]) == (["a"], ["b"])
+
+
 async def test_a_cancel_of_a_run_reaches_the_pipelines_within_it(toys: Toys) -> None:
     back = {"type": "toy.once", "input": {"word": "undo-deep"}}
     deep = pipeline(step("deep", compensate=back), step("slow", "toy.once", "deep", seconds=30), name="deep")
@@ -462,6 +477,21 @@ async def test_an_event_that_a_host_did_not_come_to_log_is_logged_by_the_next(to
         events = gateway.services.events.page(0, 100, ["pipeline.*"], subject="pipeline-run-k")
     assert [event["payload"].get("step", event["type"]) for event in events] == ["pipeline.started", "a", "b", "pipeline.completed"]
     assert toys.done == ["a", "b"]
+
+
+async def test_each_step_is_told_once_when_a_cancel_meets_its_end(toys: Toys) -> None:
+    """The run is then taken up again at once, while its last events are on their way to the log."""
+    chains = [step(f"s{i}", "toy.look", *([f"s{i - 10}"] if i >= 10 else [])) for i in range(150)]
+    async with toys.host() as gateway:
+        await gateway.call("pipeline.create", pipeline(*chains, config={"max_parallel": 10}))
+        for _ in range(5):
+            begun = await gateway.start("pipeline.run", {"pipeline_id": "toys"})
+            await toys.began("s9")
+            await gateway.call("pipeline.cancel", {"run_id": begun["id"]})
+            events = gateway.services.events.page(0, 1000, ["pipeline.step_completed"], subject=begun["id"])
+            told = [event["payload"]["step"] for event in events]
+            assert len(told) == len(set(told))
+            (toys.folder / "log").unlink()
 
 
 async def test_each_step_is_told_once_however_quick_it_is(toys: Toys) -> None:

@@ -12,14 +12,18 @@ import jsonschema
 import pytest
 
 from aima_lib.door import OWNER
+from aima_lib.errors import FailedPrecondition, InvalidArgument
 from aima_lib.flows.check import check
 from aima_lib.flows.diagram import mermaid
 from aima_lib.flows.document import Pipeline, as_document, read
 from aima_lib.flows.inputs import input_schema
 from aima_lib.flows.reference import references
+from aima_lib.gateway import Gateway
+from aima_lib.infra.home import Home
 from aima_lib.registry import PACKAGE, SCHEMAS, Registry
+from aima_lib.runtime import host
 from tests.flows import OVERVIEW, closed, registry
-from tests.workshop import unit, write_schemas
+from tests.workshop import agreed, unit, write_schemas
 
 FILES = sorted((PACKAGE / "flows" / "pipelines").glob("*.yaml"))
 NAMES = ["batch_inference", "content_gen", "detect_describe", "rag", "vision_chat", "voice_assistant"]
@@ -118,3 +122,54 @@ def test_the_page_names_every_key_of_a_step() -> None:
     assert [key for key in schema["$defs"]["step"]["properties"] if f"`{key}`" not in table] == []
     for reference in re.findall(r"`(\$\{.*?\})`", text.partition("## References")[2].partition("A value that")[0]):
         assert references(reference)
+
+
+@pytest.mark.anyio
+async def test_one_that_was_made_here_stands_in_the_place_of_one_that_comes_with_aima(hosted: Gateway) -> None:
+    document = {"name": "batch_inference", "steps": [{"id": "found", "type": "model.list"}], "output": "${steps.found.total}"}
+
+    async def listed(**given: str) -> list[tuple[str, bool]]:
+        rows = (await hosted.call("pipeline.list", given))["pipelines"]
+        return [(row["source"], row["shadows_builtin"]) for row in rows if row["id"] == "batch_inference"]
+
+    with pytest.raises(FailedPrecondition, match="comes with AIMA and stays"):
+        await agreed(hosted, "pipeline.delete", {"pipeline_id": "batch_inference"})
+    with pytest.raises(InvalidArgument):  # the one that comes with AIMA is on record by this run
+        await hosted.call("pipeline.run", {"pipeline_id": "batch_inference"})
+    made = (await hosted.call("pipeline.create", document))["pipeline"]
+    assert (made["source"], made["shadows_builtin"], made["version"]) == ("user", True, 2)
+    assert (await hosted.call("pipeline.run", {"pipeline_id": "batch_inference"}))["output"] == 0
+    assert await listed() == await listed(source="user") == [("user", True)]
+    assert await listed(source="builtin") == [("builtin", False)]
+    first = (await hosted.call("pipeline.get", {"pipeline_id": "batch_inference", "version": 1}))["pipeline"]
+    assert (first["source"], first["steps"]) == ("builtin", ["ask"])
+    await agreed(hosted, "pipeline.delete", {"pipeline_id": "batch_inference"})
+    assert await listed() == [("builtin", False)]
+    assert (await hosted.call("pipeline.get", {"pipeline_id": "batch_inference"}))["document"]["steps"][0]["id"] == "ask"
+    assert {row["id"] for row in (await hosted.call("pipeline.list"))["pipelines"]} == set(NAMES)
+
+
+@pytest.mark.anyio
+async def test_what_no_model_here_can_answer_is_said(home: Home) -> None:
+    (home.path / "config.toml").write_text('[models.aliases]\n"llama3.2" = "talker"\n"tts-1" = "nobody"\n', encoding="utf-8")
+    async with host(home) as gateway:
+
+        async def reasons() -> dict[str, str | None]:
+            rows = (await gateway.call("pipeline.list"))["pipelines"]
+            assert all(row["runnable"] == (not str(row["reason"]).startswith("not here")) for row in rows)
+            return {row["id"]: row["reason"] for row in rows}
+
+        assert (await reasons())["voice_assistant"] == "not here: a model that hears, a model that chats, a model that speaks"
+        assert (await reasons())["vision_chat"] == "not here: a model that sees and chats"
+        for id, kind, abilities in (("talker", "llm", ["chat"]), ("ears", "asr", []), ("voice", "tts", []), ("eyes", "vlm", ["vision"])):
+            await gateway.services.store.insert("model", {"id": id, "type": kind, "capabilities": abilities, "files": []})
+        found = await reasons()
+        assert found["batch_inference"] is None
+        assert found["voice_assistant"] == (
+            "must be named: input.transcribe_model (its own, whisper, is not), input.speech_model (its own, tts-1, is not)"
+        )
+        assert found["vision_chat"] == "must be named: input.model (its own, llava, is not)"
+        assert found["detect_describe"] == "not here: a model that finds things in images"
+        step = {"id": "ask", "type": "inference.chat", "input": {"model": "gone", "messages": [{"role": "user", "content": "x"}]}}
+        made = (await gateway.call("pipeline.create", {"name": "own", "steps": [step]}))["pipeline"]
+        assert (made["runnable"], made["reason"]) == (False, "not here: gone, which the step ask asks")

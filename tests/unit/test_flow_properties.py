@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from aima_lib.door import OWNER
 from aima_lib.errors import AimaError
+from aima_lib.flows.ahead import sentences
 from aima_lib.flows.document import read
 from aima_lib.flows.shelf import Shelf
 from aima_lib.gateway import Gateway
@@ -170,3 +171,11 @@ def test_what_is_valid_runs_and_what_is_not_would_not(hosted: Hosted, graph: lis
     except AimaError as error:
         code = error.code
     assert code == ("ok" if how is None else "failed_precondition" if how == "unit" else "invalid_argument")
+
+
+@given(st.text(alphabet="ab .!?\n1)\u3002", max_size=120), st.integers(0, 120))
+def test_a_sentence_that_is_over_stays_as_it_is_while_the_text_grows(text: str, place: int) -> None:
+    whole, early = sentences(text), sentences(text[:place], False)
+    assert whole[: len(early)] == early
+    assert "".join(whole).rstrip() == text.rstrip()
+    assert all(sentence.strip() for sentence in whole)
