@@ -136,6 +136,7 @@ class EngineFeatures(TypedDict):
     formats: list[str]
     tasks: list[Literal['chat', 'complete', 'embed', 'rerank', 'transcribe', 'synthesize', 'generate_image', 'generate_video', 'detect']]
     options: list[str]
+    option_schemas: dict[str, Any]
     dialects: list[str]
     modalities: list[str]
     context_length: int | None
@@ -144,7 +145,7 @@ class EngineFeatures(TypedDict):
 
 
 class EngineOptions(TypedDict):
-    """How it runs; see engine.features."""
+    """How it runs, by the options that engine.features lists, e.g. context_length, parallel."""
 
     context_length: NotRequired[int]
     parallel: NotRequired[int]
