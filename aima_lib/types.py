@@ -61,6 +61,7 @@ class Change(TypedDict):
     download_bytes: int | None
     freed_bytes: int | None
     memory_bytes: int | None
+    notes: NotRequired[list[str]]
 
 
 class ChatMessage(TypedDict):
@@ -980,6 +981,12 @@ class ServiceStatusResult(TypedDict):
 
 class ServiceStopResult(TypedDict):
     """ServiceStopResult"""
+
+    service: Service
+
+
+class ServiceUpdateResult(TypedDict):
+    """ServiceUpdateResult"""
 
     service: Service
 

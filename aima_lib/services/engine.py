@@ -15,7 +15,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from aima_lib.engines.base import Engine, misfit, refuse_unknown
 from aima_lib.engines.roster import roster
-from aima_lib.errors import AimaError, FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from aima_lib.errors import AimaError, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted, Unavailable
 from aima_lib.infra import lineage
 from aima_lib.infra.clock import moment, now
 from aima_lib.infra.events import Events
@@ -36,7 +36,7 @@ from aima_lib.services.measurements import Measurements
 from aima_lib.services.measuring import Measuring
 from aima_lib.services.model import ModelService
 from aima_lib.services.probes import Probes
-from aima_lib.services.readiness import is_ours
+from aima_lib.services.readiness import answers_a_chat, is_ours, says_a_token
 from aima_lib.services.secrets import SecretService
 from aima_lib.services.wire import Address, Wire
 
@@ -150,15 +150,21 @@ class EngineService:
             ResourceExhausted: it would not fit into memory.
             DeadlineExceeded: no token within engines.start_timeout_seconds.
         """
-        engine, model, chosen = self.catalog.adapter(name), self._model(model_id), dict(options or {})
-        refuse_unknown(engine, chosen)
-        if why := misfit(engine, model):
-            raise InvalidArgument(why, next=[{"unit": "engine.list", "arguments": {}}])
+        engine, chosen = self.catalog.adapter(name), dict(options or {})
+        model = self.refuse_unfit(name, model_id, chosen)
         id = replica_id(name, service_id or model_id, replica)
         async with self._locks[id]:
             if running := await self._running(id, model_id, chosen, port, send):
                 return running
             return await self._launch(engine, model, chosen, id, port, service_id, send)
+
+    def refuse_unfit(self, engine: str, model_id: str, options: Mapping[str, Any]) -> Document:
+        """The model, if the engine can serve it so. Raises as `start`, for what is known before."""
+        adapter, model = self.catalog.adapter(engine), self._model(model_id)
+        refuse_unknown(adapter, options)
+        if why := misfit(adapter, model):
+            raise InvalidArgument(why, next=[{"unit": "engine.list", "arguments": {}}])
+        return model
 
     def foresee(self, name: str, model_id: str, options: Mapping[str, Any]) -> tuple[str, bool, int | None]:
         """What `start` would start: its id, whether it runs already, and the memory it would take (None: unknown)."""
@@ -172,6 +178,37 @@ class EngineService:
     def needed_bytes(self, name: str, model_id: str, options: Mapping[str, Any]) -> int | None:
         """The memory that an engine with this model may take, or None where nobody knows."""
         return self.foresee(name, model_id, options)[2]
+
+    async def fits(self, name: str, model_id: str, options: Mapping[str, Any]) -> bool | None:
+        """Whether one more would be let in now; None where nobody knows."""
+        engine, needed = self.catalog.adapter(name), self.needed_bytes(name, model_id, options)
+        device, _ = placement.choose(await self._devices.known(), options, engine.devices)
+        alive = [each for each in self._store.find("instance") if each["status"] in ALIVE]
+        try:
+            self._ceiling.refuse(needed, model_id, device["id"], alive, self.needed_bytes)
+        except ResourceExhausted:
+            return False
+        usable = await self._admission.usable_bytes(device["id"])
+        return None if usable is None or needed is None else needed <= usable
+
+    async def pass_probe(self, instance_id: str, seconds: float) -> None:
+        """Return when a ready instance has computed in time what it is for, and a chat's answer is one.
+
+        Raises:
+            FailedPrecondition: it did not.
+        """
+        instance = self.instance(instance_id)
+        address, launch = self.address(instance), self._plan(instance)
+        try:
+            with anyio.fail_after(seconds):
+                await says_a_token(self.wire, address, launch)
+                if "chat" in launch.tasks:
+                    await answers_a_chat(self.wire, address, launch.alias)
+        except (AimaError, TimeoutError) as error:
+            why = f"it did not answer within {seconds:g} s" if isinstance(error, TimeoutError) else str(error)
+            message = f"{instance_id} did not pass its probe: {why}"
+            hint = "engine.logs has what it said"
+            raise FailedPrecondition(message, hint=hint, next=[logs_call(instance_id)], details={"said": why}) from error
 
     async def restart(self, instance_id: str, send: Send = silent) -> Document:
         """Stop an instance and start it again as it was. Raises as `stop` and `start` do."""

@@ -14,8 +14,8 @@ from aima_lib.infra import lineage
 from aima_lib.infra.events import Events
 from aima_lib.infra.progress import silent
 from aima_lib.infra.store import Document, Store
-from aima_lib.names import replica_id
 from aima_lib.services.engine import EngineService
+from aima_lib.services.replicas import Replica, asked
 from aima_lib.services.restarts import Restarts
 
 if TYPE_CHECKING:
@@ -66,37 +66,45 @@ class Reconciler:
             self._repairs = None
 
     def _consider(self, record: Document, repairs: TaskGroup) -> None:
-        wanted = self._serving.replicas(record)
+        known = self._serving.replicas(record)
         for instance in self._serving.routes.instances(record["id"]):
-            surplus = instance["id"] not in wanted and instance["status"] in ALIVE
+            surplus = instance["id"] not in known and instance["status"] in ALIVE
             if surplus and record["id"] not in self._serving.ending:  # nobody waits for its end: a caller left, or a host died
                 repairs.start_soon(self._engines.end, instance["id"], 10.0)
+        if record.get("rollout") and not self._is_updated(record["id"]):  # its host died, or whoever wanted it has left
+            repairs.start_soon(self._serving.rollout.abandon, record["id"])
         if record["error"] or self._serving.residence.is_coming(record["id"]):
             return
         self._serving.residence.consider(record)
-        for number, id in enumerate(wanted, 1):
+        for each in asked(record):
+            id = each.id
             found = self._store.peek("instance", id)
             if found and found["status"] in ALIVE:
                 continue
             if found and found["status"] == "failed":
                 self._restarts.note(id, found["started_at"])
             if self._restarts.is_due(id) and id not in self._given_up:
-                repairs.start_soon(self._repair, record["id"], number)
+                repairs.start_soon(self._repair, record["id"], each)
 
-    async def _repair(self, service_id: str, number: int) -> None:
+    def _is_updated(self, service_id: str) -> bool:
+        """Whether a run is under way that changes it."""
+        return any(run["input"]["service_id"] == service_id for run in self._store.find("run", unit="service.update", status="running"))
+
+    async def _repair(self, service_id: str, each: Replica) -> None:
         async with self._serving.locks[service_id]:
             record = self._store.peek("service", service_id)
-            if record is None or number > record["desired_replicas"] or record["error"]:
+            if record is None or each not in asked(record) or record["error"]:
                 return
-            id = replica_id(record["engine"], service_id, number)
+            id = each.id
             instance = self._store.peek("instance", id)
             if id in self._given_up or (instance and instance["status"] in ALIVE):
                 return
             died = self._events.latest("engine.error", id) if instance and instance["status"] == "failed" else None
             with lineage.after(died):
-                await self._revive(record, id, number, instance)
+                await self._revive(record, each, instance)
 
-    async def _revive(self, record: Document, id: str, number: int, instance: Document | None) -> None:
+    async def _revive(self, record: Document, each: Replica, instance: Document | None) -> None:
+        id = each.id
         why = instance["error"] if instance and instance["error"] else "it did not run, though it is wanted"
         if self._restarts.is_spent(id):
             deaths, window = self._restarts.deaths(id), self._restarts.window_seconds
@@ -105,7 +113,7 @@ class Reconciler:
         payload = {"service_id": record["id"], "model_id": record["model_id"], "cause": why, **self._restarts.attempt(id)}
         self._events.publish("service.restarted", payload, subject=record["id"])
         try:
-            await self._serving.bring_up_replicas(record, silent, only=number)
+            await self._serving.bring_up_replicas(record, silent, only=each)
         except AimaError as error:
             log.warning("service %s: %s", record["id"], error)
             after = self._store.peek("instance", id)

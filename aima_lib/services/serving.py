@@ -15,18 +15,21 @@ from aima_lib.infra.clock import now
 from aima_lib.infra.events import Events
 from aima_lib.infra.progress import Send, silent
 from aima_lib.infra.store import Document, Store
-from aima_lib.names import instance_id, replica_id, slug
+from aima_lib.names import instance_id, slug
 from aima_lib.services.engine import EngineService
 from aima_lib.services.meter import Meter
 from aima_lib.services.model import ModelService
 from aima_lib.services.reconciler import Reconciler
+from aima_lib.services.replicas import Replica, asked, wanted
 from aima_lib.services.residence import Residence
+from aima_lib.services.rollout import Rollout
 from aima_lib.services.routes import Candidate, Routes
 from aima_lib.services.turns import Turns
 
 log = logging.getLogger(__name__)
 DRAIN_SECONDS = 30.0
 ALIVE = ("starting", "ready")
+INNER = ("replicas", "numbers", "rollout")  # of a record, what is shown by other names
 
 
 class ServingService:
@@ -40,6 +43,7 @@ class ServingService:
         self.turns = Turns(config, store, self.routes, engines.wire, self.why_not)
         self.residence = Residence(config, store, events, self)
         self.reconciler = Reconciler(config, store, events, engines, self)
+        self.rollout = Rollout(store, events, engines, self)
         self.meters: defaultdict[str, Meter] = defaultdict(Meter)
 
     # Reading
@@ -120,14 +124,14 @@ class ServingService:
         chosen = engine or await self._engines.catalog.fitting(model)
         refuse_unknown(self._engines.catalog.adapter(chosen), options or {})
         id = slug(name or model_id)
-        wanted = {"model_id": model_id, "engine": chosen, "options": dict(options or {})}
+        definition = {"model_id": model_id, "engine": chosen, "options": dict(options or {})}
         kept = {key: value for key, value in more.items() if value is not None}
         async with self.locks[id]:
             old = self._store.peek("service", id)
             if old and self._view(old)["status"] == "failed":  # it serves nothing: what the error advised may take its place
-                await self._store.update("service", id, **wanted, **kept, instance_id=instance_id(chosen, id))
+                await self._store.update("service", id, **definition, **kept, numbers=[], instance_id=instance_id(chosen, id))
             elif old:
-                self._refuse_other(old, wanted)
+                self._refuse_other(old, definition)
                 await self._store.update("service", id, **kept)
             else:
                 settings = self.residence.settings(kept)
@@ -135,23 +139,24 @@ class ServingService:
                 record = {
                     "id": id,
                     "name": name or model_id,
-                    **wanted,
+                    **definition,
                     **settings,
                     "desired_replicas": replicas,
                     "error": None,
                     "created_at": now(),
                 }
                 await self._store.insert("service", record | {"instance_id": instance_id(chosen, id)})
-                self._events.publish("service.created", {"service_id": id, **wanted}, subject=id)
-            return await self._start(id, send)
+                self._events.publish("service.created", {"service_id": id, **definition}, subject=id)
+            return await self.start_held(id, send)
 
     async def start(self, service_id: str, send: Send = silent) -> Document:
         """Want it to run, and return when it does. Clears a failure and its count of restarts. Raises as `create` does."""
         self._store.get("service", service_id)
         async with self.locks[service_id]:
-            return await self._start(service_id, send)
+            return await self.start_held(service_id, send)
 
-    async def _start(self, service_id: str, send: Send) -> Document:
+    async def start_held(self, service_id: str, send: Send) -> Document:
+        """As `start`, for who holds the service's lock."""
         self.reconciler.forget(self.replicas(self._store.get("service", service_id), most=True))
         record = await self._wanted(service_id)
         try:
@@ -164,6 +169,35 @@ class ServingService:
                 await self._store.update("service", service_id, desired_replicas=0)
             raise
         return self.get(service_id)
+
+    async def update(
+        self,
+        service_id: str,
+        changes: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        send: Send = silent,
+        *,
+        probe_seconds: float = 30.0,
+        drain_seconds: float = 60.0,
+    ) -> Document:
+        """Change what a service serves (model_id, engine, options) or is held to (settings); None leaves one as it is.
+
+        Raises as Rollout.update.
+        """
+        await self.rollout.update(service_id, changes, probe_seconds, drain_seconds, send)
+        kept = {key: value for key, value in settings.items() if value is not None}
+        if kept:
+            await self._store.update("service", service_id, **kept)
+        return self.get(service_id)
+
+    async def foresee_update(self, service_id: str, changes: Mapping[str, Any]) -> tuple[Document, int | None, bool | None] | None:
+        """The service, and of one engine of what `update` would make of it the memory and whether it fits beside the others. None: nothing
+        would be replaced."""
+        record = self._store.get("service", service_id)
+        target = self.rollout.target(record, changes)
+        if not record["desired_replicas"] or all(record[key] == target[key] for key in target):
+            return None
+        return self._view(record), *await self.rollout.foresee(target)
 
     async def scale(self, service_id: str, replicas: int, send: Send = silent) -> Document:
         """Run a service with so many engines, and return when that is so. One that is stopped has them when it starts.
@@ -230,9 +264,9 @@ class ServingService:
 
     async def _end_surplus(self, record: Document, timeout_seconds: float) -> None:
         """End the engines beyond what is wanted, once nobody is being answered there or the time is over."""
-        wanted = set(self.replicas(record))
+        known = set(self.replicas(record))
         for each in self._instances(record):
-            if each["id"] not in wanted and each["status"] in ALIVE:
+            if each["id"] not in known and each["status"] in ALIVE:
                 await self.turns.of_service(record["id"]).left_by(each["id"], timeout_seconds)
                 await self._engines.end(each["id"], timeout_seconds)
 
@@ -243,12 +277,12 @@ class ServingService:
         model = self._model(model_id)
         chosen, id = await self._engines.catalog.fitting(model), slug(model_id)
         settings = self.residence.settings({"idle_unload_seconds": idle_unload_seconds, "unloaded": True})
-        wanted = {"model_id": model_id, "engine": chosen, "options": {}}
-        record = {"id": id, "name": model_id, **wanted, **settings, "desired_replicas": 0, "error": None, "created_at": now()}
+        definition = {"model_id": model_id, "engine": chosen, "options": {}}
+        record = {"id": id, "name": model_id, **definition, **settings, "desired_replicas": 0, "error": None, "created_at": now()}
         async with self.locks[id]:
             if not self._store.peek("service", id):
                 await self._store.insert("service", record | {"instance_id": instance_id(chosen, id)})
-                self._events.publish("service.created", {"service_id": id, **wanted}, subject=id)
+                self._events.publish("service.created", {"service_id": id, **definition}, subject=id)
         return id
 
     def memory_bytes(self, service: Mapping[str, Any]) -> int:
@@ -293,12 +327,15 @@ class ServingService:
                     with anyio.CancelScope(shield=True):
                         await self._store.update("service", service_id, desired_replicas=0, unloaded=True)
 
-    async def bring_up_replicas(self, record: Document, send: Send, only: int | None = None) -> None:
+    async def start_replica(self, service_id: str, each: Replica, send: Send) -> Document:
+        """Start one of its engines. Raises as EngineService.start."""
+        order = each.engine, each.model_id, each.options, None, send
+        return await self._engines.start(*order, service_id=service_id, replica=each.number)
+
+    async def bring_up_replicas(self, record: Document, send: Send, only: Replica | None = None) -> None:
         was_ready = bool(self._view(record)["ready_replicas"])
-        for number in range(1, record["desired_replicas"] + 1) if only is None else (only,):
-            await self._engines.start(
-                record["engine"], record["model_id"], record["options"], None, send, service_id=record["id"], replica=number
-            )
+        for each in asked(record) if only is None else (only,):
+            await self.start_replica(record["id"], each, send)
         current = self._store.get("service", record["id"])
         if not current["desired_replicas"]:
             await self._end(self._view(record), 10.0)  # stopped while it started
@@ -325,15 +362,15 @@ class ServingService:
     # Small things
 
     def _view(self, record: Document) -> Document:
-        instances, wanted = self._instances(record), self.replicas(record)
-        ready = [each for each in instances if each["status"] == "ready" and each["id"] in wanted]
+        instances, known = self._instances(record), {each.id for each in asked(record)}
+        ready = [each for each in instances if each["status"] == "ready" and each["id"] in known]
         if record["desired_replicas"]:
             status = "failed" if record["error"] else "running" if ready else "starting"
         else:
             status = "stopping" if any(each["status"] in ALIVE for each in instances) else "stopped"
         lane = self.turns.lanes.get(record["id"])
         metrics = self.meters[record["id"]].read() | {"retried": self.turns.retried[record["id"]], "waiting": lane.waiting if lane else 0}
-        shown = {key: value for key, value in record.items() if key != "replicas"}
+        shown = {key: value for key, value in record.items() if key not in INNER}
         return {
             **self.residence.settings(record, shown=True),
             **shown,
@@ -356,7 +393,7 @@ class ServingService:
 
     def replicas(self, record: Mapping[str, Any], *, most: bool = False) -> Sequence[str]:
         """The ids of the engines it is to have now, or (most) of all that it may have had."""
-        ids = [replica_id(record["engine"], record["id"], number) for number in range(1, record["desired_replicas"] + 1)]
+        ids = [each.id for each in wanted(record)]
         return [*dict.fromkeys([*ids, record["instance_id"], *(each["id"] for each in self._instances(record))])] if most else ids
 
     def _instances(self, record: Mapping[str, Any]) -> Sequence[Document]:
@@ -372,14 +409,15 @@ class ServingService:
             repo = {"unit": "model.pull", "arguments": {"repo": model_id}}
             raise NotFound(str(error), hint=error.hint, next=[*error.next, repo], details=error.details) from error
 
-    def _refuse_other(self, old: Document, wanted: Mapping[str, Any]) -> None:
-        different = [key for key in wanted if old[key] != wanted[key]]
+    def _refuse_other(self, old: Document, other: Mapping[str, Any]) -> None:
+        different = [key for key in other if old[key] != other[key]]
         if different:
-            said = ", ".join(f"{key} is {old[key]!r}, not {wanted[key]!r}" for key in different)
+            said = ", ".join(f"{key} is {old[key]!r}, not {other[key]!r}" for key in different)
+            change = {"unit": "service.update", "arguments": {"service_id": old["id"], **{key: other[key] for key in different}}}
             raise AlreadyExists(
                 f"there is a service called {old['id']!r} already: {said}",
-                hint="give this one another name, or delete that one",
-                next=[_call("service.get", old["id"])],
+                hint="service.update changes it; or give this one another name",
+                next=[change, _call("service.get", old["id"])],
             )
 
 

@@ -34,6 +34,26 @@ async def scale_service(ctx: Context, service_id: str, replicas: int) -> Result:
     return {"service": await ctx.services.serving.scale(service_id, replicas, ctx.send)}
 
 
+@handles("service.update")
+async def update_service(
+    ctx: Context,
+    service_id: str,
+    model_id: str | None = None,
+    engine: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    idle_unload_seconds: float | None = None,
+    pinned: bool | None = None,
+    priority: int | None = None,
+    probe_seconds: float = 30,
+    drain_seconds: float = 60,
+) -> Result:
+    changes = {"model_id": model_id, "engine": engine, "options": options}
+    settings = {"idle_unload_seconds": idle_unload_seconds, "pinned": pinned, "priority": priority}
+    serving = ctx.services.serving
+    service = await serving.update(service_id, changes, settings, ctx.send, probe_seconds=probe_seconds, drain_seconds=drain_seconds)
+    return {"service": service}
+
+
 @handles("service.start")
 async def start_service(ctx: Context, service_id: str) -> Result:
     return {"service": await ctx.services.serving.start(service_id, ctx.send)}
@@ -97,6 +117,21 @@ async def plan_start(ctx: Context, given: Mapping[str, Any]) -> Change:
         return Change()
     _, _, needed = await ctx.services.serving.foresee(service["model_id"], service["id"], service["engine"], service["options"])
     return Change(starts=(("service", service["id"]),), memory_bytes=needed)
+
+
+@plans("service.update")
+async def plan_update(ctx: Context, given: Mapping[str, Any]) -> Change:
+    changes = {key: given.get(key) for key in ("model_id", "engine", "options")}
+    found = await ctx.services.serving.foresee_update(given["service_id"], changes)
+    if found is None:
+        return Change()
+    service, needed, fits = found
+    here = (("service", service["id"]),)
+    if fits is False:
+        note = "an old and a new engine do not fit into memory together, so each old one ends first and requests wait meanwhile"
+        return Change(starts=here, stops=here, memory_bytes=needed, notes=(note,))
+    unknown = () if fits else ("whether an old and a new engine fit into memory together is not known",)
+    return Change(starts=here, memory_bytes=needed, notes=unknown)
 
 
 @plans("service.scale")
