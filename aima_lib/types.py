@@ -390,6 +390,7 @@ class Service(TypedDict):
     pinned: bool
     priority: int
     unloaded: bool
+    autoscale: dict[str, Any] | None
     instance_id: str
     error: str | None
     created_at: str

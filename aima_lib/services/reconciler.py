@@ -76,6 +76,7 @@ class Reconciler:
         if record["error"] or self._serving.residence.is_coming(record["id"]):
             return
         self._serving.residence.consider(record)
+        self._serving.autoscaler.consider(record)
         for each in asked(record):
             id = each.id
             found = self._store.peek("instance", id)

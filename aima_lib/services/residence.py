@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from aima_lib.services.serving import ServingService
 
 TELL_SECONDS, DRAIN_SECONDS, ATTEMPTS = 2.0, 60.0, 8
-USUAL: Document = {"replicas": 1, "idle_unload_seconds": None, "pinned": False, "priority": 50, "unloaded": False}
+USUAL: Document = {"replicas": 1, "idle_unload_seconds": None, "pinned": False, "priority": 50, "unloaded": False, "autoscale": None}
 log = logging.getLogger(__name__)
 
 

@@ -16,6 +16,7 @@ from aima_lib.infra.events import Events
 from aima_lib.infra.progress import Send, silent
 from aima_lib.infra.store import Document, Store
 from aima_lib.names import instance_id, slug
+from aima_lib.services.autoscale import Autoscaler
 from aima_lib.services.engine import EngineService
 from aima_lib.services.meter import Meter
 from aima_lib.services.model import ModelService
@@ -44,6 +45,7 @@ class ServingService:
         self.residence = Residence(config, store, events, self)
         self.reconciler = Reconciler(config, store, events, engines, self)
         self.rollout = Rollout(store, events, engines, self)
+        self.autoscaler = Autoscaler(config, store, events, self)
         self.meters: defaultdict[str, Meter] = defaultdict(Meter)
 
     # Reading
@@ -200,22 +202,46 @@ class ServingService:
         return self._view(record), *await self.rollout.foresee(target)
 
     async def scale(self, service_id: str, replicas: int, send: Send = silent) -> Document:
-        """Run a service with so many engines, and return when that is so. One that is stopped has them when it starts.
+        """Run a service with so many engines, and return when that is so. One that is stopped has them when it starts. It is not scaled by
+        itself any more.
 
         Raises as `start` does; the engines that did start stay.
         """
         async with self.locks[service_id]:
             old = self._store.get("service", service_id)
-            before = wanted_replicas(old)
-            changes = {"replicas": replicas} | ({"desired_replicas": replicas} if old["desired_replicas"] else {})
-            record = await self._store.update("service", service_id, **changes)
-            if before != replicas:
-                payload = {"service_id": service_id, "model_id": old["model_id"], "old_replicas": before, "new_replicas": replicas}
-                self._events.publish("service.scaled", payload, subject=service_id)
-            if record["desired_replicas"] and not record["error"]:
-                await self._end_surplus(record, DRAIN_SECONDS)
-                await self.bring_up_replicas(record, send)
+            try:
+                await self._resize(old, replicas, send, autoscale=None)
+            finally:
+                self._announce(old, replicas, None)
         return self.get(service_id)
+
+    async def step(self, service_id: str, before: int, after: int, why: str) -> None:
+        """Have so many engines if it has `before` still; those it had where one more does not start. Raises what kept it from that."""
+        async with self.locks[service_id]:
+            record = self._store.peek("service", service_id)
+            if record is None or record["desired_replicas"] != before or not record.get("autoscale"):
+                return
+            try:
+                await self._resize(record, after, silent)
+            except AimaError:
+                if self._store.get("service", service_id)["desired_replicas"]:
+                    kept = await self._store.update("service", service_id, replicas=before, desired_replicas=before)
+                    await self._end_surplus(kept, DRAIN_SECONDS)
+                raise
+            self._announce(record, after, why)
+
+    async def _resize(self, old: Document, replicas: int, send: Send, **changes: Any) -> None:
+        desired = {"desired_replicas": replicas} if old["desired_replicas"] else {}
+        record = await self._store.update("service", old["id"], replicas=replicas, **desired, **changes)
+        if record["desired_replicas"] and not record["error"]:
+            await self._end_surplus(record, DRAIN_SECONDS)
+            await self.bring_up_replicas(record, send)
+
+    def _announce(self, old: Document, replicas: int, why: str | None) -> None:
+        id, before = old["id"], wanted_replicas(old)
+        if before != replicas:
+            payload = {"service_id": id, "model_id": old["model_id"], "old_replicas": before, "new_replicas": replicas, "cause": why}
+            self._events.publish("service.scaled", payload, subject=id)
 
     async def stop(self, service_id: str, timeout_seconds: float = 10.0) -> Document:
         """Want it not to run, and return when it does not. What is being answered may end within the time, what waits is turned away."""
@@ -253,6 +279,7 @@ class ServingService:
         self.reconciler.forget(self.replicas(before, most=True))
         self.meters.pop(service_id, None)
         self.turns.forget(service_id)
+        self.autoscaler.forget(service_id)
         return freed
 
     async def _end(self, service: Document, timeout_seconds: float) -> int:

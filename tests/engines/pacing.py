@@ -45,13 +45,18 @@ def guest(name: str) -> Caller:
     return Caller(name, frozenset({"inference"}), None)
 
 
-@asynccontextmanager
-async def paced(home: Home, fixtures: Path, folder: Path, engines: str = "", inference: str = "") -> AsyncIterator[Hosted]:
-    """A hosted home whose llama-server takes its time. The texts are more of config.toml."""
+def write(home: Home, folder: Path, engines: str = "", inference: str = "") -> None:
+    """A configuration whose llama-server takes its time. The texts are more of it."""
     script = folder / "llama-server"
     script.write_text(f'#!/bin/sh\nexec {sys.executable} {Path(__file__).parents[1] / "paced_engine.py"} "$@"\n', encoding="utf-8")
     script.chmod(0o755)
     (home.path / "config.toml").write_text(CONFIG.format(server=script, engines=engines, inference=inference) + ROOTS, encoding="utf-8")
+
+
+@asynccontextmanager
+async def paced(home: Home, fixtures: Path, folder: Path, engines: str = "", inference: str = "") -> AsyncIterator[Hosted]:
+    """A hosted home, so configured; its services are deleted with it."""
+    write(home, folder, engines, inference)
     async with runtime.host(home) as gateway:
         try:
             yield Hosted(gateway, fixtures)
