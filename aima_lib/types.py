@@ -219,6 +219,7 @@ class Key(TypedDict):
     scopes: list[str]
     models: list[str] | None
     profile: str | None
+    priority: Literal['low', 'normal', 'high']
     prefix: str
     status: Literal['active', 'expired', 'revoked']
     created_at: str

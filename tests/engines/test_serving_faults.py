@@ -7,6 +7,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,33 @@ async def test_a_caller_with_one_request_does_not_wait_for_another_ones_thousand
         rest = many - len([name for name in done if name == "many"])
         print(f"one beside {many}: {after} others were answered meanwhile, {rest} still waited; {waited * 1000:.0f} ms")
         assert after <= 2 * 2 + 1  # those under way, and one turn of the other caller for each seat
+
+
+async def test_a_key_of_a_higher_priority_goes_first_and_starves_nobody(hosted: Hosted) -> None:
+    await serve(hosted, parallel=1)
+    keys = {}
+    for name, more in (("desk", {"priority": "high"}), ("batch", {"priority": "low"}), ("other", {})):
+        made = (await hosted.call("key.create", name=name, scopes=["inference"], **more))["key"]
+        assert made["priority"] == more.get("priority", "normal")
+        keys[name] = guest(made["id"])
+    done = list[str]()
+
+    async def one(name: str, wait: float) -> None:
+        assert (await ask(hosted, keys[name], wait=wait)).error is None
+        done.append(name)
+
+    async with anyio.create_task_group() as tasks:
+        for name, times, wait in (("other", 1, 1.5), ("batch", 8, 0.0), ("other", 7, 0.0), ("desk", 16, 0.0)):
+            for _ in range(times):
+                tasks.start_soon(one, name, wait)
+        lane = hosted.gateway.services.serving.turns.of_service("tiny")
+        await hosted.until(lambda: lane.waiting == 31)
+        assert not done
+    assert done[1] == "desk", "though it came last"
+    turns = [place for place, name in enumerate(done) if name == "batch"]
+    between = [done[before + 1 : after] for before, after in pairwise(turns)]
+    assert all(each.count("desk") <= 4 and each.count("other") <= 4 for each in between), done
+    assert turns[0] <= 9 and len(done) == 32
 
 
 @pytest.mark.parametrize("settings", [{"inference": "queue_limit = 6\nqueue_limit_per_caller = 4\nqueue_seconds = 5"}], indirect=True)
