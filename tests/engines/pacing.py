@@ -110,3 +110,22 @@ async def crowd(hosted: Hosted, clients: int, each: int, results: list[Asked], *
     async with anyio.create_task_group() as tasks:
         for _ in range(clients):
             tasks.start_soon(client)
+
+
+@asynccontextmanager
+async def asking(hosted: Hosted, clients: int, **how: Any) -> AsyncIterator[list[Asked]]:
+    """What comes of the requests of clients that ask one after the other as long as the block lasts."""
+    results, is_over = list[Asked](), False
+
+    async def client() -> None:
+        while not is_over:
+            results.append(await ask(hosted, **how))
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(clients):
+            tasks.start_soon(client)
+        try:
+            await hosted.until(lambda: len(results) > clients)
+            yield results
+        finally:
+            is_over = True
