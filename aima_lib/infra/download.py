@@ -18,6 +18,7 @@ from anyio import from_thread, to_thread
 from aima_lib.errors import Unavailable
 from aima_lib.infra.blobs import need_room
 from aima_lib.infra.egress import Again
+from aima_lib.infra.line import Place
 from aima_lib.infra.places import shown
 from aima_lib.infra.ranges import Ranges
 from aima_lib.infra.throttle import Throttle
@@ -75,6 +76,7 @@ class Download:
     resumed: Callable[[int], None] = lambda _: None
     renew: Callable[[], Awaitable[Mapping[str, str]]] | None = field(default=None, repr=False)
     throttle: Throttle = field(default_factory=Throttle)
+    place: Place = field(default_factory=Place)
     _ranges: Ranges = field(init=False)
     _news: anyio.Event = field(default_factory=anyio.Event)
     _laid: anyio.Event = field(default_factory=anyio.Event)
@@ -165,7 +167,7 @@ class Download:
         while not (self._ranges.counts and self._ranges.is_done(number)):
             asked_with = self.headers
             try:
-                async with self.throttle.lanes:
+                async with self.throttle.connection(self.place):
                     await self._attempt(number)
                 if self._ranges.total is None:
                     self._ranges.close_at(self._ranges.have)
@@ -294,7 +296,7 @@ class Download:
                         raise Again(f"{shown(self.url)} sends {got} bytes in {waited:.0f} s", hint="name another mirror")
                     window, got = time.monotonic(), 0
                 before = time.monotonic()
-                await self.throttle.let_pass(len(chunk))
+                await self.throttle.let_pass(len(chunk), self.place)
                 window += time.monotonic() - before
         finally:
             if batch:  # what came before a reset counts, else a link that breaks every 100 KB never gets further

@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractAsyncContextManager
 
 import anyio
 
+from aima_lib.infra.line import Line, Place
+
 BURST_SECONDS = 0.25
+LEFT = 0.25  # of the rate, for all who are less urgent than one that is fetching
 
 
 class Throttle:
-    """At most so many bytes a second (None: as many as come) over at most so many connections at once."""
+    """At most so many bytes a second (None: as many as come) over at most so many connections at once, the more urgent first."""
 
     def __init__(self, bytes_per_second: float | None = None, connections: int = 12) -> None:
-        self._rate, self._connections = bytes_per_second, connections
-        self._lanes: anyio.CapacityLimiter | None = None
-        self._free = 0.0
+        self._rate, self._lanes = bytes_per_second, Line(connections)
+        self._free = self._free_behind = 0.0
 
-    @property
-    def lanes(self) -> anyio.CapacityLimiter:
-        """One token a connection."""
-        if self._lanes is None:
-            self._lanes = anyio.CapacityLimiter(self._connections)
-        return self._lanes
+    def connection(self, place: Place) -> AbstractAsyncContextManager[None]:
+        """One of the connections."""
+        return self._lanes.turn(place)
 
-    async def let_pass(self, count: int) -> None:
+    async def let_pass(self, count: int, place: Place) -> None:
         """Wait until so many bytes more are within the rate."""
         if self._rate is None:
             return
         moment = time.monotonic()
-        self._free = max(self._free, moment - BURST_SECONDS) + count / self._rate
-        if self._free > moment:
-            await anyio.sleep(self._free - moment)
+        due = self._free = max(self._free, moment - BURST_SECONDS) + count / self._rate
+        if place.priority < self._lanes.urgency:
+            self._free_behind = max(self._free_behind, moment - BURST_SECONDS) + count / (self._rate * LEFT)
+            due = max(due, self._free_behind)
+        if due > moment:
+            await anyio.sleep(due - moment)

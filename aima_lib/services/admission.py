@@ -44,10 +44,10 @@ class Admission:
             ResourceExhausted: the upper edge of the estimate is more than what is free, less the reserve and what is promised.
         """
         usable = await self._free_bytes(device_id)
-        kind = str(self._devices.device(device_id)["type"])
+        device = self._devices.device(device_id)
 
         def high(options: Mapping[str, Any]) -> int | None:
-            return self._measurements.high_bytes(model, *engine, kind, options)
+            return self._measurements.high_bytes(model, *engine, device, options)
 
         wanted = high(options)
         if usable is not None and wanted is not None:  # what cannot be known cannot be refused; the engine itself will say

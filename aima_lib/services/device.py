@@ -105,6 +105,11 @@ class DeviceService:
         """Bytes of a GPU's memory that these processes hold; None when its driver does not tell."""
         return await anyio.to_thread.run_sync(self._hardware.held, self.device(device_id), pids, abandon_on_cancel=True)
 
+    async def used(self, device_id: str) -> int | None:
+        """Bytes of a device's memory that are taken at this very moment; None when it does not tell, or is gone."""
+        found = next((device for device in self.devices() if device["id"] == device_id), None)
+        return (await self._read(found, fresh=0)).memory_used_bytes if found else None
+
     def sample(self, device_id: str, before: datetime, within_seconds: float = 60) -> dict[str, Any] | None:
         """The last sample of a device in the seconds before a moment, if one was taken and is still kept."""
         latest = before.timestamp()

@@ -7,6 +7,7 @@ import secrets
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,7 @@ class EngineService:
         id, model = instance_id(name, model_id), self._model(model_id)
         found = self._store.peek("instance", id)
         device, _ = placement.choose(self._devices.devices(), options)
-        needed = self._measurements.high_bytes(model, name, self.catalog.version(name), device["type"], options)
+        needed = self._measurements.high_bytes(model, name, self.catalog.version(name), device, options)
         return id, bool(found and found["status"] in ALIVE), needed
 
     def needed_bytes(self, name: str, model_id: str, options: Mapping[str, Any]) -> int | None:
@@ -325,7 +326,8 @@ class EngineService:
     async def _end(self, instance: Document, timeout_seconds: float, reason: str) -> int:
         with anyio.CancelScope(shield=True):
             await self._measuring.look(instance)
-            freed = await anyio.to_thread.run_sync(process.stop, self._home, instance["id"], timeout_seconds)
+            stop = partial(anyio.to_thread.run_sync, process.stop, self._home, instance["id"], timeout_seconds)
+            freed = await self._measuring.freeing(instance, stop)
             await self._store.update("instance", instance["id"], status="stopped", **GONE)
         self._news.stopped(instance, reason, freed)
         return freed

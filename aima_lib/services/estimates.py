@@ -40,17 +40,18 @@ class Estimates:
             NotFound: there is no such device.
         """
         geometry = model["geometry"]
-        free, kinds = await self._free(wish.device_id), {device["id"]: device["type"] for device in await self._devices.known()}
-        main = next((id for id in free if kinds[id] == "gpu"), next(iter(free)))
-        load = _load(model, wish, kinds[main])
+        free, known = await self._free(wish.device_id), {device["id"]: device for device in await self._devices.known()}
+        main = next((id for id in free if known[id]["type"] == "gpu"), next(iter(free)))
+        load = _load(model, wish, known[main])
         context = load.context_length
         fits = [
-            memory.fit(id, have, self._at(model, wish, replace(load, kind=kinds[id])), replace(load, kind=kinds[id]), model)
+            memory.fit(id, have, self._at(model, wish, there), there, model)
             for id, have in free.items()
+            for there in (memory.on(load, known[id]),)
         ]
         needed = self._at(model, wish, load)(context, wish.cache_type, None)
-        gpus = {id: have for id, have in free.items() if kinds[id] == "gpu" and have is not None}
-        spread = memory.split(geometry, needed, load, gpus, next((id for id in kinds if kinds[id] == "cpu"), "cpu"))
+        gpus = {id: have for id, have in free.items() if known[id]["type"] == "gpu" and have is not None}
+        spread = memory.split(geometry, needed, load, gpus, next((id for id, device in known.items() if device["type"] == "cpu"), "cpu"))
         asked = {"context_length": context, "parallel": wish.parallel, "cache_type": wish.cache_type, "engine": wish.engine or USUAL_ENGINE}
         return {"memory": needed, "disk_bytes": model["size_bytes"], "device_id": main, **asked, "fits": fits, "split": spread}
 
@@ -75,12 +76,12 @@ class Estimates:
         return free
 
 
-def _load(model: Mapping[str, Any], wish: Wish, kind: str) -> Load:
+def _load(model: Mapping[str, Any], wish: Wish, device: Mapping[str, Any]) -> Load:
     """How a start with these wishes would run it."""
     options: dict[str, Any] = {"parallel": wish.parallel, "cache_type": wish.cache_type}
     if wish.context_length is not None:
         options["context_length"] = wish.context_length
-    return load_of({"context_length": model["geometry"].get("context_length"), **model}, options, kind)
+    return load_of({"context_length": model["geometry"].get("context_length"), **model}, options, device)
 
 
 def _scaled(geometry: Mapping[str, Any]) -> dict[str, Any]:

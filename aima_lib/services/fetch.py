@@ -17,10 +17,11 @@ from anyio import from_thread, to_thread
 from aima_lib.errors import AimaError, FailedPrecondition, PermissionDenied
 from aima_lib.infra.blobs import CHUNK, Blobs, disk_error, need_room, sync
 from aima_lib.infra.download import Download, Interrupted, Mismatch, Pace, first_of
+from aima_lib.infra.line import Place
 from aima_lib.infra.ranges import arrived
 from aima_lib.infra.throttle import Throttle
 from aima_lib.infra.web import Web
-from aima_lib.services.allowance import Hold, Spend, unlimited
+from aima_lib.services.allowance import Hold, Spend
 from aima_lib.services.gauge import Meter
 from aima_lib.services.joining import Joining
 from aima_lib.sources.base import Artefact, Part, Plan, total
@@ -53,8 +54,8 @@ class Ways:
 class Fetch:
     """One plan's files. Parts lie in models/partial/<key>, whole files in models/blobs."""
 
-    def __init__(self, plan: Plan, ways: Ways, hold: Hold = unlimited) -> None:
-        self.plan, self._ways, self._blobs, self._hold = plan, ways, ways.blobs, hold
+    def __init__(self, plan: Plan, ways: Ways, hold: Hold, place: Place) -> None:
+        self.plan, self._ways, self._blobs, self._hold, self.place = plan, ways, ways.blobs, hold, place
         self._spend: Spend = lambda _: None
         self.begun = False
         self.folder = ways.blobs.partial / plan.key
@@ -181,7 +182,7 @@ class Fetch:
 
     async def _download(self, part: Part, target: Path) -> str:
         ways, step, resume = self._ways, self._gained, self.meter.resume
-        given = (part.url, target, part.size, part.sha256, part.headers, ways.pace, step, resume, part.renew, ways.throttle)
+        given = (part.url, target, part.size, part.sha256, part.headers, ways.pace, step, resume, part.renew, ways.throttle, self.place)
         return await Download(ways.web, *given).run()
 
     def _gained(self, count: int) -> None:

@@ -15,7 +15,7 @@ from aima_lib.engines.base import CHECKPOINTS
 from aima_lib.services.memory import USUAL, Load, Memory
 
 # Changes whenever the formula does: what was said by another is no measure of this one.
-FORMULA = 1
+FORMULA = 2
 FEWEST_OTHERS, PATIENCE, FLOOR = 3, 2, 0.015
 Row = Mapping[str, Any]
 

@@ -16,6 +16,7 @@ from aima_lib.services.learning import FORMULA, Ran
 from aima_lib.services.memory import Load, Memory
 
 NEWEST, KEPT = 500, 5_000
+Device = Mapping[str, Any]
 COLUMNS = (
     "digest", "architecture", "version", "context_length", "parallel", "batch_size", "settings", "predicted_bytes", "compute_bytes",
     "ready_bytes", "peak_bytes", "device_kind",
@@ -37,20 +38,24 @@ class Measurements:
         ran = Ran(engine, version, load.kind, model.get("digest"), model.get("architecture"), model.get("quantization"))
         return learning.corrected(by_formula, self._rows(engine, load.kind), ran, load, learning.settings_of(load, options))
 
-    def high_bytes(self, model: Mapping[str, Any], engine: str, version: str | None, kind: str, options: Mapping[str, Any]) -> int | None:
+    def high_bytes(
+        self, model: Mapping[str, Any], engine: str, version: str | None, device: Device, options: Mapping[str, Any]
+    ) -> int | None:
         """The upper edge of the estimate of a start with these options."""
-        high = self.estimate(model, engine, version, load_of(model, options, kind), options)["high_bytes"]
+        high = self.estimate(model, engine, version, load_of(model, options, device), options)["high_bytes"]
         return None if high is None else int(high)
 
-    async def record(self, instance: Mapping[str, Any], model: Mapping[str, Any], version: str | None, kind: str, found: Footprint) -> None:
+    async def record(
+        self, instance: Mapping[str, Any], model: Mapping[str, Any], version: str | None, device: Device, found: Footprint
+    ) -> None:
         """Keep what a start took when it was ready, beside what had been foretold."""
         options = instance["options"]
-        load = load_of(model, options, kind)
+        load = load_of(model, options, device)
         said = self.estimate(model, instance["engine"], version, load, options)
         formula = memory.estimate(model.get("geometry") or {}, model.get("size_bytes"), load.context_length, load.parallel, load)
         row = (
             instance["id"], instance["started_at"], model["id"], model.get("digest"), model.get("architecture"), model.get("quantization"),
-            instance["engine"], version, instance["device"], kind, load.context_length, load.parallel, load.batch,
+            instance["engine"], version, instance["device"], device["type"], load.context_length, load.parallel, load.batch,
             json.dumps(learning.settings_of(load, options), sort_keys=True), FORMULA, formula["total_bytes"] or 0, said["low_bytes"] or 0,
             said["high_bytes"] or 0, formula["compute_bytes"] or 0, formula["checkpoint_bytes"], found.bytes, found.peak_bytes,
             found.rss_bytes, found.cgroup_bytes, found.source,
@@ -86,11 +91,11 @@ class Measurements:
         return [row | {"settings": json.loads(row["settings"])} for row in rows]
 
 
-def load_of(model: Mapping[str, Any], options: Mapping[str, Any], kind: str) -> Load:
-    """How a start with these options runs a model."""
+def load_of(model: Mapping[str, Any], options: Mapping[str, Any], device: Device) -> Load:
+    """How a start with these options runs a model on a device."""
     context, tasks = context_of(model, options), tasks_of(model, options)
-    where = "cpu" if options.get("gpu_layers") == 0 else kind
-    return Load(
+    load = Load(
         context, int(options.get("parallel", 1)), batch_of(context, tasks, options), str(options.get("cache_type", "f16")),
-        str(options.get("flash_attention", "auto")), where,
+        str(options.get("flash_attention", "auto")),
     )  # fmt: skip
+    return load if options.get("gpu_layers") == 0 else memory.on(load, device)

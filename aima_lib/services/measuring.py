@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from aima_lib.services.device import DeviceService
 from aima_lib.services.measurements import Measurements
 
 log = logging.getLogger(__name__)
-GROWTH = 1 << 20
+GROWTH, DRIVER_SECONDS = 1 << 20, 1.0
 Pids = Callable[[str], Sequence[int]]
 
 
@@ -31,14 +31,14 @@ class Measuring:
     async def expect(self, instance_id: str, device_id: str) -> None:
         """A start is about to happen: remember what the device holds without it."""
         if self._kind(device_id) == "gpu":
-            self._before[instance_id] = (await self._devices.metrics(device_id, 1))["now"]["memory_used_bytes"] or 0
+            self._before[instance_id] = await self._devices.used(device_id) or 0
 
     async def started(self, instance: Document, version: str | None) -> None:
         """An instance is ready: keep what it takes, beside the estimate."""
         model = self._store.peek("model", instance["model_id"])
         with _only_logged(instance):
             if model is not None and (found := await self._look(instance)) is not None:
-                await self._measurements.record(instance, model, version, self._kind(instance["device"]), found)
+                await self._measurements.record(instance, model, version, self._device(instance["device"]), found)
 
     async def look(self, instance: Document) -> None:
         """Raise its peak if it takes more than was seen."""
@@ -48,6 +48,34 @@ class Measuring:
         with _only_logged(instance):
             if await self._has_grown(instance) and (found := await self._look(instance)) is not None and found.peak_bytes > known:
                 await self._measurements.raise_peak(instance, found)
+
+    async def freeing(self, instance: Document, stop: Callable[[], Awaitable[int]]) -> int:
+        """Let `stop` end an instance; the bytes that its device got back: of a GPU its own memory, where its driver tells.
+
+        `stop` returns what the processor's memory got back.
+        """
+        device = instance["device"]
+        if self._kind(device) != "gpu":
+            return await stop()
+        held, used = await self._held(instance), await self._devices.used(device)
+        own = await stop()
+        gone = await self._given_back(device, used) if held is None else held - (await self._held(instance) or 0)
+        if gone is None:
+            return own
+        return gone + own if (self._device(device).get("memory") or {}).get("kind") == "unified" else max(0, gone)
+
+    async def _given_back(self, device_id: str, before: int | None) -> int | None:
+        """What a device holds less than before; its driver clears up a moment after a process is gone."""
+        after = await self._devices.used(device_id)
+        with anyio.move_on_after(DRIVER_SECONDS):
+            while after is not None and before is not None and before - after < GROWTH:
+                await anyio.sleep(0.05)
+                after = await self._devices.used(device_id)
+        return None if after is None or before is None else max(0, before - after)
+
+    async def _held(self, instance: Document) -> int | None:
+        pids = await anyio.to_thread.run_sync(self._pids, instance["id"])
+        return await self._devices.held(instance["device"], pids) if pids else None
 
     async def _has_grown(self, instance: Mapping[str, Any]) -> bool:
         """Whether it is worth a look: one that walks all pages of a large engine is not free for it."""
@@ -70,7 +98,7 @@ class Measuring:
             return own
         held = await self._devices.held(device, pids)
         if held is None and id in self._before:
-            used = (await self._devices.metrics(device, 1))["now"]["memory_used_bytes"]
+            used = await self._devices.used(device)
             held = None if used is None else max(0, used - self._before[id])
         if held is None:
             return None
@@ -79,7 +107,10 @@ class Measuring:
         return Footprint(held, held, "nvml", own.rss_bytes, own.cgroup_bytes)
 
     def _kind(self, device_id: str) -> str:
-        return next((str(device["type"]) for device in self._devices.devices() if device["id"] == device_id), "cpu")
+        return str(self._device(device_id)["type"])
+
+    def _device(self, device_id: str) -> Mapping[str, Any]:
+        return next((device for device in self._devices.devices() if device["id"] == device_id), {"type": "cpu"})
 
 
 @contextmanager

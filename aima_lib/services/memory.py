@@ -31,8 +31,13 @@ QUANTIZATIONS: Mapping[str, float] = {
     "F32": 32, "BF16": 16, "F16": 16, "Q8_0": 8.5, "Q6_K": 6.56, "Q5_K_M": 5.69, "Q4_K_M": 4.85, "IQ4_XS": 4.32, "Q3_K_M": 3.91,
     "Q2_K": 3.0,
 }  # fmt: skip
-# What a process takes that has loaded nothing: the runtime, its libraries, its threads; and for each word of the vocabulary.
-PROCESS_BYTES, WORD_BYTES, DRIVER_BYTES = 76 * MIB, 80, 450 * MIB
+# What a process takes that has loaded nothing: Python or C, its libraries, its threads; and for each word of the vocabulary.
+PROCESS_BYTES, WORD_BYTES = 76 * MIB, 80
+# What an accelerator's runtime holds on it for each process: its context, its kernels, the libraries' workspaces. By the capability that
+# the device has. CUDA: llama-server on an H200 (driver 580, CUDA 13): in fourteen starts of two models, 2.6 to 18 GiB, NVML counted 2 to
+# 5 MiB less for its process than the whole formula says with this. Smaller chips take less.
+RUNTIMES: Mapping[str, int] = {"cuda": 690 * MIB}
+UNKNOWN_RUNTIME_BYTES = 1 << 30  # how much wider the interval is where nobody has measured it
 # What llama.cpp lays out anew for a processor's vector units; the file's own pages stay mapped beside it.
 REPACKED: Mapping[str, frozenset[str]] = {
     "x86_64": frozenset({"Q4_0", "Q4_K", "IQ4_NL", "Q2_K"}),
@@ -40,6 +45,7 @@ REPACKED: Mapping[str, frozenset[str]] = {
 }
 # Copies of windows and states that adapters let llama.cpp keep for each request, to take up an older text again.
 USUAL = 2
+UNMEASURED = "what this GPU's runtime takes was never measured: the upper edge leaves 1 GiB for it"
 Geometry = Mapping[str, Any]
 Memory = dict[str, Any]
 
@@ -54,6 +60,8 @@ class Load:
     cache_type: str = "f16"
     flash_attention: str = "auto"
     kind: str = "cpu"  # of the device: cpu or gpu
+    runtime: str | None = None  # of a GPU, one of RUNTIMES
+    shared: bool = False  # the GPU's memory is the processor's
     machine: str = ""  # its processor, as platform.machine() says
 
 
@@ -109,10 +117,11 @@ def estimate(geometry: Geometry, weights_bytes: int | None, context_length: int,
     weights = None if weights_bytes is None else max(weights_bytes - (geometry.get("projector_bytes") or 0), 0)
     cache, compute = cache_bytes(geometry, load), compute_bytes(geometry, load)
     projector = geometry.get("projector_bytes") or 0
-    overhead, repacked = overhead_bytes(geometry, load), repacked_bytes(geometry, load)
+    overhead, runtime, repacked = overhead_bytes(geometry, load), runtime_bytes(load), repacked_bytes(geometry, load)
     known = [part for part in (weights, cache, compute) if part is not None]
     copies = parallel * checkpoint_bytes(geometry, load)
-    whole = sum(known) + projector + overhead + repacked + USUAL * copies if len(known) == 3 else None
+    whole = sum(known) + projector + overhead + (runtime or 0) + repacked + USUAL * copies if len(known) == 3 else None
+    slack = 96 * MIB + (CHECKPOINTS - USUAL) * copies + (UNKNOWN_RUNTIME_BYTES if runtime is None else 0)
     lowest = None if weights is None else weights + projector + (cache or 0)
     return {
         "weights_bytes": weights,
@@ -122,18 +131,31 @@ def estimate(geometry: Geometry, weights_bytes: int | None, context_length: int,
         "repacked_bytes": repacked,
         "checkpoint_bytes": USUAL * copies,
         "overhead_bytes": overhead,
+        "runtime_bytes": runtime,
         "total_bytes": whole,
         "low_bytes": lowest,
-        "high_bytes": None if whole is None else int(whole * 1.08) + 96 * MIB + (CHECKPOINTS - USUAL) * copies,
+        "high_bytes": None if whole is None else int(whole * 1.08) + slack,
         "basis": "formula",
         "observations": 0,
-        "reason": None if whole is not None else _why(weights, cache),
+        "reason": _why(weights, cache, compute) or (UNMEASURED if runtime is None else None),
     }
 
 
+def on(load: Load, device: Mapping[str, Any]) -> Load:
+    """The same load on a device."""
+    kind = str(device["type"])
+    runtime = next((name for name in device.get("capabilities") or () if name in RUNTIMES), None) if kind == "gpu" else None
+    return replace(load, kind=kind, runtime=runtime, shared=(device.get("memory") or {}).get("kind") == "unified")
+
+
 def overhead_bytes(geometry: Geometry, load: Load) -> int:
-    """What the engine's process takes by itself; on a GPU, what its driver takes there."""
-    return DRIVER_BYTES if load.kind == "gpu" else PROCESS_BYTES + WORD_BYTES * int(geometry.get("vocabulary_size") or 0)
+    """What the engine's process takes by itself of the processor's memory."""
+    return 0 if load.kind == "gpu" and not load.shared else PROCESS_BYTES + WORD_BYTES * int(geometry.get("vocabulary_size") or 0)
+
+
+def runtime_bytes(load: Load) -> int | None:
+    """What a GPU's runtime holds there for the process; None where that was never measured."""
+    return 0 if load.kind != "gpu" else RUNTIMES[load.runtime] if load.runtime else None
 
 
 def repacked_bytes(geometry: Geometry, load: Load) -> int:
@@ -157,12 +179,12 @@ def _padded(count: int) -> int:
     return -(-count // CELLS) * CELLS
 
 
-def _why(weights_bytes: int | None, cache: int | None) -> str:
+def _why(weights_bytes: int | None, cache: int | None, compute: int | None) -> str | None:
     if weights_bytes is None:
         return "the source does not tell the size of the weights"
-    return (
-        "the layers and heads of the model are not known before it is here" if cache is None else "the vocabulary of the model is not known"
-    )
+    if cache is None:
+        return "the layers and heads of the model are not known before it is here"
+    return "the vocabulary of the model is not known" if compute is None else None
 
 
 # Whether it fits
@@ -266,7 +288,8 @@ def split(geometry: Geometry, memory: Memory, load: Load, free: Mapping[str, int
     weights, cache, compute = memory["weights_bytes"], memory["kv_cache_bytes"], memory["compute_bytes"]
     blocks = min(geometry.get("block_bytes") or weights, weights)
     each, rest = (blocks + cache) / layers, weights - blocks
-    fixed = compute + DRIVER_BYTES
+    runtime = runtime_bytes(replace(load, kind="gpu"))
+    fixed = compute + (UNKNOWN_RUNTIME_BYTES if runtime is None else runtime)
     room = {id: max(0, int((have - fixed) // each)) for id, have in free.items()}
     wanted, rows = layers, []
     for number, (id, most) in enumerate(sorted(room.items(), key=lambda entry: -entry[1])):

@@ -16,6 +16,7 @@ from aima_lib.infra.blobs import Blobs, digest
 from aima_lib.infra.clock import now
 from aima_lib.infra.download import Pace
 from aima_lib.infra.events import Events
+from aima_lib.infra.line import Line, Place
 from aima_lib.infra.progress import Send, silent
 from aima_lib.infra.roots import Absent, Roots
 from aima_lib.infra.store import Store
@@ -60,7 +61,7 @@ class ModelService:
         pace = pace or Pace(lanes=downloads["lanes"], stall_seconds=downloads["stall_seconds"])
         rate = downloads["mib_per_second"]
         ways = Ways(shelf.blobs, self._web, pace, Throttle(rate and rate * (1 << 20)), lambda sha256: bool(shelf.holders(sha256)))
-        self._pulling = Pulling(config["sources"], secrets, store, events, shelf, self._transfers, ways)
+        self._pulling = Pulling(config["sources"], secrets, store, events, shelf, self._transfers, ways, Line(downloads["at_once"]))
         self._intake = Intake(store, shelf, config["engines"]["remotes"])
         self._search = SearchService(self._pulling, self.estimate)
         self._estimates = Estimates(store, devices, float(config["engines"]["memory_reserve_fraction"]))
@@ -125,8 +126,11 @@ class ModelService:
         sha256: str | None = None,
         send: Send = silent,
         hold: Hold = unlimited,
+        place: Place | None = None,
     ) -> Model:
         """Bring a model here, once however many ask. What it fetches is held against the allowance of the one who asked first.
+
+        `place` is where it stands among the pulls that wait.
 
         Raises:
             NotFound: the source has no such repository, revision, file or quantization.
@@ -137,7 +141,7 @@ class ModelService:
         kind = source or guess(repo)
         if kind == LOCAL:
             return await self._pull_local(request, name, send)
-        return await self._pulling.pull(request, kind, name, send, hold)
+        return await self._pulling.pull(request, kind, name, send, hold, place or Place())
 
     async def _pull_local(self, request: Request, name: str | None, send: Send) -> Model:
         refuse_beside_a_path(request)
@@ -184,6 +188,7 @@ class ModelService:
         mirror: str | None = None,
         name: str | None = None,
         sha256: str | None = None,
+        priority: int = 0,  # noqa: ARG002
     ) -> tuple[str, int | None, bool]:
         """What `pull` would bring, asked of the source: the model's id, the bytes to fetch (None: unknown), whether it is here already."""
         request = Request(repo, revision, file, quantization, mirror, sha256.lower() if sha256 else None)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from anyio import to_thread
 
@@ -15,11 +17,12 @@ from aima_lib.errors import FailedPrecondition, ResourceExhausted
 from aima_lib.infra.egress import Egress
 from aima_lib.infra.events import Events
 from aima_lib.infra.gguf import peek_head
+from aima_lib.infra.line import Line, Place
 from aima_lib.infra.places import place
 from aima_lib.infra.progress import Send
 from aima_lib.infra.store import Store
 from aima_lib.names import slug
-from aima_lib.services.allowance import Hold, unlimited
+from aima_lib.services.allowance import Hold
 from aima_lib.services.describe import FACTS, describe, digest_of, geometry_of
 from aima_lib.services.fetch import Fetch, File, Ways
 from aima_lib.services.gauge import Meter
@@ -38,21 +41,31 @@ class Pulling:
 
     def __init__(
         self, sources: Mapping[str, Any], secrets: SecretService, store: Store, events: Events, shelf: Shelf,
-        transfers: Transfers, ways: Ways,
+        transfers: Transfers, ways: Ways, line: Line,
     ) -> None:  # fmt: skip
         self._sources, self._secrets, self._store, self._events, self._shelf = sources, secrets, store, events, shelf
-        self._transfers, self._ways, self._web = transfers, ways, ways.web
+        self._transfers, self._ways, self._web, self._line = transfers, ways, ways.web, line
+        self._places: WeakValueDictionary[str, Place] = WeakValueDictionary()  # of the transfers under way
 
-    async def pull(self, request: Request, kind: str, name: str | None, send: Send, hold: Hold = unlimited) -> Model:
-        """The model that answers `request`, fetched unless it is here: by whoever asks first, out of whose allowance `hold` takes it."""
+    async def pull(self, request: Request, kind: str, name: str | None, send: Send, hold: Hold, place: Place) -> Model:
+        """The model that answers `request`, fetched unless it is here: by whoever asks first, out of whose allowance `hold` takes it.
+
+        A transfer goes by the highest priority of those who ask for it.
+        """
         asked = self._asked(request, kind)
         if present := self._present(asked, name, request.sha256):
             return present
         await send({"phase": "resolving", "message": f"asking {kind} for {request.repo}"})
-        plan: Plan = await self._transfers.join(("plan", kind, request), partial(self._resolve, kind, request), send)
-        self._refuse_other(name or plan.name, name is not None, plan)
-        origin = asked | {"commit": plan.revision}
-        model = await self._weights(Fetch(plan, self._ways, hold), name, origin, send)
+        with ExitStack() as coming:
+            coming.enter_context(self._line.coming(place))
+            plan: Plan = await self._transfers.join(("plan", kind, request), partial(self._resolve, kind, request), send)
+            self._refuse_other(name or plan.name, name is not None, plan)
+            own, place = place, self._places.setdefault(plan.key, place)
+            if place is not own:
+                coming.close()
+                self._line.hasten(place, own.priority)
+            origin = asked | {"commit": plan.revision}
+            model = await self._weights(Fetch(plan, self._ways, hold, place), name, origin, send)
         if name is not None and model["id"] != slug(name):  # somebody else asked for the same weights under another name
             return await self._alias(model, name, origin)
         return model
@@ -120,28 +133,37 @@ class Pulling:
     async def _carry(self, fetch: Fetch, name: str | None, origin: Mapping[str, Any], report: Report) -> Model:
         plan, wanted = fetch.plan, slug(name or fetch.plan.name)
         fetch.meter.hear = partial(self._tell, report, wanted)
-        report({"phase": "downloading", "message": f"downloading {wanted}", "completed": 0, "total": plan.size})
-        async with fetch.run() as files:
-            self._tell(report, wanted, fetch.meter)
-            report({"phase": "verifying", "message": f"reading {wanted}", "completed": plan.size, "total": plan.size})
-            facts = await to_thread.run_sync(describe, plan.format, [(self._place(file), file.name) for file in files])
-            facts["license"] = facts["license"] or plan.license
-            facts["quantization"] = facts["quantization"] or plan.quantization
-            facts["defaults"] = dict(plan.defaults)
-            model = await self._shelf.add(wanted, name is not None, plan.format, files, facts, origin)
-        await to_thread.run_sync(fetch.done)
+        async with self._line.turn(fetch.place, partial(self._wait, report, wanted, fetch.meter)):
+            report({"phase": "downloading", "message": f"downloading {wanted}", "completed": 0, "total": plan.size})
+            async with fetch.run() as files:
+                self._tell(report, wanted, fetch.meter)
+                report({"phase": "verifying", "message": f"reading {wanted}", "completed": plan.size, "total": plan.size})
+                facts = await to_thread.run_sync(describe, plan.format, [(self._place(file), file.name) for file in files])
+                facts["license"] = facts["license"] or plan.license
+                facts["quantization"] = facts["quantization"] or plan.quantization
+                facts["defaults"] = dict(plan.defaults)
+                model = await self._shelf.add(wanted, name is not None, plan.format, files, facts, origin)
+            await to_thread.run_sync(fetch.done)
         return model
 
     def _place(self, file: File) -> Path:
         return file.path or self._shelf.blobs.path(file.sha256)
 
+    def _wait(self, report: Report, model_id: str, meter: Meter, ahead: int) -> None:
+        said = f"{model_id}: waiting behind {ahead} {'pull' if ahead == 1 else 'pulls'}"
+        report({"phase": "waiting", "message": said, "completed": None, "total": meter.total})
+        self._publish(model_id, meter, ahead)
+
     def _tell(self, report: Report, model_id: str, meter: Meter) -> None:
         done, whole = meter.completed, meter.total
-        rate = None if meter.rate is None else round(meter.rate)
-        of, speed = "" if whole is None else f" of {whole / 1e6:,.1f}", "" if rate is None else f" at {rate / 1e6:.1f} MB/s"
+        of, speed = "" if whole is None else f" of {whole / 1e6:,.1f}", "" if meter.rate is None else f" at {meter.rate / 1e6:.1f} MB/s"
         report({"phase": "downloading", "message": f"{model_id}: {done / 1e6:,.1f}{of} MB{speed}", "completed": done, "total": whole})
-        payload = {"model_id": model_id, "completed_bytes": done, "total_bytes": whole, "bytes_per_second": rate}
-        self._events.publish("model.pull_progress", payload | {"eta_seconds": meter.eta_seconds}, subject=model_id)
+        self._publish(model_id, meter, 0)
+
+    def _publish(self, model_id: str, meter: Meter, ahead: int) -> None:
+        rate = None if meter.rate is None else round(meter.rate)
+        payload = {"completed_bytes": meter.completed, "total_bytes": meter.total, "bytes_per_second": rate, "waiting_behind": ahead}
+        self._events.publish("model.pull_progress", {"model_id": model_id, **payload, "eta_seconds": meter.eta_seconds}, subject=model_id)
 
     def _present(self, asked: Mapping[str, Any], name: str | None, sha256: str | None) -> Model | None:
         """The model that an equal pull brought, if its files are still there."""

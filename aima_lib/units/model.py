@@ -9,6 +9,8 @@ from typing import Any
 
 from aima_lib.gateway import Context
 from aima_lib.infra.change import Change
+from aima_lib.infra.clock import now
+from aima_lib.infra.line import Place
 from aima_lib.names import slug
 from aima_lib.registry import handles, plans
 from aima_lib.services.estimates import USUAL_ENGINE
@@ -29,10 +31,12 @@ async def pull_model(
     mirror: str | None = None,
     name: str | None = None,
     sha256: str | None = None,
+    priority: int = 0,
 ) -> Result:
+    since = ctx.runs.get(ctx.run_id)["created_at"] if ctx.run_id else now()  # a run that goes on keeps its age
     hold = partial(ctx.services.allowance.holding, ctx.caller, DOWNLOAD)
     given = (repo, source, revision, file, quantization, mirror, name, sha256)
-    return {"model": await ctx.services.models.pull(*given, send=ctx.send, hold=hold)}
+    return {"model": await ctx.services.models.pull(*given, send=ctx.send, hold=hold, place=Place(priority, since))}
 
 
 @handles("model.import")

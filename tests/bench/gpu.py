@@ -1,6 +1,6 @@
 """What AIMA says of a GPU against what torch knows of it: `python tests/bench/gpu.py [GIB]`. Needs psutil, nvidia-ml-py and torch, no network.
 
-Prints one JSON object: the devices and a sample of each; what the driver and a context alone take (the formula's DRIVER_BYTES); and, for some
+Prints one JSON object: the devices and a sample of each; what the driver and a context alone take (the formula's RUNTIMES, which holds a library's workspaces too); and, for some
 GiB of tensors, what NVML says the device holds more, what it says this process holds, and what torch reserved. Ends with 1 when they disagree
 by more than 2 % or 64 MiB.
 """
@@ -53,7 +53,7 @@ def main() -> int:
         return 1
     said["smi"] = _smi()
     said["allocation"], agrees = _allocate(hardware, gpus[0], wanted)
-    load = memory.Load(8192, 4, kind="gpu")
+    load = memory.Load(8192, 4, kind="gpu", runtime="cuda")
     needed = memory.estimate(GEOMETRY, 15 << 30, 8192, 4, load)
     free = {gpu["id"]: said["samples"][gpu["id"]]["memory_total_bytes"] - said["samples"][gpu["id"]]["memory_used_bytes"] for gpu in gpus}
     said["an 8B at 8192 × 4"] = {"memory": needed, "split": memory.split(GEOMETRY, needed, load, free, "cpu")}
@@ -78,7 +78,7 @@ def _allocate(hardware: Hardware, gpu: dict[str, Any], wanted: int) -> tuple[dic
     held = hardware.held(gpu, [os.getpid()])
     total = torch.cuda.get_device_properties(0).total_memory
     told = {
-        "used_before_bytes": before, "context_bytes": context, "foretold_context_bytes": memory.DRIVER_BYTES, "torch_reserved_bytes": reserved,
+        "used_before_bytes": before, "context_bytes": context, "foretold_context_bytes": memory.RUNTIMES["cuda"], "torch_reserved_bytes": reserved,
         "nvml_more_bytes": more, "nvml_of_this_process_bytes": held, "nvml_total_bytes": gpu["memory"]["total_bytes"],
         "torch_total_bytes": total, "tensors": len(kept),
     }  # fmt: skip

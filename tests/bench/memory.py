@@ -74,7 +74,7 @@ async def one(services: Any, engine: str, model: dict[str, Any], options: dict[s
 
 def judged(known: Sequence[dict[str, Any]], row: dict[str, Any]) -> memory.Memory:
     """What an estimate would have said of a start, had only `known` been measured."""
-    load = load_of(row["model"], row["options"], row["device_kind"])
+    load = load_of(row["model"], row["options"], {"type": row["device_kind"], "capabilities": ["cuda"]})
     said = memory.estimate(row["model"]["geometry"], row["model"]["size_bytes"], load.context_length, load.parallel, load)
     ran = learning.Ran(row["engine"], row["version"], load.kind, row["digest"], row["architecture"])
     rows = [other | {"settings": json.loads(other["settings"])} for other in known]

@@ -74,7 +74,9 @@ def test_the_inspector(host: HostProcess, over: str) -> None:
     def inspect(*words: str) -> tuple[int, dict[str, Any]]:
         target = [f"{host.url}/mcp", "--transport", "http", "--header", f"Authorization: Bearer {host.home.key()}"]
         if over == "stdio":
-            target = [sys.executable, *AIMA]
+            # It hands nothing on but what it is told to: without these `aima mcp` would open the home of whoever runs the suite.
+            given = [word for name in ("AIMA_HOME", "PYTHONPATH") for word in ("-e", f"{name}={around(host)[name]}")]
+            target = [*given, sys.executable, *AIMA]
         command = [program, str(INSPECTOR), "--cli", *target, "--method", *words]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=around(host), check=False)
         assert done.stdout.startswith("{"), (done.stdout, done.stderr)
@@ -86,6 +88,8 @@ def test_the_inspector(host: HostProcess, over: str) -> None:
     assert refused["isError"] is True and refused["structuredContent"]["code"] == "not_found"
     assert sorted(prompt["name"] for prompt in inspect("prompts/list")[1]["prompts"]) == PROMPTS
     assert inspect("resources/list")[1]["resources"]
+    held = inspect("resources/read", "--uri", "aima://models/registry")[1]["contents"][0]["text"]
+    assert [model["id"] for model in json.loads(held)["models"]] == ["tiny"], "it is this host's"
 
 
 @pytest.mark.parametrize("over", ["stdio", "http"])

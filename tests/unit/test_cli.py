@@ -380,7 +380,8 @@ def test_colour_is_for_terminals_that_want_it(line: list[str], home: Home) -> No
         assert "\x1b[" not in on_terminal(home, *line, "-o", form)
 
 
-def test_a_terminal_is_told_nothing_that_it_obeys(home: Home, tmp_path: Path) -> None:
+def test_a_terminal_is_told_nothing_that_it_obeys(stopped_after: Home, tmp_path: Path) -> None:
+    home = stopped_after
     evil = "fine\x1b]52;c;ZXZpbA==\x07\x1b[2J\x9b31m\u202eright\rover"
     weights = write_tiny_gguf(tmp_path / "tiny.gguf", license=evil)
     assert aima(home, "model", "import", str(weights), "--name", "tiny").returncode == 0

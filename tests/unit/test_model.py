@@ -17,6 +17,7 @@ from aima_lib.errors import AlreadyExists, FailedPrecondition, InvalidArgument, 
 from aima_lib.infra import blobs as disk
 from aima_lib.infra.download import Pace
 from aima_lib.infra.events import Events
+from aima_lib.infra.hal import Hardware
 from aima_lib.infra.home import Home
 from aima_lib.infra.store import Store
 from aima_lib.infra.web import Web
@@ -46,13 +47,21 @@ QUICK = Pace(attempts=3, first_wait_seconds=0.02, longest_wait_seconds=0.1, segm
 class Shop:
     """A model service that runs, and what it stands on."""
 
-    def __init__(self, home: Home, store: Store, toml: str = "", stall_seconds: float = 2, pace: Pace | None = QUICK) -> None:
+    def __init__(
+        self,
+        home: Home,
+        store: Store,
+        toml: str = "",
+        stall_seconds: float = 2,
+        pace: Pace | None = QUICK,
+        hardware: Hardware | None = None,
+    ) -> None:
         (home.path / "config.toml").write_text(toml + ROOTS, encoding="utf-8")
         self.home, self.store = home.path, store
         settings = config.load(home.path)
         types = {unit.name: unit for unit in Registry.described().of("event")}
         self.events = Events(store, types)
-        self.devices = DeviceService(settings, store, self.events)
+        self.devices = DeviceService(settings, store, self.events, hardware)
         web = Web(way_out(settings, connect_seconds=2, stall_seconds=stall_seconds))
         self.models = ModelService(settings, home.path, store, self.events, self.devices, SecretService(home, store), web=web, pace=pace)
 

@@ -19,9 +19,13 @@ from aima_lib.infra.hal import Hardware, system_memory
 from aima_lib.infra.hal.nvidia import Nvidia
 from aima_lib.infra.store import Store
 from aima_lib.registry import Registry
+from aima_lib.services import memory
 from aima_lib.services.device import DeviceService
-from aima_lib.services.measurements import Measurements
+from aima_lib.services.measurements import Measurements, load_of
 from aima_lib.services.measuring import Measuring
+from aima_lib.services.memory import RUNTIMES, UNKNOWN_RUNTIME_BYTES
+from tests.tiny import write_tiny_gguf
+from tests.unit.test_model import shop
 
 NOT_SUPPORTED, NO_PERMISSION = pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED), pynvml.NVMLError(pynvml.NVML_ERROR_NO_PERMISSION)
 LOST, MISMATCH = pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST), pynvml.NVMLError(pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH)
@@ -252,24 +256,96 @@ def test_memory_of_our_processes_is_told_apart_or_not_at_all(tmp_path: Path) -> 
         assert hardware.held(nvml.devices[0], [11]) is None
 
 
+def devices_of(library: Library, store: Store, folder: Path) -> DeviceService:
+    events = Events(store, {unit.name: unit for unit in Registry.described().of("event")})
+    return DeviceService(config.load(folder), store, events, Hardware(folder, library, "aarch64"))
+
+
 @pytest.mark.anyio
 @pytest.mark.parametrize(("gpu", "by_process", "expected"), [(H200, True, 3 * GIB), (H200, False, 7 * GIB), (GB10, True, None)])
 async def test_what_an_engine_takes_of_a_gpu(store: Store, tmp_path: Path, gpu: Any, by_process: bool, expected: int | None) -> None:
     """By process where the driver tells, else what the device holds more than before; shared memory is the processes' own and the GPU's."""
     running = [process(os.getpid() if by_process else 1, 3 * GIB)]
     library = Library(gpu | {"nvmlDeviceGetComputeRunningProcesses": running})
-    settings = config.load(tmp_path)
-    events = Events(store, {unit.name: unit for unit in Registry.described().of("event")})
-    devices = DeviceService(settings, store, events, Hardware(tmp_path, library, "aarch64"))
+    devices = devices_of(library, store, tmp_path)
     measuring = Measuring(store, devices, Measurements(store), lambda _: [os.getpid()])
     geometry = {"block_count": 1, "cache": [], "embedding_length": 8, "vocabulary_size": 8, "tensor_bytes": {}}
     await store.put("model", {"id": "m", "geometry": geometry, "size_bytes": GIB, "digest": "sha256:m"})
     instance = {"id": "i", "started_at": "2026", "model_id": "m", "engine": "e", "device": "gpu-0", "options": {}}
     await measuring.expect("i", "gpu-0")
     if not by_process:
-        library.gpus[0] = library.gpus[0] | {"nvmlDeviceGetMemoryInfo": SimpleNamespace(total=140 * GIB, free=93 * GIB, used=46 * GIB)}
-        await devices.detect()
+        library.gpus[0]["nvmlDeviceGetMemoryInfo"] = SimpleNamespace(total=140 * GIB, free=93 * GIB, used=46 * GIB)
     await measuring.started(instance, "1")
     [(taken, kind, source)] = store.read("SELECT peak_bytes, device_kind, source FROM measurements")
     assert (kind, source) == ("gpu", "nvml")
     assert taken == expected if expected else taken > 3 * GIB + psutil.Process().memory_info().rss // 2
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("gpu", "tells", "expected"),
+    [(H200, "processes", 3 * GIB), (H200, "the device", 5 * GIB), (H200, "nothing", 7), (GB10, "processes", 3 * GIB + 7)],
+)
+async def test_what_a_gpu_gets_back_when_an_engine_ends(store: Store, tmp_path: Path, gpu: Any, tells: str, expected: int) -> None:
+    """Its own memory, not what the process had of the machine's; where the two are one, both."""
+    running = [process(os.getpid() if tells == "processes" else 1, 3 * GIB)]
+    memory = {"nvmlDeviceGetMemoryInfo": NO_PERMISSION} if tells == "nothing" else {}
+    library = Library(gpu | memory | {"nvmlDeviceGetComputeRunningProcesses": running})
+    alive = [os.getpid()]
+    measuring = Measuring(store, devices_of(library, store, tmp_path), Measurements(store), lambda _: alive)
+
+    async def stop() -> int:
+        alive.clear()
+        if tells == "the device":
+            library.gpus[0]["nvmlDeviceGetMemoryInfo"] = SimpleNamespace(total=140 * GIB, free=105 * GIB, used=34 * GIB)
+        return 7
+
+    assert await measuring.freeing({"id": "i", "device": "gpu-0"}, stop) == expected
+    alive[:] = [os.getpid()]
+    assert await measuring.freeing({"id": "i", "device": "cpu"}, stop) == 7
+
+
+@pytest.mark.anyio
+async def test_an_estimate_counts_what_the_gpus_runtime_holds(tmp_path: Path) -> None:
+    tiny = write_tiny_gguf(tmp_path / "tiny.gguf")
+    plain = H200 | {"nvmlDeviceGetMemoryInfo": SimpleNamespace(total=GIB, free=GIB, used=0)}
+    async with shop(tmp_path / "home", hardware=Hardware(tmp_path, Library(plain, plain), "x86_64")) as here:
+        await here.models.import_model(str(tiny), name="m")
+        found = await here.models.estimate("m", context_length=512)
+        said, on_cpu = found["memory"], (await here.models.estimate("m", context_length=512, device_id="cpu"))["memory"]
+        assert found["device_id"] == "gpu-0"
+        assert (said["runtime_bytes"], said["overhead_bytes"], on_cpu["runtime_bytes"]) == (RUNTIMES["cuda"], 0, 0)
+        assert on_cpu["overhead_bytes"] > 0 and said["reason"] is None
+        parts = [said[f"{part}_bytes"] for part in ("weights", "kv_cache", "compute", "projector", "repacked", "checkpoint", "overhead")]
+        assert said["total_bytes"] == sum(parts) + RUNTIMES["cuda"]
+        assert [share["total_bytes"] > RUNTIMES["cuda"] for share in found["split"]] == [True, True, False], "once on each GPU"
+
+
+def test_a_runtime_that_nobody_measured_widens_the_interval() -> None:
+    model = {"geometry": {"block_count": 1, "cache": [], "embedding_length": 8, "vocabulary_size": 8}, "size_bytes": GIB}
+    known, unknown = (
+        memory.estimate(model["geometry"], GIB, 512, 1, load_of(model, {"context_length": 512}, {"type": "gpu", "capabilities": able}))
+        for able in (["cuda", "sm_90"], ["gfx942"])
+    )
+    assert unknown["runtime_bytes"] is None and "never measured" in unknown["reason"]
+    assert unknown["total_bytes"] == known["total_bytes"] - RUNTIMES["cuda"]
+    assert unknown["high_bytes"] > known["high_bytes"] and unknown["low_bytes"] == known["low_bytes"]
+    assert unknown["high_bytes"] - unknown["total_bytes"] > UNKNOWN_RUNTIME_BYTES
+
+
+@pytest.mark.parametrize(
+    ("size", "blocks", "width", "inner", "taken"),
+    [(1_950_732_864, 16, 2048, 8192, (2749, 3145, 3649)), (13_968_307_168, 32, 4096, 14_336, (14_641, 16_189, 18_229))],
+    ids=["1B", "8B"],
+)
+def test_the_formula_says_what_cuda_took(size: int, blocks: int, width: int, inner: int, taken: tuple[int, ...]) -> None:
+    """MiB that an H200 held more while llama-server had these models of random F16 weights, as nvidia-smi said."""
+    keys = {"layers": blocks, "key_elements": 8 * width // 32, "value_elements": 8 * width // 32, "window": None}
+    geometry = {"block_count": blocks, "head_count": 32, "embedding_length": width, "feed_forward_length": inner, "cache": [keys]}
+    geometry |= {"vocabulary_size": 400, "context_length": 32_768, "tensor_bytes": {}}
+    for (context, parallel), peak in zip(((4096, 1), (16_384, 1), (8192, 4)), taken, strict=True):
+        options = {"context_length": context, "parallel": parallel}
+        load = load_of({"geometry": geometry}, options, {"type": "gpu", "capabilities": ["cuda"]})
+        said = memory.estimate(geometry, size, context, parallel, load)
+        assert abs(said["total_bytes"] / (peak << 20) - 1) < 0.02
+        assert said["low_bytes"] <= peak << 20 <= said["high_bytes"]
