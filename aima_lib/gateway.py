@@ -263,8 +263,8 @@ class Gateway:
         try:
             self._refuse_caller(unit, caller)
             if error := "not an object" if not isinstance(given, Mapping) else unit.input.first_error(given):
-                describe = {"unit": "unit.describe", "arguments": {"name": name}}
-                raise InvalidArgument(f"{name}: {error}", hint=_hint(unit, given), next=[describe])
+                hint, calls = _mending(unit, given, error)
+                raise InvalidArgument(f"{name}: {error}", hint=hint, next=calls)
             self._refuse_model(unit, caller, given)
             self.services.allowance.admit(caller, unit)
         except AimaError as refusal:
@@ -445,6 +445,20 @@ def _shaped(unit: Unit, send: Send | None) -> Send:
         await send(item)
 
     return checked
+
+
+def _mending(unit: Unit, given: Any, error: str) -> tuple[str, list[dict[str, Any]]]:
+    """What is said to whoever sent this: a hint, and the calls that describe what it should have been."""
+    describe = {"unit": "unit.describe", "arguments": {"name": unit.name}}
+    key = error.partition(":")[0].partition(".")[0]
+    if (source := unit.elsewhere.get(key)) is None:
+        return _hint(unit, given), [describe]
+    known, sent = unit.definition["inputSchema"]["properties"][key]["properties"], given[key]
+    strange = next((str(name) for name in sent if name not in known), "") if isinstance(sent, Mapping) else ""
+    near = did_you_mean(strange, known) if strange else None
+    filled = {name: given[property] for name, property in source["arguments"].items() if isinstance(given.get(property), str)}
+    calls = [{"unit": source["unit"], "arguments": filled}] if len(filled) == len(source["arguments"]) else []
+    return near or f"{source['unit']} says what {key} may hold", [*calls, describe]
 
 
 def _hint(unit: Unit, given: Any) -> str:

@@ -150,6 +150,19 @@ class Unit:
         return Judge(self.definition["inputSchema"])
 
     @cached_property
+    def listed(self) -> Mapping[str, Any]:
+        """The inputSchema as a short list shows it: what is described elsewhere is open there."""
+        schema = self.definition["inputSchema"]
+        opened = {key: {"type": "object", "description": schema["properties"][key]["description"]} for key in self.elsewhere}
+        return {**schema, "properties": {**schema["properties"], **opened}} if opened else schema
+
+    @property
+    def elsewhere(self) -> Mapping[str, Any]:
+        """Objects of the input whose properties another unit describes, and the call."""
+        found: Mapping[str, Any] = self.definition.get("elsewhere", {})
+        return found
+
+    @cached_property
     def output(self) -> Judge:
         return Judge(self.definition["outputSchema"], private=True)  # what does not fit may be a key, or what a model said
 
@@ -339,6 +352,9 @@ def _refuse_dangling(units: Mapping[str, Unit]) -> None:
             for name in unit.definition.get(key, []):
                 if name != "*" and (name not in units or units[name].kind != "event"):
                     raise SchemaError(f"{file}: {key} names {name!r}, which is no event")
+        for key, call in unit.elsewhere.items():
+            if key not in unit.definition["inputSchema"]["properties"] or call["unit"] not in units:
+                raise SchemaError(f"{file}: elsewhere names {key!r} or {call['unit']!r}, which is not there")
         for name in _sources(unit.definition):
             if name != "unit" and (name not in units or units[name].kind != "query" or "primary" not in units[name].definition):
                 raise SchemaError(f"{file}: completes names {name!r}, which lists nothing")

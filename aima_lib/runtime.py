@@ -123,7 +123,7 @@ async def _running(gateway: Gateway, passing: bool, telemetry: Telemetry | None)
             await loops.start(_kept_up, service.run)
         gateway.runs.open(work, gateway.execute)
         if not passing:
-            await loops.start(_kept_up, services.serving.run)
+            await loops.start(_kept_up, services.serving.reconciler.run)
             if services.freeze.record is None and (taken := await gateway.runs.recover()):
                 log.info("took up again: %s", ", ".join(taken))
             await loops.start(_kept_up, Triggers(gateway).run)

@@ -61,6 +61,7 @@ class Change(TypedDict):
     download_bytes: int | None
     freed_bytes: int | None
     memory_bytes: int | None
+    notes: NotRequired[list[str]]
 
 
 class ChatMessage(TypedDict):
@@ -136,6 +137,7 @@ class EngineFeatures(TypedDict):
     formats: list[str]
     tasks: list[Literal['chat', 'complete', 'embed', 'rerank', 'transcribe', 'synthesize', 'generate_image', 'generate_video', 'detect']]
     options: list[str]
+    option_schemas: dict[str, Any]
     dialects: list[str]
     modalities: list[str]
     context_length: int | None
@@ -144,7 +146,7 @@ class EngineFeatures(TypedDict):
 
 
 class EngineOptions(TypedDict):
-    """How it runs; see engine.features."""
+    """How it runs, by the options that engine.features lists, e.g. context_length, parallel."""
 
     context_length: NotRequired[int]
     parallel: NotRequired[int]
@@ -217,6 +219,7 @@ class Key(TypedDict):
     scopes: list[str]
     models: list[str] | None
     profile: str | None
+    priority: Literal['low', 'normal', 'high']
     prefix: str
     status: Literal['active', 'expired', 'revoked']
     created_at: str
@@ -389,6 +392,7 @@ class Service(TypedDict):
     pinned: bool
     priority: int
     unloaded: bool
+    autoscale: dict[str, Any] | None
     instance_id: str
     error: str | None
     created_at: str
@@ -980,6 +984,12 @@ class ServiceStatusResult(TypedDict):
 
 class ServiceStopResult(TypedDict):
     """ServiceStopResult"""
+
+    service: Service
+
+
+class ServiceUpdateResult(TypedDict):
+    """ServiceUpdateResult"""
 
     service: Service
 

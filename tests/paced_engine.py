@@ -1,7 +1,8 @@
 """A llama-server that thinks nothing and takes its time over it: the last message says how.
 
 `{"tokens": 5, "pace": 0.01, "wait": 0.1}`: so many tokens, so far apart in seconds, after a wait; `{"say": "Two words."}` are those. It
-answers `--parallel` requests at once and lets others wait, as llama.cpp does.
+answers `--parallel` requests at once and lets others wait, as llama.cpp does. With `--seed 13` its chats are no answers, with `--seed 14`
+each answer takes 0.3 s more.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Engine:
     def __init__(self) -> None:
         self.slots = asyncio.Semaphore(int(option("--parallel", "1")))
         self.key = f"Bearer {Path(option('--api-key-file')).read_text(encoding='utf-8').strip()}"
-        self.alias = option("--alias")
+        self.alias, self.seed = option("--alias"), option("--seed")
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -57,7 +58,10 @@ class Engine:
         words = how["say"].split() if "say" in how else ["word"] * how["tokens"]
         how["tokens"] = len(words)
         async with self.slots:
-            await asyncio.sleep(how["wait"])
+            await asyncio.sleep(how["wait"] + (0.3 if self.seed == "14" else 0.0))
+            if self.seed == "13" and "messages" in asked:
+                writer.write(reply("200 OK", b'{"choices": []}'))
+                return
             usage = {"prompt_tokens": 1, "completion_tokens": how["tokens"], "total_tokens": how["tokens"] + 1}
             if not asked.get("stream"):
                 choice = {"index": 0, "finish_reason": "stop", "text": "word", "message": {"role": "assistant", "content": "word"}}

@@ -43,7 +43,7 @@ class Admission:
         Raises:
             ResourceExhausted: the upper edge of the estimate is more than what is free, less the reserve and what is promised.
         """
-        usable = await self._usable_bytes(device_id)
+        usable = await self._free_bytes(device_id)
         device = self._devices.device(device_id)
 
         def high(options: Mapping[str, Any]) -> int | None:
@@ -51,7 +51,7 @@ class Admission:
 
         wanted = high(options)
         if usable is not None and wanted is not None:  # what cannot be known cannot be refused; the engine itself will say
-            usable -= sum(promised for device, promised in self._promised.values() if device == device_id)
+            usable -= self._promised_on(device_id)
             if wanted > usable:
                 raise self._refusal(model, device_id, options, retry, wanted, max(0, usable), high)
         self._promised[instance_id] = (device_id, wanted or 0)
@@ -84,7 +84,15 @@ class Admission:
         call = {"unit": retry["unit"], "arguments": arguments}
         return ResourceExhausted(message, hint=f"a context of {smaller} fits", next=[call], details=figures)
 
-    async def _usable_bytes(self, device_id: str) -> int | None:
+    async def usable_bytes(self, device_id: str) -> int | None:
+        """What a start may take there now; None where nobody knows."""
+        free = await self._free_bytes(device_id)
+        return None if free is None else free - self._promised_on(device_id)
+
+    def _promised_on(self, device_id: str) -> int:
+        return sum(promised for device, promised in self._promised.values() if device == device_id)
+
+    async def _free_bytes(self, device_id: str) -> int | None:
         reading = (await self._devices.metrics(device_id, 1))["now"]
         total, used = reading["memory_total_bytes"], reading["memory_used_bytes"]
         return None if total is None or used is None else max(0, int(total * (1 - self._reserve)) - int(used))

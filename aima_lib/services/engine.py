@@ -15,9 +15,8 @@ import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
 from aima_lib.engines.base import Engine, misfit, refuse_unknown
-from aima_lib.engines.cause import cause
 from aima_lib.engines.roster import roster
-from aima_lib.errors import AimaError, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from aima_lib.errors import AimaError, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted, Unavailable
 from aima_lib.infra import lineage
 from aima_lib.infra.clock import moment, now
 from aima_lib.infra.events import Events
@@ -31,13 +30,14 @@ from aima_lib.services.admission import Admission
 from aima_lib.services.ceiling import Ceiling
 from aima_lib.services.device import DeviceService
 from aima_lib.services.engine_calls import logs_call, port_of, start_call
-from aima_lib.services.engine_catalog import EngineCatalog, calls_tools
+from aima_lib.services.engine_catalog import EngineCatalog
 from aima_lib.services.engine_news import EngineNews
+from aima_lib.services.loading import GONE, Loading
 from aima_lib.services.measurements import Measurements
 from aima_lib.services.measuring import Measuring
 from aima_lib.services.model import ModelService
 from aima_lib.services.probes import Probes
-from aima_lib.services.readiness import is_ours, says_a_token, tried
+from aima_lib.services.readiness import answers_a_chat, is_ours, says_a_token
 from aima_lib.services.secrets import SecretService
 from aima_lib.services.wire import Address, Wire
 
@@ -45,7 +45,6 @@ log = logging.getLogger(__name__)
 WATCH_SECONDS = 0.5
 BATCHED = 32
 ALIVE = ("starting", "ready")
-GONE: Document = {"health": "unknown", "pid": None, "keeper_pid": None, "base_url": None, "tasks": [], "tools": None, "json_schema": None}
 
 
 class EngineService:
@@ -72,6 +71,8 @@ class EngineService:
         self._probes = Probes(float(self._settings["probe_seconds"]))
         self.wire = Wire()
         self.catalog = EngineCatalog(roster(config, home), store, self.wire)
+        parts = self.catalog, devices, self._measuring, self._news, self._probes
+        self._loading = Loading(self._settings, home, store, self.wire, *parts)
 
     # What there is
 
@@ -150,15 +151,21 @@ class EngineService:
             ResourceExhausted: it would not fit into memory.
             DeadlineExceeded: no token within engines.start_timeout_seconds.
         """
-        engine, model, chosen = self.catalog.adapter(name), self._model(model_id), dict(options or {})
-        refuse_unknown(engine, chosen)
-        if why := misfit(engine, model):
-            raise InvalidArgument(why, next=[{"unit": "engine.list", "arguments": {}}])
+        engine, chosen = self.catalog.adapter(name), dict(options or {})
+        model = self.refuse_unfit(name, model_id, chosen)
         id = replica_id(name, service_id or model_id, replica)
         async with self._locks[id]:
             if running := await self._running(id, model_id, chosen, port, send):
                 return running
             return await self._launch(engine, model, chosen, id, port, service_id, send)
+
+    def refuse_unfit(self, engine: str, model_id: str, options: Mapping[str, Any]) -> Document:
+        """The model, if the engine can serve it so. Raises as `start`, for what is known before."""
+        adapter, model = self.catalog.adapter(engine), self._model(model_id)
+        refuse_unknown(adapter, options)
+        if why := misfit(adapter, model):
+            raise InvalidArgument(why, next=[{"unit": "engine.list", "arguments": {}}])
+        return model
 
     def foresee(self, name: str, model_id: str, options: Mapping[str, Any]) -> tuple[str, bool, int | None]:
         """What `start` would start: its id, whether it runs already, and the memory it would take (None: unknown)."""
@@ -172,6 +179,37 @@ class EngineService:
     def needed_bytes(self, name: str, model_id: str, options: Mapping[str, Any]) -> int | None:
         """The memory that an engine with this model may take, or None where nobody knows."""
         return self.foresee(name, model_id, options)[2]
+
+    async def fits(self, name: str, model_id: str, options: Mapping[str, Any]) -> bool | None:
+        """Whether one more would be let in now; None where nobody knows."""
+        engine, needed = self.catalog.adapter(name), self.needed_bytes(name, model_id, options)
+        device, _ = placement.choose(await self._devices.known(), options, engine.devices)
+        alive = [each for each in self._store.find("instance") if each["status"] in ALIVE]
+        try:
+            self._ceiling.refuse(needed, model_id, device["id"], alive, self.needed_bytes)
+        except ResourceExhausted:
+            return False
+        usable = await self._admission.usable_bytes(device["id"])
+        return None if usable is None or needed is None else needed <= usable
+
+    async def pass_probe(self, instance_id: str, seconds: float) -> None:
+        """Return when a ready instance has computed in time what it is for, and a chat's answer is one.
+
+        Raises:
+            FailedPrecondition: it did not.
+        """
+        instance = self.instance(instance_id)
+        address, launch = self.address(instance), self._plan(instance)
+        try:
+            with anyio.fail_after(seconds):
+                await says_a_token(self.wire, address, launch)
+                if "chat" in launch.tasks:
+                    await answers_a_chat(self.wire, address, launch.alias)
+        except (AimaError, TimeoutError) as error:
+            why = f"it did not answer within {seconds:g} s" if isinstance(error, TimeoutError) else str(error)
+            message = f"{instance_id} did not pass its probe: {why}"
+            hint = "engine.logs has what it said"
+            raise FailedPrecondition(message, hint=hint, next=[logs_call(instance_id)], details={"said": why}) from error
 
     async def restart(self, instance_id: str, send: Send = silent) -> Document:
         """Stop an instance and start it again as it was. Raises as `stop` and `start` do."""
@@ -200,7 +238,7 @@ class EngineService:
         if found["status"] == "ready":
             return found
         launch = self._plan(found)
-        return await self._until_ready(found, launch, port_of(found), send)
+        return await self._loading.until_ready(found, launch, port_of(found), send)
 
     async def _launch(
         self, engine: Engine, model: Document, options: Mapping[str, Any], id: str, port: int | None, service_id: str | None, send: Send
@@ -238,93 +276,16 @@ class EngineService:
             try:
                 kept, chosen = await anyio.to_thread.run_sync(process.start, self._home, id, launch, key, grace, port)
             except AimaError as error:
-                await self._fail(document, str(error), send)
+                await self._loading.fail(document, str(error), send)
                 raise
             url = f"http://127.0.0.1:{chosen}" if chosen else None
             document = await self._store.update("instance", id, pid=kept.pid, keeper_pid=kept.keeper_pid, base_url=url)
-        return await self._until_ready(document, launch, chosen, send)
+        return await self._loading.until_ready(document, launch, chosen, send)
 
     def _plan(self, instance: Mapping[str, Any]) -> Launch:
         model, device = self._model(instance["model_id"]), self._devices.device(instance["device"])
         filled = {"threads": placement.cores(), **instance["options"], "port": port_of(instance)}
         return self.catalog.adapter(instance["engine"]).plan(model, self._models.path(model), device, filled)
-
-    async def _until_ready(self, document: Document, launch: Launch, port: int | None, send: Send) -> Document:
-        """Wait for the first token. Whatever else happens, a cancelled caller too, nothing of the start is left."""
-        seconds, succeeded = float(self._settings["start_timeout_seconds"]), False
-        try:
-            await self._news.progress(document, "loading", f"loading {document['model_id']}", send)
-            with anyio.fail_after(seconds):
-                address = await self._first_token(document, launch, port)
-            ready = await self._mark_ready(document, launch, address)
-            succeeded = True
-        except TimeoutError as error:
-            message = f"{document['id']} gave no token within {seconds:g} s"
-            raise DeadlineExceeded(message, hint="raise engines.start_timeout_seconds", next=[logs_call(document["id"])]) from error
-        finally:
-            if not succeeded:
-                with anyio.CancelScope(shield=True):
-                    await self._give_up(document)
-        await self._news.progress(ready, "ready", f"{ready['id']} answers at {ready['base_url']}", send)
-        return ready
-
-    async def _first_token(self, document: Document, launch: Launch, port: int | None) -> Address:
-        id, key = document["id"], process.read_key(self._home, document["id"])
-        while True:
-            self._refuse_dead(id)
-            announced = process.read_ready(self._home, id) if launch.announces else None
-            url = announced["url"] if announced else f"http://127.0.0.1:{port}" if port and not launch.announces else None
-            if url is not None:
-                try:
-                    address = Address(id, url, key)
-                    await says_a_token(self.wire, address, launch)
-                    return address
-                except Unavailable:
-                    pass  # not yet: it loads, or it has just died, which the next look will say
-            await anyio.sleep(0.05)
-
-    def _refuse_dead(self, id: str) -> None:
-        kept, over = process.read_state(self._home, id), process.read_exit(self._home, id)
-        if over is None and (kept is None or kept.is_running()):
-            return
-        if over is None and kept is not None and kept.has_keeper():
-            return  # its keeper is about to say how it ended
-        why = self._cause(id)
-        model_id = self.instance(id)["model_id"]
-        calls = [logs_call(id), {"unit": "model.verify", "arguments": {"model_id": model_id}}]
-        raise FailedPrecondition(
-            f"{id} did not start: {why}", hint="engine.logs has the rest of what it said", next=calls, details={"said": why}
-        )
-
-    async def _mark_ready(self, document: Document, launch: Launch, address: Address) -> Document:
-        engine = self.catalog.adapter(document["engine"])
-        announced = process.read_ready(self._home, document["id"])
-        gpus = None if announced else await anyio.to_thread.run_sync(engine.gpus)
-        placed = placement.observed(document, self._devices.devices(), announced, gpus)
-        properties = await self.wire.get(address, "/props", timeout=5)
-        able = {"tools": calls_tools(properties[1]), "json_schema": None}
-        for what in engine.asked if "chat" in launch.tasks else ():
-            able[what] = await tried(self.wire, address, launch.alias, what) if able[what] is None else able[what]
-        ready = await self._store.update(
-            "instance", document["id"], status="ready", health="healthy", ready_at=now(), base_url=address.base_url,
-            tasks=list(launch.tasks), device=placed["device"], placement=placed, error=None, **able,
-        )  # fmt: skip
-        self._probes.forget(ready["id"])
-        self._news.started(ready, adopted=False)
-        await self._measuring.started(ready, self.catalog.version(ready["engine"]))
-        return ready
-
-    async def _give_up(self, document: Document) -> None:
-        kept = process.read_state(self._home, document["id"])
-        alive = kept is not None and kept.is_running()
-        why = "it was given up before its first token" if alive else self._cause(document["id"])
-        await anyio.to_thread.run_sync(process.stop, self._home, document["id"], 0.0)
-        await self._fail(document, why, silent)
-
-    async def _fail(self, document: Document, why: str, send: Send) -> None:
-        await self._store.update("instance", document["id"], status="failed", error=why, **GONE)
-        await self._news.progress(document, "failed", why, send)
-        self._news.error(document, why)
 
     # Stopping
 
@@ -437,16 +398,16 @@ class EngineService:
                 launch = self._plan(instance)
             except AimaError as error:  # its model is gone, or no longer fit to be loaded
                 log.warning("%s: %s", instance["id"], error)
-                await self._give_up(instance)
+                await self._loading.give_up(instance)
                 return
             try:
-                await self._until_ready(instance, launch, port_of(instance), silent)
+                await self._loading.until_ready(instance, launch, port_of(instance), silent)
             except AimaError as error:
                 log.warning("%s: %s", instance["id"], error)
 
     async def _bury(self, instance: Document) -> None:
         """Record the end of an instance nobody stopped, and end what may be left of it."""
-        why = self._cause(instance["id"])
+        why = self._loading.cause(instance["id"])
         over = process.read_exit(self._home, instance["id"]) or {}
         await anyio.to_thread.run_sync(process.stop, self._home, instance["id"], 0.0)
         lost = over.get("reason") == "no host"
@@ -490,11 +451,3 @@ class EngineService:
             call = {"unit": "model.get", "arguments": {"model_id": model_id}}
             raise FailedPrecondition(f"the model {model_id} is {model['status']}, not ready", next=[call])
         return model
-
-    def _cause(self, id: str) -> str:
-        over = process.read_exit(self._home, id) or {}
-        if over.get("reason") == "no host":
-            return "its keeper ended it: the home had no host for longer than engines.grace_seconds"
-        served = self.instance(id)["ready_at"] is not None
-        lines = process.tail(process.log_of(self._home, id), 20 if served else 200)
-        return cause(lines, over.get("returncode"), served=served)

@@ -29,7 +29,21 @@ from aima_lib.infra.store import Document, Store
 from aima_lib.names import did_you_mean, fresh, slug
 from aima_lib.services.allowance import Allowance, Limits
 
-FIELDS = ("id", "name", "scopes", "models", "profile", "prefix", "created_at", "created_by", "expires_at", "last_used_at", "revoked_at")
+FIELDS = (
+    "id",
+    "name",
+    "scopes",
+    "models",
+    "profile",
+    "priority",
+    "prefix",
+    "created_at",
+    "created_by",
+    "expires_at",
+    "last_used_at",
+    "revoked_at",
+)
+PRIORITIES, USUAL_PRIORITY = ("low", "normal", "high"), "normal"  # the lowest first
 RESERVED = (OWNER.name, AGENT.name, "nobody")
 # Whoever revokes its own key still gets the answer; everybody else's next request is refused at once.
 END_SECONDS = 0.2
@@ -129,6 +143,7 @@ class KeyService:
         by: Caller,
         limits: Limits | None = None,
         profile: str | None = None,
+        priority: str | None = None,
     ) -> tuple[Document, str]:
         """Make a key; returns its record and the key itself, which is kept nowhere.
 
@@ -137,7 +152,7 @@ class KeyService:
             NotFound: no model or service has one of the ids.
             PermissionDenied: `by` would give more than it has.
         """
-        until = self.judge(scopes, models, expires_at, by, limits)
+        until = self.judge(scopes, models, expires_at, by, limits, priority)
         text = mint()
         async with self._creating:
             record: Document = {
@@ -147,6 +162,7 @@ class KeyService:
                 "models": None if models is None else sorted(set(models)),
                 "limits": dict(limits or {}),
                 "profile": profile,
+                "priority": priority or USUAL_PRIORITY,
                 "prefix": text[:SHOWN],
                 "digest": digest(self._secret, text),
                 "created_at": now(),
@@ -168,12 +184,19 @@ class KeyService:
         return [self._shown(record) for record in found[offset : offset + limit]], len(found)
 
     def judge(
-        self, scopes: Sequence[str], models: Sequence[str] | None, expires_at: str | None, by: Caller, limits: Limits | None
+        self,
+        scopes: Sequence[str],
+        models: Sequence[str] | None,
+        expires_at: str | None,
+        by: Caller,
+        limits: Limits | None,
+        priority: str | None = None,
     ) -> str | None:
         """When such a key would end. Raises as `create` does."""
         until = None if expires_at is None else _moment_to_come(expires_at)
         self._refuse_unknown(models or ())
         self._refuse_more(by, scopes, models, until)
+        self._refuse_higher(by, priority or USUAL_PRIORITY)
         self._allowance.refuse_more(by, limits)
         return until
 
@@ -206,7 +229,7 @@ class KeyService:
         return self._shown(record)
 
     def _shown(self, record: Document) -> Document:
-        shown = {field: record.get(field) for field in FIELDS} | {"status": _status(record)}
+        shown = {field: record.get(field) for field in FIELDS} | {"status": _status(record), "priority": _priority(record)}
         return shown | {"limits": self._allowance.limits(record["id"]), "usage": self._allowance.usage(record["id"])}
 
     def _end(self, key_id: str) -> None:
@@ -232,6 +255,12 @@ class KeyService:
             if model not in known:
                 hint = did_you_mean(model, known) or "inference.models lists what there is"
                 raise NotFound(f"no model or service called {model!r}", hint=hint, next=[{"unit": "inference.models", "arguments": {}}])
+
+    def _refuse_higher(self, by: Caller, priority: str) -> None:
+        record = self._records.get(by.name)
+        if record and PRIORITIES.index(priority) > PRIORITIES.index(own := _priority(record)):
+            hint = f"give priority: {own}"
+            raise PermissionDenied(f"{by.name} may not make a key of a higher priority than its own, {own}", hint=hint)
 
     def _refuse_more(self, by: Caller, scopes: Sequence[str], models: Sequence[str] | None, until: str | None) -> None:
         """A key gives no more than its maker has: no other scope, no other model, no later end."""
@@ -263,6 +292,10 @@ def _execute(db: apsw.Connection, sql: str, values: tuple[Any, ...]) -> None:
 def _say_failed(done: asyncio.Future[Any]) -> None:
     if not done.cancelled() and (error := done.exception()):
         log.error("when a key was last used could not be written down: %s", error)
+
+
+def _priority(record: Document) -> str:
+    return str(record.get("priority") or USUAL_PRIORITY)
 
 
 def _status(record: Document) -> str:

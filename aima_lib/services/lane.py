@@ -74,8 +74,9 @@ class _Ticket:
 class Lane:
     """Seats and queue of one service. Every request that is under way or waits is counted by `open`."""
 
-    def __init__(self, name: str, limits: Limits) -> None:
-        self.name, self._limits = name, limits
+    def __init__(self, name: str, limits: Limits, rank: Callable[[str], int] = lambda _: 0) -> None:
+        """rank: of a caller; the higher goes first, as FairQueue says."""
+        self.name, self._limits, self._rank = name, limits, rank
         self._places: dict[str, Place] = {}
         self._queue: FairQueue[_Ticket] = FairQueue()
         self._affinity = Affinity()
@@ -158,7 +159,7 @@ class Lane:
         if not again:
             self._refuse(caller)
         ticket = _Ticket(caller, tokens, marks, but)
-        self._queue.put(caller, ticket, first=again)
+        self._queue.put(caller, ticket, rank=self._rank(caller), first=again)
         self._move()
         seat: Seat | None = None
         try:
@@ -244,14 +245,15 @@ class Lane:
     def _move(self) -> None:
         """Seat whoever can be."""
         while self._queue:
-            ticket = self._queue.pop()
+            ticket = self._queue.head()
             if ticket.seat.done():
+                self._queue.pop()
                 continue
             place = self._choose(ticket.marks, ticket.but)
             if place is None:
-                self._queue.put(ticket.caller, ticket, first=True)
                 self._look_again()
                 return
+            self._queue.pop()
             ticket.seat.set_result(self._sit(place, ticket.tokens, ticket.marks))
 
     def _sit(self, place: Place, tokens: int, marks: Sequence[int]) -> Seat:

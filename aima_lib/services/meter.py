@@ -47,6 +47,16 @@ class Meter:
             self._usual += (tokens_per_second - self._usual) * max(1 / self._measured, 0.01)
         self._samples.append(Sample(time.monotonic(), ttft_ms, tokens_per_second, failed))
 
+    def ttft_since(self, moment: float, least: int) -> float | None:
+        """The median time to first token of the requests that ended after a moment (monotonic), in ms; None of fewer than `least`."""
+        found: list[float] = []
+        for sample in reversed(self._samples):
+            if sample.moment < moment:
+                break
+            if sample.ttft_ms is not None:
+                found.append(sample.ttft_ms)
+        return _quantile(sorted(found), 0.50) if len(found) >= least else None
+
     def read(self) -> dict[str, Any]:
         """The metrics of a service."""
         moment = time.monotonic()

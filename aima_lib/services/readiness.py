@@ -41,6 +41,19 @@ async def says_a_token(wire: Wire, address: Address, launch: Launch) -> None:
         await wire.post(address, "/v1/embeddings", {"model": alias, "input": "a"}, timeout=TOKEN_SECONDS)
 
 
+async def answers_a_chat(wire: Wire, address: Address, alias: str) -> None:
+    """Return when a short chat is answered by a message. Raises AimaError: it is not."""
+    asked = {"model": alias, "messages": [{"role": "user", "content": "Say ready."}], "temperature": 0, "max_tokens": 16}
+    answer = await wire.post(address, "/v1/chat/completions", asked, timeout=TOKEN_SECONDS)
+    try:
+        message = answer["choices"][0]["message"]
+        said = [message.get(key) for key in ("content", "reasoning_content", "tool_calls")]
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise Unavailable("its answer to a chat is no message") from error
+    if not any(isinstance(each, str | list) for each in said):
+        raise Unavailable("its answer to a chat is a message without content")
+
+
 async def is_ours(wire: Wire, address: Address, alias: str, timeout: float = PROBE_SECONDS) -> None:
     """Return when the key is accepted and the model is called `alias`. Costs the engine nothing.
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from aima_lib.services.serving import ServingService
 
 TELL_SECONDS, DRAIN_SECONDS, ATTEMPTS = 2.0, 60.0, 8
-USUAL: Document = {"replicas": 1, "idle_unload_seconds": None, "pinned": False, "priority": 50, "unloaded": False}
+USUAL: Document = {"replicas": 1, "idle_unload_seconds": None, "pinned": False, "priority": 50, "unloaded": False, "autoscale": None}
 log = logging.getLogger(__name__)
 
 
@@ -107,7 +107,7 @@ class Residence:
 
     def _call(self, service_id: str) -> str:
         if service_id not in self._coming:
-            self._serving.spawn(self._load, service_id)
+            self._serving.reconciler.spawn(self._load, service_id)
             self._coming.add(service_id)
             self._refused.pop(service_id, None)
         return service_id
@@ -211,7 +211,7 @@ class Residence:
         last = max(lane.last_used, self._since.setdefault(id, now))
         if not lane.open and not lane.expected and now - last >= wanted["idle_unload_seconds"]:
             self._coming.add(id)
-            self._serving.spawn(self._unload, id)
+            self._serving.reconciler.spawn(self._unload, id)
 
     async def _unload(self, service_id: str) -> None:
         try:

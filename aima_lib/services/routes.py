@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from aima_lib.infra.store import Document, Store
-from aima_lib.names import replica_id
 from aima_lib.services.engine import EngineService
+from aima_lib.services.replicas import asked
 from aima_lib.services.wire import Address
 
 Candidate = tuple[Document | None, Document | None]  # an instance and its service
@@ -72,8 +72,8 @@ class Routes:
         service = next((each for each in self._services if each["id"] == service_id), None)
         if service is None or not service["desired_replicas"]:
             return []
-        wanted = {replica_id(service["engine"], service_id, number) for number in range(1, service["desired_replicas"] + 1)}
-        ready = [each for each in self._of_service[service_id] if each["status"] == "ready" and each["id"] in wanted]
+        known = {each.id for each in asked(service)}
+        ready = [each for each in self._of_service[service_id] if each["status"] == "ready" and each["id"] in known]
         return [self.endpoint(each, service) for each in ready]
 
     def instances(self, service_id: str) -> list[Document]:

@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import anyio
-from anyio.abc import TaskGroup, TaskStatus
 
 from aima_lib.engines.base import refuse_unknown
-from aima_lib.errors import AimaError, AlreadyExists, FailedPrecondition, NotFound, Unavailable
-from aima_lib.infra import lineage
+from aima_lib.errors import AimaError, AlreadyExists, FailedPrecondition, NotFound
 from aima_lib.infra.clock import now
 from aima_lib.infra.events import Events
 from aima_lib.infra.progress import Send, silent
 from aima_lib.infra.store import Document, Store
-from aima_lib.names import instance_id, replica_id, slug
+from aima_lib.names import instance_id, slug
+from aima_lib.services.autoscale import Autoscaler
 from aima_lib.services.engine import EngineService
 from aima_lib.services.meter import Meter
 from aima_lib.services.model import ModelService
+from aima_lib.services.reconciler import Reconciler
+from aima_lib.services.replicas import Replica, asked, wanted
 from aima_lib.services.residence import Residence
-from aima_lib.services.restarts import Restarts
+from aima_lib.services.rollout import Rollout
 from aima_lib.services.routes import Candidate, Routes
 from aima_lib.services.turns import Turns
 
 log = logging.getLogger(__name__)
-RECONCILE_SECONDS, DRAIN_SECONDS = 0.25, 30.0
+DRAIN_SECONDS = 30.0
 ALIVE = ("starting", "ready")
+INNER = ("replicas", "numbers", "rollout")  # of a record, what is shown by other names
 
 
 class ServingService:
@@ -36,15 +38,14 @@ class ServingService:
 
     def __init__(self, config: Mapping[str, Any], store: Store, events: Events, models: ModelService, engines: EngineService) -> None:
         self._store, self._events, self._models, self._engines = store, events, models, engines
-        limits = config["engines"]
-        self._restarts = Restarts(int(limits["restart_limit"]), float(limits["restart_window_seconds"]))
-        self._locks: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
-        self._ending: set[str] = set()
-        self._given_up: set[str] = set()  # instances
-        self._repairs: TaskGroup | None = None
+        self.locks: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
+        self.ending: set[str] = set()
         self.routes = Routes(store, engines)
         self.turns = Turns(config, store, self.routes, engines.wire, self.why_not)
         self.residence = Residence(config, store, events, self)
+        self.reconciler = Reconciler(config, store, events, engines, self)
+        self.rollout = Rollout(store, events, engines, self)
+        self.autoscaler = Autoscaler(config, store, events, self)
         self.meters: defaultdict[str, Meter] = defaultdict(Meter)
 
     # Reading
@@ -68,7 +69,7 @@ class ServingService:
     async def status(self, service_id: str) -> Document:
         """A service and its instance, and what the last minute showed."""
         service = self.get(service_id)
-        deaths = sum(self._restarts.deaths(id) for id in self._replicas(service, most=True))
+        deaths = self.reconciler.deaths(self.replicas(service, most=True))
         queue = self.turns.of_service(service_id).state()
         return {
             "service": service,
@@ -125,14 +126,14 @@ class ServingService:
         chosen = engine or await self._engines.catalog.fitting(model)
         refuse_unknown(self._engines.catalog.adapter(chosen), options or {})
         id = slug(name or model_id)
-        wanted = {"model_id": model_id, "engine": chosen, "options": dict(options or {})}
+        definition = {"model_id": model_id, "engine": chosen, "options": dict(options or {})}
         kept = {key: value for key, value in more.items() if value is not None}
-        async with self._locks[id]:
+        async with self.locks[id]:
             old = self._store.peek("service", id)
             if old and self._view(old)["status"] == "failed":  # it serves nothing: what the error advised may take its place
-                await self._store.update("service", id, **wanted, **kept, instance_id=instance_id(chosen, id))
+                await self._store.update("service", id, **definition, **kept, numbers=[], instance_id=instance_id(chosen, id))
             elif old:
-                self._refuse_other(old, wanted)
+                self._refuse_other(old, definition)
                 await self._store.update("service", id, **kept)
             else:
                 settings = self.residence.settings(kept)
@@ -140,29 +141,30 @@ class ServingService:
                 record = {
                     "id": id,
                     "name": name or model_id,
-                    **wanted,
+                    **definition,
                     **settings,
                     "desired_replicas": replicas,
                     "error": None,
                     "created_at": now(),
                 }
                 await self._store.insert("service", record | {"instance_id": instance_id(chosen, id)})
-                self._events.publish("service.created", {"service_id": id, **wanted}, subject=id)
-            return await self._start(id, send)
+                self._events.publish("service.created", {"service_id": id, **definition}, subject=id)
+            return await self.start_held(id, send)
 
     async def start(self, service_id: str, send: Send = silent) -> Document:
         """Want it to run, and return when it does. Clears a failure and its count of restarts. Raises as `create` does."""
         self._store.get("service", service_id)
-        async with self._locks[service_id]:
-            return await self._start(service_id, send)
+        async with self.locks[service_id]:
+            return await self.start_held(service_id, send)
 
-    async def _start(self, service_id: str, send: Send) -> Document:
-        self._forget(self._store.get("service", service_id))
+    async def start_held(self, service_id: str, send: Send) -> Document:
+        """As `start`, for who holds the service's lock."""
+        self.reconciler.forget(self.replicas(self._store.get("service", service_id), most=True))
         record = await self._wanted(service_id)
         try:
-            await self._bring_up(record, send)
+            await self.bring_up_replicas(record, send)
         except AimaError as error:
-            await self._fail(record, str(error))
+            await self.fail(record, str(error))
             raise _how_to_go_on(self.residence.advised(service_id, error), service_id) from error
         except anyio.get_cancelled_exc_class():
             with anyio.CancelScope(shield=True):  # nobody wants it any more, so nobody shall start it behind their back
@@ -170,23 +172,76 @@ class ServingService:
             raise
         return self.get(service_id)
 
+    async def update(
+        self,
+        service_id: str,
+        changes: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        send: Send = silent,
+        *,
+        probe_seconds: float = 30.0,
+        drain_seconds: float = 60.0,
+    ) -> Document:
+        """Change what a service serves (model_id, engine, options) or is held to (settings); None leaves one as it is.
+
+        Raises as Rollout.update.
+        """
+        await self.rollout.update(service_id, changes, probe_seconds, drain_seconds, send)
+        kept = {key: value for key, value in settings.items() if value is not None}
+        if kept:
+            await self._store.update("service", service_id, **kept)
+        return self.get(service_id)
+
+    async def foresee_update(self, service_id: str, changes: Mapping[str, Any]) -> tuple[Document, int | None, bool | None] | None:
+        """The service, and of one engine of what `update` would make of it the memory and whether it fits beside the others. None: nothing
+        would be replaced."""
+        record = self._store.get("service", service_id)
+        target = self.rollout.target(record, changes)
+        if not record["desired_replicas"] or all(record[key] == target[key] for key in target):
+            return None
+        return self._view(record), *await self.rollout.foresee(target)
+
     async def scale(self, service_id: str, replicas: int, send: Send = silent) -> Document:
-        """Run a service with so many engines, and return when that is so. One that is stopped has them when it starts.
+        """Run a service with so many engines, and return when that is so. One that is stopped has them when it starts. It is not scaled by
+        itself any more.
 
         Raises as `start` does; the engines that did start stay.
         """
-        async with self._locks[service_id]:
+        async with self.locks[service_id]:
             old = self._store.get("service", service_id)
-            before = wanted_replicas(old)
-            changes = {"replicas": replicas} | ({"desired_replicas": replicas} if old["desired_replicas"] else {})
-            record = await self._store.update("service", service_id, **changes)
-            if before != replicas:
-                payload = {"service_id": service_id, "model_id": old["model_id"], "old_replicas": before, "new_replicas": replicas}
-                self._events.publish("service.scaled", payload, subject=service_id)
-            if record["desired_replicas"] and not record["error"]:
-                await self._end_surplus(record, DRAIN_SECONDS)
-                await self._bring_up(record, send)
+            try:
+                await self._resize(old, replicas, send, autoscale=None)
+            finally:
+                self._announce(old, replicas, None)
         return self.get(service_id)
+
+    async def step(self, service_id: str, before: int, after: int, why: str) -> None:
+        """Have so many engines if it has `before` still; those it had where one more does not start. Raises what kept it from that."""
+        async with self.locks[service_id]:
+            record = self._store.peek("service", service_id)
+            if record is None or record["desired_replicas"] != before or not record.get("autoscale"):
+                return
+            try:
+                await self._resize(record, after, silent)
+            except AimaError:
+                if self._store.get("service", service_id)["desired_replicas"]:
+                    kept = await self._store.update("service", service_id, replicas=before, desired_replicas=before)
+                    await self._end_surplus(kept, DRAIN_SECONDS)
+                raise
+            self._announce(record, after, why)
+
+    async def _resize(self, old: Document, replicas: int, send: Send, **changes: Any) -> None:
+        desired = {"desired_replicas": replicas} if old["desired_replicas"] else {}
+        record = await self._store.update("service", old["id"], replicas=replicas, **desired, **changes)
+        if record["desired_replicas"] and not record["error"]:
+            await self._end_surplus(record, DRAIN_SECONDS)
+            await self.bring_up_replicas(record, send)
+
+    def _announce(self, old: Document, replicas: int, why: str | None) -> None:
+        id, before = old["id"], wanted_replicas(old)
+        if before != replicas:
+            payload = {"service_id": id, "model_id": old["model_id"], "old_replicas": before, "new_replicas": replicas, "cause": why}
+            self._events.publish("service.scaled", payload, subject=id)
 
     async def stop(self, service_id: str, timeout_seconds: float = 10.0) -> Document:
         """Want it not to run, and return when it does not. What is being answered may end within the time, what waits is turned away."""
@@ -199,45 +254,46 @@ class ServingService:
 
     async def put_down(self, service_id: str, timeout_seconds: float, *, unloaded: bool) -> int:
         """Want no engine, let what is being answered end, and end the engines; the bytes freed. unloaded: a request wants it again."""
-        self._ending.add(service_id)
+        self.ending.add(service_id)
         try:
             await self._store.update("service", service_id, desired_replicas=0, unloaded=unloaded, error=None)
             await self.turns.of_service(service_id).emptied(timeout_seconds)
             return await self._end(self.get(service_id), timeout_seconds)
         finally:
-            self._ending.discard(service_id)
+            self.ending.discard(service_id)
 
     async def delete(self, service_id: str) -> int:
         """Stop it and forget it; the bytes of memory that were freed. Its model and its log stay."""
         before = self.get(service_id)
         await self._store.update("service", service_id, desired_replicas=0, unloaded=False)
         freed = await self._end(before, 10.0)
-        async with self._locks[service_id]:
+        async with self.locks[service_id]:
             freed += await self._end(before, 10.0)  # somebody who waited for the lock before us may have started it again
             if not await self._store.delete("service", service_id):
                 raise self._store.missing("service", service_id)
-            for id in self._replicas(before, most=True):
+            for id in self.replicas(before, most=True):
                 await self._engines.forget(id)
         if before["status"] != "stopped":
             payload = {"service_id": service_id, "model_id": before["model_id"], "freed_bytes": freed}
             self._events.publish("service.stopped", payload, subject=service_id)
-        self._forget(before)
+        self.reconciler.forget(self.replicas(before, most=True))
         self.meters.pop(service_id, None)
         self.turns.forget(service_id)
+        self.autoscaler.forget(service_id)
         return freed
 
     async def _end(self, service: Document, timeout_seconds: float) -> int:
-        self._ending.add(service["id"])
+        self.ending.add(service["id"])
         try:
             return sum([await self._engines.end(each["id"], timeout_seconds) for each in self._instances(service)])
         finally:
-            self._ending.discard(service["id"])
+            self.ending.discard(service["id"])
 
     async def _end_surplus(self, record: Document, timeout_seconds: float) -> None:
         """End the engines beyond what is wanted, once nobody is being answered there or the time is over."""
-        wanted = set(self._replicas(record))
+        known = set(self.replicas(record))
         for each in self._instances(record):
-            if each["id"] not in wanted and each["status"] in ALIVE:
+            if each["id"] not in known and each["status"] in ALIVE:
                 await self.turns.of_service(record["id"]).left_by(each["id"], timeout_seconds)
                 await self._engines.end(each["id"], timeout_seconds)
 
@@ -248,12 +304,12 @@ class ServingService:
         model = self._model(model_id)
         chosen, id = await self._engines.catalog.fitting(model), slug(model_id)
         settings = self.residence.settings({"idle_unload_seconds": idle_unload_seconds, "unloaded": True})
-        wanted = {"model_id": model_id, "engine": chosen, "options": {}}
-        record = {"id": id, "name": model_id, **wanted, **settings, "desired_replicas": 0, "error": None, "created_at": now()}
-        async with self._locks[id]:
+        definition = {"model_id": model_id, "engine": chosen, "options": {}}
+        record = {"id": id, "name": model_id, **definition, **settings, "desired_replicas": 0, "error": None, "created_at": now()}
+        async with self.locks[id]:
             if not self._store.peek("service", id):
                 await self._store.insert("service", record | {"instance_id": instance_id(chosen, id)})
-                self._events.publish("service.created", {"service_id": id, **wanted}, subject=id)
+                self._events.publish("service.created", {"service_id": id, **definition}, subject=id)
         return id
 
     def memory_bytes(self, service: Mapping[str, Any]) -> int:
@@ -287,101 +343,26 @@ class ServingService:
 
     async def bring_up(self, service_id: str) -> None:
         """Want a service again and start it. Raises as `start` does; it is not failed by that, only not wanted any more."""
-        async with self._locks[service_id]:
+        async with self.locks[service_id]:
             record = await self._wanted(service_id)
             succeeded = False
             try:
-                await self._bring_up(record, silent)
+                await self.bring_up_replicas(record, silent)
                 succeeded = True
             finally:
                 if not succeeded:
                     with anyio.CancelScope(shield=True):
                         await self._store.update("service", service_id, desired_replicas=0, unloaded=True)
 
-    def spawn(self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
-        """Do something beside whoever asked. Raises Unavailable where no loop runs."""
-        if self._repairs is None:
-            raise Unavailable("this process only passes by: it brings nothing up", hint="aima start hosts the home")
-        self._repairs.start_soon(work, *arguments)
+    async def start_replica(self, service_id: str, each: Replica, send: Send) -> Document:
+        """Start one of its engines. Raises as EngineService.start."""
+        order = each.engine, each.model_id, each.options, None, send
+        return await self._engines.start(*order, service_id=service_id, replica=each.number)
 
-    # Reconciling
-
-    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Compare what is wanted with what runs, until cancelled; each repair goes its own way, so none waits for another."""
-        task_status.started()
-        try:
-            async with anyio.create_task_group() as self._repairs:
-                while True:
-                    for record in self._store.find("service"):
-                        if not self._locks[record["id"]].locked():
-                            self._consider(record, self._repairs)
-                    await anyio.sleep(RECONCILE_SECONDS)
-        finally:
-            self._repairs = None
-
-    def _consider(self, record: Document, repairs: TaskGroup) -> None:
-        wanted = self._replicas(record)
-        for instance in self._instances(record):
-            surplus = instance["id"] not in wanted and instance["status"] in ALIVE
-            if surplus and record["id"] not in self._ending:  # nobody waits for its end: a caller left, or a host died
-                repairs.start_soon(self._engines.end, instance["id"], 10.0)
-        if record["error"] or self.residence.is_coming(record["id"]):
-            return
-        self.residence.consider(record)
-        for number, id in enumerate(wanted, 1):
-            found = self._store.peek("instance", id)
-            if found and found["status"] in ALIVE:
-                continue
-            if found and found["status"] == "failed":
-                self._restarts.note(id, found["started_at"])
-            if self._restarts.is_due(id) and id not in self._given_up:
-                repairs.start_soon(self._repair, record["id"], number)
-
-    async def _repair(self, service_id: str, number: int) -> None:
-        async with self._locks[service_id]:
-            record = self._store.peek("service", service_id)
-            if record is None or number > record["desired_replicas"] or record["error"]:
-                return
-            id = replica_id(record["engine"], service_id, number)
-            instance = self._store.peek("instance", id)
-            if id in self._given_up or (instance and instance["status"] in ALIVE):
-                return
-            died = self._events.latest("engine.error", id) if instance and instance["status"] == "failed" else None
-            with lineage.after(died):
-                await self._revive(record, id, number, instance)
-
-    async def _revive(self, record: Document, id: str, number: int, instance: Document | None) -> None:
-        why = instance["error"] if instance and instance["error"] else "it did not run, though it is wanted"
-        if self._restarts.is_spent(id):
-            deaths, window = self._restarts.deaths(id), self._restarts.window_seconds
-            await self._give_up(record, id, f"{deaths} deaths in {window:g} s; the last: {why}")
-            return
-        payload = {"service_id": record["id"], "model_id": record["model_id"], "cause": why, **self._restarts.attempt(id)}
-        self._events.publish("service.restarted", payload, subject=record["id"])
-        try:
-            await self._bring_up(record, silent, only=number)
-        except AimaError as error:
-            log.warning("service %s: %s", record["id"], error)
-            after = self._store.peek("instance", id)
-            is_new = after is not None and after != instance
-            self._restarts.note(id, after["started_at"] if after and is_new else None)
-
-    async def _give_up(self, record: Document, instance_id: str, why: str) -> None:
-        """An engine died too often. The service goes on with the others; with none left it has failed."""
-        self._given_up.add(instance_id)
-        if all(id in self._given_up for id in self._replicas(record)):
-            await self._fail(record, why)
-        else:
-            log.error("service %s goes on without %s: %s", record["id"], instance_id, why)
-            payload = {"service_id": record["id"], "model_id": record["model_id"], "cause": f"{instance_id}: {why}"}
-            self._events.publish("service.degraded", payload, subject=record["id"])
-
-    async def _bring_up(self, record: Document, send: Send, only: int | None = None) -> None:
+    async def bring_up_replicas(self, record: Document, send: Send, only: Replica | None = None) -> None:
         was_ready = bool(self._view(record)["ready_replicas"])
-        for number in range(1, record["desired_replicas"] + 1) if only is None else (only,):
-            await self._engines.start(
-                record["engine"], record["model_id"], record["options"], None, send, service_id=record["id"], replica=number
-            )
+        for each in asked(record) if only is None else (only,):
+            await self.start_replica(record["id"], each, send)
         current = self._store.get("service", record["id"])
         if not current["desired_replicas"]:
             await self._end(self._view(record), 10.0)  # stopped while it started
@@ -397,13 +378,7 @@ class ServingService:
         replicas = wanted_replicas(self._store.get("service", service_id))
         return await self._store.update("service", service_id, desired_replicas=replicas, unloaded=False, error=None)
 
-    def _forget(self, record: Document) -> None:
-        """What its engines died of counts no more."""
-        for id in self._replicas(record, most=True):
-            self._restarts.forget(id)
-            self._given_up.discard(id)
-
-    async def _fail(self, record: Document, why: str) -> None:
+    async def fail(self, record: Document, why: str) -> None:
         current = self._store.peek("service", record["id"])
         if current is None or not current["desired_replicas"]:
             return
@@ -414,15 +389,15 @@ class ServingService:
     # Small things
 
     def _view(self, record: Document) -> Document:
-        instances, wanted = self._instances(record), self._replicas(record)
-        ready = [each for each in instances if each["status"] == "ready" and each["id"] in wanted]
+        instances, known = self._instances(record), {each.id for each in asked(record)}
+        ready = [each for each in instances if each["status"] == "ready" and each["id"] in known]
         if record["desired_replicas"]:
             status = "failed" if record["error"] else "running" if ready else "starting"
         else:
             status = "stopping" if any(each["status"] in ALIVE for each in instances) else "stopped"
         lane = self.turns.lanes.get(record["id"])
         metrics = self.meters[record["id"]].read() | {"retried": self.turns.retried[record["id"]], "waiting": lane.waiting if lane else 0}
-        shown = {key: value for key, value in record.items() if key != "replicas"}
+        shown = {key: value for key, value in record.items() if key not in INNER}
         return {
             **self.residence.settings(record, shown=True),
             **shown,
@@ -443,9 +418,9 @@ class ServingService:
             return "degraded"
         return "unhealthy" if "unhealthy" in seen else seen[0]
 
-    def _replicas(self, record: Mapping[str, Any], *, most: bool = False) -> Sequence[str]:
+    def replicas(self, record: Mapping[str, Any], *, most: bool = False) -> Sequence[str]:
         """The ids of the engines it is to have now, or (most) of all that it may have had."""
-        ids = [replica_id(record["engine"], record["id"], number) for number in range(1, record["desired_replicas"] + 1)]
+        ids = [each.id for each in wanted(record)]
         return [*dict.fromkeys([*ids, record["instance_id"], *(each["id"] for each in self._instances(record))])] if most else ids
 
     def _instances(self, record: Mapping[str, Any]) -> Sequence[Document]:
@@ -461,14 +436,15 @@ class ServingService:
             repo = {"unit": "model.pull", "arguments": {"repo": model_id}}
             raise NotFound(str(error), hint=error.hint, next=[*error.next, repo], details=error.details) from error
 
-    def _refuse_other(self, old: Document, wanted: Mapping[str, Any]) -> None:
-        different = [key for key in wanted if old[key] != wanted[key]]
+    def _refuse_other(self, old: Document, other: Mapping[str, Any]) -> None:
+        different = [key for key in other if old[key] != other[key]]
         if different:
-            said = ", ".join(f"{key} is {old[key]!r}, not {wanted[key]!r}" for key in different)
+            said = ", ".join(f"{key} is {old[key]!r}, not {other[key]!r}" for key in different)
+            change = {"unit": "service.update", "arguments": {"service_id": old["id"], **{key: other[key] for key in different}}}
             raise AlreadyExists(
                 f"there is a service called {old['id']!r} already: {said}",
-                hint="give this one another name, or delete that one",
-                next=[_call("service.get", old["id"])],
+                hint="service.update changes it; or give this one another name",
+                next=[change, _call("service.get", old["id"])],
             )
 
 

@@ -14,6 +14,7 @@ from aima_lib.infra.pool import Line, Lost
 from aima_lib.infra.store import Store
 from aima_lib.services.affinity import marks
 from aima_lib.services.answer import BYTES_A_TOKEN
+from aima_lib.services.keys import PRIORITIES, USUAL_PRIORITY
 from aima_lib.services.lane import Lane, Limits, Seat
 from aima_lib.services.routes import Endpoint, Routes
 from aima_lib.services.wire import Wire, encoded
@@ -31,7 +32,7 @@ class Turns:
     def __init__(self, config: Mapping[str, Any], store: Store, routes: Routes, wire: Wire, why_not: WhyNot) -> None:
         settings = config["inference"]
         self._limits = Limits(int(settings["queue_limit"]), int(settings["queue_limit_per_caller"]), float(settings["queue_seconds"]))
-        self._routes, self._wire, self._why_not = routes, wire, why_not
+        self._store, self._routes, self._wire, self._why_not = store, routes, wire, why_not
         self.lanes: dict[str, Lane] = {}
         self.retried: defaultdict[str, int] = defaultdict(int)
         store.watch(self._changed)
@@ -43,7 +44,7 @@ class Turns:
         name = f"{ALONE}{endpoint.instance['id']}"
         lane = self.lanes.get(name)
         if lane is None:
-            lane = self.lanes[name] = Lane(endpoint.instance["id"], self._limits)
+            lane = self.lanes[name] = Lane(endpoint.instance["id"], self._limits, self._rank)
             self._update(name, lane)
         return lane
 
@@ -51,7 +52,7 @@ class Turns:
         """The lane of a service, also of one that is not ready."""
         lane = self.lanes.get(service_id)
         if lane is None:
-            lane = self.lanes[service_id] = Lane(service_id, self._limits)
+            lane = self.lanes[service_id] = Lane(service_id, self._limits, self._rank)
             self._update(service_id, lane)
         return lane
 
@@ -121,6 +122,10 @@ class Turns:
             lane.failed(seat, unreachable=False)
         seat.scope = None
         return line
+
+    def _rank(self, caller: str) -> int:
+        key = self._store.peek("key", caller) or {}
+        return PRIORITIES.index(key.get("priority") or USUAL_PRIORITY)
 
     def _changed(self, kinds: set[str]) -> None:
         """Services or instances are others now, or otherwise."""

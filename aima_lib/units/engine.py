@@ -47,7 +47,9 @@ async def restart_engine(ctx: Context, instance_id: str) -> Result:
 
 @handles("engine.features")
 async def engine_features(ctx: Context, name: str) -> Result:
-    return {"features": await ctx.services.engines.features(name)}
+    features = await ctx.services.engines.features(name)
+    known = ctx.registry["engine.start"].definition["inputSchema"]["properties"]["options"]["properties"]
+    return {"features": {**features, "option_schemas": {option: known[option] for option in features["options"]}}}
 
 
 @handles("engine.logs")

@@ -24,16 +24,18 @@ async def create_key(
     expires_at: str | None = None,
     limits: Mapping[str, float] | None = None,
     profile: str | None = None,
+    priority: str = "normal",
 ) -> Result:
     _refuse_profile(ctx, profile)
-    key, secret = await ctx.services.keys.create(name, scopes, models, expires_at, ctx.caller, limits, profile)
+    key, secret = await ctx.services.keys.create(name, scopes, models, expires_at, ctx.caller, limits, profile, priority)
     return {"key": key, "secret": secret}
 
 
 @plans("key.create")
 async def plan_key(ctx: Context, given: Mapping[str, Any]) -> Change:
     _refuse_profile(ctx, given.get("profile"))
-    ctx.services.keys.judge(given["scopes"], given.get("models"), given.get("expires_at"), ctx.caller, given.get("limits"))
+    bounds = given.get("models"), given.get("expires_at"), ctx.caller, given.get("limits"), given.get("priority")
+    ctx.services.keys.judge(given["scopes"], *bounds)
     return Change(creates=(("key", ctx.services.keys.id_for(given["name"])),))
 
 

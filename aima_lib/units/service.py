@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from aima_lib.errors import InvalidArgument
 from aima_lib.gateway import Context
 from aima_lib.infra.change import Change
 from aima_lib.registry import handles, plans
+from aima_lib.services.autoscale import USUAL
 
 Result = Mapping[str, Any]
 
@@ -32,6 +34,28 @@ async def create_service(
 @handles("service.scale")
 async def scale_service(ctx: Context, service_id: str, replicas: int) -> Result:
     return {"service": await ctx.services.serving.scale(service_id, replicas, ctx.send)}
+
+
+@handles("service.update")
+async def update_service(
+    ctx: Context,
+    service_id: str,
+    model_id: str | None = None,
+    engine: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    idle_unload_seconds: float | None = None,
+    pinned: bool | None = None,
+    priority: int | None = None,
+    autoscale: Mapping[str, Any] | None = None,
+    probe_seconds: float = 30,
+    drain_seconds: float = 60,
+) -> Result:
+    changes = {"model_id": model_id, "engine": engine, "options": options}
+    bounds = _bounds(autoscale)
+    settings = {"idle_unload_seconds": idle_unload_seconds, "pinned": pinned, "priority": priority, "autoscale": bounds}
+    serving = ctx.services.serving
+    service = await serving.update(service_id, changes, settings, ctx.send, probe_seconds=probe_seconds, drain_seconds=drain_seconds)
+    return {"service": service}
 
 
 @handles("service.start")
@@ -99,6 +123,22 @@ async def plan_start(ctx: Context, given: Mapping[str, Any]) -> Change:
     return Change(starts=(("service", service["id"]),), memory_bytes=needed)
 
 
+@plans("service.update")
+async def plan_update(ctx: Context, given: Mapping[str, Any]) -> Change:
+    changes, bounds = {key: given.get(key) for key in ("model_id", "engine", "options")}, _bounds(given.get("autoscale"))
+    more = (f"it will have {bounds['min']} to {bounds['max']} engines as requests need them",) if bounds else ()
+    found = await ctx.services.serving.foresee_update(given["service_id"], changes)
+    if found is None:
+        return Change(notes=more)
+    service, needed, fits = found
+    here = (("service", service["id"]),)
+    if fits is False:
+        note = "an old and a new engine do not fit into memory together, so each old one ends first and requests wait meanwhile"
+        return Change(starts=here, stops=here, memory_bytes=needed, notes=(note, *more))
+    unknown = () if fits else ("whether an old and a new engine fit into memory together is not known",)
+    return Change(starts=here, memory_bytes=needed, notes=(*unknown, *more))
+
+
 @plans("service.scale")
 async def plan_scale(ctx: Context, given: Mapping[str, Any]) -> Change:
     service = ctx.services.serving.get(given["service_id"])
@@ -122,6 +162,16 @@ async def plan_delete(ctx: Context, given: Mapping[str, Any]) -> Change:
     service = ctx.services.serving.get(given["service_id"])
     ended = _ended(service) if service["status"] != "stopped" else Change()
     return replace(ended, deletes=(("service", service["id"]),), saw={"since": service["created_at"], "model": service["model_id"]})
+
+
+def _bounds(autoscale: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Bounds with what is usual filled in."""
+    if autoscale is None:
+        return None
+    bounds = {**USUAL, **autoscale}
+    if bounds["min"] > bounds["max"]:
+        raise InvalidArgument(f"autoscale.min: {bounds['min']} is more than max, {bounds['max']}")
+    return bounds
 
 
 def _ended(service: Mapping[str, Any]) -> Change:

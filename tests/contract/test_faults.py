@@ -25,7 +25,7 @@ FAULTS = """
 sample_seconds = 0.1
 memory_alert_fraction = {fraction}
 """
-QUICK = "[engines]\nprobe_seconds = 0.2\nrestart_limit = 2\n"
+QUICK = "[engines]\nprobe_seconds = 0.2\nrestart_limit = 2\nmemory_limit_gib = 4\n"
 Event = Mapping[str, Any]
 
 
@@ -82,6 +82,13 @@ def test_a_request_that_fails_says_so_without_its_prompt(faulty: Faulty) -> None
     failed = faulty.heard("inference.request_failed")
     assert failed["payload"]["code"] == raised.value.code
     assert secret.strip() not in str(failed)
+
+
+def test_an_update_that_does_not_fit_is_rolled_back(faulty: Faulty) -> None:
+    pid, options = faulty.engine(), {"parallel": 64, "context_length": 1_048_576}
+    with pytest.raises(AimaError, match="was not updated"):
+        faulty.aima.call("service.update", {"service_id": "tiny", "options": options})
+    assert "tiny needs" in faulty.heard("service.rolled_back")["payload"]["cause"] and faulty.engine() == pid
 
 
 def test_a_killed_engine_is_restarted_and_in_the_end_given_up(faulty: Faulty) -> None:

@@ -101,7 +101,7 @@ async def test_a_failed_service_gives_way_to_what_its_error_advised(hosted: Host
 async def test_a_start_that_overtakes_a_delete_leaves_no_process(hosted: Hosted) -> None:
     await hosted.call("service.create", model_id=await hosted.tiny())
     services = hosted.gateway.services
-    async with anyio.create_task_group() as tasks, services.serving._locks["tiny"]:  # as a service.start holds it that came before
+    async with anyio.create_task_group() as tasks, services.serving.locks["tiny"]:  # as a service.start holds it that came before
         tasks.start_soon(services.serving.delete, "tiny")
         await hosted.until(lambda: services.engines.instance("llamacpp-tiny")["status"] == "stopped")
         await services.store.update("service", "tiny", desired_replicas=1)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,39 +15,14 @@ import anyio
 import psutil
 import pytest
 
-from aima_lib import runtime
-from aima_lib.door import Caller
-from aima_lib.errors import AimaError, ResourceExhausted, Unavailable
+from aima_lib.errors import ResourceExhausted, Unavailable
 from aima_lib.infra.home import Home
 from aima_lib.services.ceiling import GIB, Ceiling
 from tests.engines.conftest import Hosted
-from tests.workshop import agreed
-from tests.world import ROOTS
+from tests.engines.pacing import Asked, ask, crowd, guest, paced, pids, say, serve
 
 pytestmark = [pytest.mark.anyio, pytest.mark.engine]
 LOAD = int(os.environ.get("LOAD", "1"))
-CONFIG = """
-[engines]
-grace_seconds = 1
-start_timeout_seconds = 30
-probe_seconds = 0.1
-probe_timeout_seconds = 0.5
-hung_seconds = 2
-restart_limit = 3
-llama_server = "{server}"
-{engines}
-[inference]
-residence_seconds = 0.5
-{inference}
-"""
-
-
-def say(**how: Any) -> list[dict[str, str]]:
-    return [{"role": "user", "content": json.dumps(how)}]
-
-
-def guest(name: str) -> Caller:
-    return Caller(name, frozenset({"inference"}), None)
 
 
 @pytest.fixture
@@ -61,63 +34,8 @@ def settings(request: pytest.FixtureRequest) -> Mapping[str, str]:
 @pytest.fixture
 async def hosted(home: Home, fixtures: Path, tmp_path: Path, settings: Mapping[str, str], anyio_backend: str) -> AsyncIterator[Hosted]:
     """A hosted home whose llama-server takes its time."""
-    script = tmp_path / "llama-server"
-    script.write_text(f'#!/bin/sh\nexec {sys.executable} {Path(__file__).parents[1] / "paced_engine.py"} "$@"\n', encoding="utf-8")
-    script.chmod(0o755)
-    (home.path / "config.toml").write_text(CONFIG.format(server=script, **settings) + ROOTS, encoding="utf-8")
-    async with runtime.host(home) as gateway:
-        try:
-            yield Hosted(gateway, fixtures)
-        finally:
-            for service in (await gateway.call("service.list"))["services"]:
-                await agreed(gateway, "service.delete", {"service_id": service["id"]})
-
-
-async def serve(hosted: Hosted, name: str = "tiny", parallel: int = 4, **more: Any) -> None:
-    await hosted.tiny(name)
-    options = {"parallel": parallel, "context_length": 256}
-    await hosted.call("service.create", model_id=name, engine="llama-server", options=options, **more)
-
-
-@dataclass
-class Asked:
-    """What came of a request."""
-
-    heard: int = 0
-    error: AimaError | None = None
-    seconds: float = 0.0
-
-
-async def ask(hosted: Hosted, caller: Caller | None = None, model: str = "tiny", **how: Any) -> Asked:
-    asked, began = Asked(), time.monotonic()
-
-    async def send(item: Mapping[str, Any]) -> None:
-        asked.heard += bool(item["delta"])
-
-    try:
-        arguments = {"model": model, "messages": say(**how)}
-        await hosted.gateway.call("inference.chat", arguments, send=send, **({"caller": caller} if caller else {}))
-    except AimaError as error:
-        asked.error = error
-    asked.seconds = time.monotonic() - began
-    return asked
-
-
-async def pids(hosted: Hosted) -> dict[str, int]:
-    status = await hosted.call("service.status", service_id="tiny")
-    return {each["id"]: each["pid"] for each in status["instances"] if each["pid"]}
-
-
-async def crowd(hosted: Hosted, clients: int, each: int, results: list[Asked], **how: Any) -> None:
-    """Clients that ask one request after the other."""
-
-    async def client() -> None:
-        for _ in range(each):
-            results.append(await ask(hosted, **how))
-
-    async with anyio.create_task_group() as tasks:
-        for _ in range(clients):
-            tasks.start_soon(client)
+    async with paced(home, fixtures, tmp_path, **settings) as found:
+        yield found
 
 
 async def test_an_engine_that_is_killed_under_load_fails_only_what_it_had_begun_to_answer(hosted: Hosted) -> None:
@@ -286,6 +204,33 @@ async def test_a_caller_with_one_request_does_not_wait_for_another_ones_thousand
         rest = many - len([name for name in done if name == "many"])
         print(f"one beside {many}: {after} others were answered meanwhile, {rest} still waited; {waited * 1000:.0f} ms")
         assert after <= 2 * 2 + 1  # those under way, and one turn of the other caller for each seat
+
+
+async def test_a_key_of_a_higher_priority_goes_first_and_starves_nobody(hosted: Hosted) -> None:
+    await serve(hosted, parallel=1)
+    keys = {}
+    for name, more in (("desk", {"priority": "high"}), ("batch", {"priority": "low"}), ("other", {})):
+        made = (await hosted.call("key.create", name=name, scopes=["inference"], **more))["key"]
+        assert made["priority"] == more.get("priority", "normal")
+        keys[name] = guest(made["id"])
+    done = list[str]()
+
+    async def one(name: str, wait: float) -> None:
+        assert (await ask(hosted, keys[name], wait=wait)).error is None
+        done.append(name)
+
+    async with anyio.create_task_group() as tasks:
+        for name, times, wait in (("other", 1, 1.5), ("batch", 8, 0.0), ("other", 7, 0.0), ("desk", 16, 0.0)):
+            for _ in range(times):
+                tasks.start_soon(one, name, wait)
+        lane = hosted.gateway.services.serving.turns.of_service("tiny")
+        await hosted.until(lambda: lane.waiting == 31)
+        assert not done
+    assert done[1] == "desk", "though it came last"
+    turns = [place for place, name in enumerate(done) if name == "batch"]
+    between = [done[before + 1 : after] for before, after in pairwise(turns)]
+    assert all(each.count("desk") <= 4 and each.count("other") <= 4 for each in between), done
+    assert turns[0] <= 9 and len(done) == 32
 
 
 @pytest.mark.parametrize("settings", [{"inference": "queue_limit = 6\nqueue_limit_per_caller = 4\nqueue_seconds = 5"}], indirect=True)

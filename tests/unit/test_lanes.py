@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
+from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import anyio
@@ -12,7 +15,7 @@ import pytest
 from aima_lib.errors import AimaError, FailedPrecondition, ResourceExhausted, Unavailable
 from aima_lib.services.affinity import Affinity, marks
 from aima_lib.services.breaker import FIRST_SECONDS, LONGEST_SECONDS, Breaker
-from aima_lib.services.fair_queue import FairQueue
+from aima_lib.services.fair_queue import AHEAD, FairQueue
 from aima_lib.services.lane import LEANING_TOKENS, Lane, Limits, Seat
 from aima_lib.services.routes import Endpoint
 
@@ -42,6 +45,47 @@ def test_callers_take_turns_and_none_waits_for_more_than_one_of_each_other() -> 
     assert queue.clear() == ["again", "late0", "many2", "many4"]
     with pytest.raises(IndexError):
         queue.pop()
+
+
+def test_a_higher_priority_goes_first_but_no_more_than_four_times_between_two_turns_of_another() -> None:
+    queue: FairQueue[str] = FairQueue()
+    for number in range(20):
+        queue.put("low", f"low{number}", rank=0)
+        queue.put("more", f"more{number}", rank=0)
+    for number in range(20):
+        queue.put("high", f"high{number}", rank=2)
+    queue.put("mid", "mid0", rank=1)
+    order = queue.clear()
+    assert order[:3] == ["high0", "high1", "high2"], "whoever comes late and is worth more goes before those who wait"
+    for caller in ("low", "more"):
+        turns = [place for place, item in enumerate(order) if item.startswith(caller)]
+        for before, after in pairwise(turns):
+            between = [item.rstrip("0123456789") for item in order[before + 1 : after]]
+            assert between.count("high") >= 1 or after > order.index("high19")
+            assert between.count("high") <= AHEAD and between.count("mid") <= 1
+            assert between.count("more" if caller == "low" else "low") <= 1
+        assert turns[0] <= 2 * AHEAD
+    assert [item for item in order if item.startswith("high")] == [f"high{number}" for number in range(20)]
+
+
+def test_no_order_of_coming_and_going_makes_a_caller_wait_longer_than_is_said() -> None:
+    for seed in range(200):
+        dice, queue, waits = random.Random(seed), FairQueue[tuple[str, int]](), dict[tuple[str, int], Counter[str]]()
+        ranks = {caller: dice.randrange(3) for caller in "abcdef"}
+        for number in range(150):
+            caller = dice.choice("abcdef")
+            if dice.random() < 0.6 or not queue:
+                queue.put(caller, (caller, number), rank=ranks[caller])
+                waits[caller, number] = Counter()
+                continue
+            gone = queue.head()
+            assert queue.pop() == gone
+            for line in ranks:  # the next request of each caller that waits has had one more before it
+                if mine := min((item for item in waits if item[0] == line and item != gone), key=lambda item: item[1], default=None):
+                    waits[mine][gone[0]] += 1
+                    assert waits[mine][gone[0]] <= (AHEAD if ranks[gone[0]] > ranks[line] else 1) or gone[0] == line
+            del waits[gone]
+        assert len(queue.clear()) == len(waits)
 
 
 def test_a_breaker_opens_after_three_failures_or_one_closed_door_and_lets_one_try() -> None:

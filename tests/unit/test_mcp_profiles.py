@@ -51,10 +51,31 @@ async def test_the_default_list_is_short(hosted: Gateway, mode: str) -> None:
     assert tokens(listed) <= AGENT_TOKENS, f"{tokens(listed)} tokens"
     for found in listed:
         assert "outputSchema" not in found
-        written = hosted.registry[str(found["name"]).replace("_", ".", 1)].definition
-        assert {key: found[key] for key in ("title", "description", "inputSchema", "annotations")} == {
-            key: written[key] for key in ("title", "description", "inputSchema", "annotations")
+        unit = hosted.registry[str(found["name"]).replace("_", ".", 1)]
+        assert {key: found[key] for key in ("title", "description", "annotations")} == {
+            key: unit.definition[key] for key in ("title", "description", "annotations")
         }
+        assert found["inputSchema"] == unit.listed
+
+
+@pytest.mark.anyio
+async def test_options_are_open_in_the_short_list_and_judged_all_the_same(hosted: Gateway) -> None:
+    async with Client(build(hosted).server) as client, Client(build(hosted, profile="full").server) as program:
+        listed = {found.name: found.input_schema["properties"] for found in (await client.list_tools()).tools}
+        whole = {found.name: found.input_schema["properties"] for found in (await program.list_tools()).tools}
+        assert "properties" not in listed["service_create"]["options"]
+        described = await client.call_tool("engine_features", {"name": "llamacpp"})
+        assert described.structured_content is not None
+        schemas = described.structured_content["features"]["option_schemas"]
+        assert schemas and schemas.items() <= whole["service_create"]["options"]["properties"].items()
+        for sent, said in (
+            ({"context_length": 1}, "options.context_length: 1 is less than the minimum of 64"),
+            ({"contxt_length": 512}, "did you mean context_length?"),
+            ({"seed": "three"}, "engine.features says what options may hold"),
+        ):
+            refused = await client.call_tool("service_create", {"model_id": "x", "engine": "llamacpp", "options": sent})
+            text = text_of(refused)
+            assert refused.is_error and said in text and '{"name":"engine.features","arguments":{"name":"llamacpp"}}' in text
 
 
 @pytest.mark.parametrize("name", KNOWN)

@@ -44,10 +44,13 @@ def wire_name(name: str) -> str:
 def tool(unit: Unit, whole: bool = True) -> dict[str, Any]:
     """The unit's MCP tool: its own file, less what only AIMA reads. A durable one may also answer with its run.
 
-    whole: with its outputSchema and icon. A schema is whole or left out: a shortened one would no longer say the truth.
+    whole: with its outputSchema and icon, and with what is described elsewhere. An outputSchema is whole or left out: a shortened one
+        would no longer say the truth.
     """
     definition = {key: unit.definition[key] for key in TOOL_KEYS if whole or key != "outputSchema"}
-    if whole:
+    if not whole:
+        definition["inputSchema"] = unit.listed
+    else:
         definition["icons"] = icons(unit.domain)
     if unit.durable and whole:
         schema = {key: value for key, value in unit.definition["outputSchema"].items() if key != "required"}
