@@ -1,4 +1,5 @@
-"""Which files of a repository are one model: one quantization whole, or all the safetensors with what belongs to them."""
+"""Which files of a repository are one model: one quantization whole with the projector that lets it see, or all the safetensors with what
+belongs to them."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ QUANTIZATION = re.compile(
 )
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})(?=\.(?:gguf|safetensors)$)", re.I)
 PREFERRED = ("Q4_K_M", "Q4_0", "Q8_0", "Q5_K_M", "Q4_K_S", "Q6_K", "BF16", "F16", "F32")
+PROJECTORS = ("F16", "BF16", "Q8_0", "F32")
 WITH_SAFETENSORS = (".safetensors", ".json", ".jinja", "tokenizer.model", "merges.txt", "vocab.txt")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
@@ -61,7 +63,9 @@ def choose(request: Request, files: Sequence[File]) -> tuple[str, str, list[File
         if not all(file.name.lower().endswith(".gguf") for file in weights):
             raise InvalidArgument(f"{weights[0].name} is not GGUF", hint="leave file out to take the whole safetensors model")
     if weights:
-        return _choose_gguf(request, weights)
+        name, kind, chosen, quantization = _choose_gguf(request, weights)
+        alone = request.file or request.sha256  # one file was described: it is all that is wanted
+        return name, kind, chosen if alone else [*chosen, *_projectors(files)], quantization
     if request.quantization:
         raise NotFound(
             f"{request.repo} has no GGUF, so no quantization {request.quantization}", hint="leave quantization out to take the safetensors"
@@ -111,6 +115,13 @@ def _choose_gguf(request: Request, weights: list[File]) -> tuple[str, str, list[
     shards = sorted(sets[stem], key=lambda file: file.name)
     _refuse_gaps(stem, shards)
     return slug(PurePosixPath(stem).stem), "gguf", shards, None if found == "unknown" else found
+
+
+def _projectors(files: Sequence[File]) -> list[File]:
+    """The one projector that is taken where there are several: those of a model differ in precision alone."""
+    found = [file for file in files if file.name.lower().endswith(".gguf") and "mmproj" in file.name.lower()]
+    order = {name: place for place, name in enumerate(PROJECTORS)}
+    return sorted(found, key=lambda file: (order.get(quantization_of(file.name) or "", len(order)), file.name))[:1]
 
 
 def _refuse_gaps(stem: str, shards: Sequence[File]) -> None:

@@ -48,12 +48,20 @@ async def index(hub: Hub, web: Web, repo: str, **more: str) -> Plan:
 
 
 async def test_the_hub_gives_one_quantization_with_its_digests(hub: Hub, web: Web) -> None:
-    hub.add_repo("a/m", FILES)
+    hub.add_repo("a/m", {name: content for name, content in FILES.items() if "mmproj" not in name})
     plan = await ask(hub, web)
     assert (plan.name, plan.format, plan.quantization, plan.license) == ("m-q4_k_m", "gguf", "Q4_K_M", "apache-2.0")
     (artefact,) = plan.artefacts
     assert artefact.sha256 == sha256_of(hub.root / "hf/a/m/m-Q4_K_M.gguf")
     assert plan.revision == hub.commit("a/m") and plan.revision in artefact.parts[0].url
+
+
+async def test_what_lets_a_model_see_comes_with_it(hub: Hub, web: Web) -> None:
+    hub.add_repo("a/m", FILES | {"mmproj-m-F32.gguf": b"32", "mmproj-m-f16.gguf": b"16"})
+    assert [part.name for part in (await ask(hub, web)).artefacts] == ["m-Q4_K_M.gguf", "mmproj-m-f16.gguf"]
+    assert [part.name for part in (await ask(hub, web, quantization="Q8_0")).artefacts][-1:] == ["mmproj-m-f16.gguf"]
+    for alone in ({"file": "m-Q4_K_M.gguf"}, {"sha256": sha256_of(hub.root / "hf/a/m/m-Q4_K_M.gguf")}):
+        assert [part.name for part in (await ask(hub, web, **alone)).artefacts] == ["m-Q4_K_M.gguf"]
 
 
 async def test_all_shards_or_none(hub: Hub, web: Web) -> None:
