@@ -37,6 +37,7 @@ class _Live:
         self.progress: dict[str, Any] | None = None
         self.told_at: str | None = None
         self.cancelled = False  # somebody asked for it to stop, and that is on record
+        self.keeps = False  # whoever did would have what it has brought kept
         self.suspended = False
 
     def tell(self, progress: Mapping[str, Any]) -> None:
@@ -136,8 +137,8 @@ class Runs:
             raise self._store.missing("run", run_id, caller=None if caller.may("admin") else caller.name)
         return self.get(run_id)
 
-    async def cancel(self, run_id: str) -> Document:
-        """Ask a run to stop and wait until it has. A run that has ended is left as it is."""
+    async def cancel(self, run_id: str, keep: bool = False) -> Document:
+        """Ask a run to stop and wait until it has. A run that has ended is left as it is. keep: what it has brought may stay."""
         run = self._store.get("run", run_id)
         live = self._live.get(run_id)
         if live is None:
@@ -149,7 +150,7 @@ class Runs:
                 with anyio.CancelScope(shield=True):  # on record first: a host that dies now must not let the run go on
                     await self._store.update("run", run_id, cancel_requested_at=now())
             finally:
-                live.cancelled = True
+                live.cancelled, live.keeps = True, keep
                 live.scope.cancel()
         await live.done.wait()
         return self._store.get("run", run_id)
@@ -158,6 +159,11 @@ class Runs:
         """Whether somebody asked this run, which is under way, to stop."""
         live = self._live.get(run_id)
         return live is not None and live.cancelled
+
+    def clears(self, run_id: str) -> bool:
+        """Whether somebody asked this run, which is under way, to stop and to leave nothing."""
+        live = self._live.get(run_id)
+        return live is not None and live.cancelled and not live.keeps
 
     def keyed(self, unit: str, key: str, caller: Caller) -> Document | None:
         """The caller's run of a unit that was started with this key, or None."""

@@ -32,9 +32,9 @@ async def wait_for_run(ctx: Context, run_id: str, timeout_seconds: float = 45) -
 
 
 @handles("run.cancel")
-async def cancel_run(ctx: Context, run_id: str) -> Mapping[str, Any]:
+async def cancel_run(ctx: Context, run_id: str, keep: bool = False) -> Mapping[str, Any]:
     ctx.runs.seen(run_id, ctx.caller)
-    return {"run": shown(await ctx.runs.cancel(run_id))}
+    return {"run": shown(await ctx.runs.cancel(run_id, keep))}
 
 
 @plans("run.cancel")

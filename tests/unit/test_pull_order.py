@@ -170,6 +170,20 @@ async def test_a_freeze_pauses_a_pull_and_a_cancel_ends_it(hub: Hub, tmp_path: P
         assert list(partial.iterdir()) == []
 
 
+async def test_a_cancel_may_keep_what_came_for_the_same_pull(hub: Hub, tmp_path: Path) -> None:
+    path = "/a/m4/m4-Q8_0.gguf"
+    size = hub.files("a/m4")["m4-Q8_0.gguf"].stat().st_size
+    async with hosting(tmp_path / "home", hub, "") as gateway:
+        hub.faults = {path: Fault(bytes_per_second=1_000_000)}
+        run = await ask(gateway, 4)
+        await until(lambda: hub.counts[path] > size // 3)
+        assert (await gateway.call("run.cancel", {"run_id": run, "keep": True}))["run"]["status"] == "cancelled"
+        sent = hub.counts[path]
+        hub.faults = {}
+        await gateway.call("model.pull", {"repo": "a/m4"})
+        assert hub.counts[path] - sent < size - size // 3 + (256 << 10), "it went on from what had come"
+
+
 def got(gateway: Gateway, run_id: str) -> int:
     return int((gateway.runs.get(run_id)["progress"] or {}).get("completed") or 0)
 
