@@ -391,6 +391,7 @@ class Service(TypedDict):
     idle_unload_seconds: float | None
     pinned: bool
     priority: int
+    group: str | None
     unloaded: bool
     autoscale: dict[str, Any] | None
     instance_id: str

@@ -57,6 +57,7 @@ class Reconciler:
         task_status.started()
         try:
             async with anyio.create_task_group() as self._repairs:
+                await self._serving.residence.thin_out()
                 while True:
                     for record in self._store.find("service"):
                         if not self._serving.locks[record["id"]].locked():

@@ -2,29 +2,41 @@
 
 A service that waits for memory takes the place of others that are worth less: lowest priority first, then whoever nobody asks, then what is
 cheapest to load again; never one that is pinned, and none before it has been there for the least time. So requests over two models that do
-not fit together make one swap in that time at most, whatever their number.
+not fit together make one swap in that time at most, whatever their number. Services of one group give way to each other in the same way,
+whatever the memory. Who made way for one that does not come after all is loaded again.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from aima_lib.errors import AimaError, ResourceExhausted, Unavailable
 from aima_lib.infra.events import Events
-from aima_lib.infra.progress import Send
+from aima_lib.infra.progress import Send, silent
 from aima_lib.infra.store import Document, Store
+from aima_lib.services.groups import Groups
 from aima_lib.services.routes import Candidate
 
 if TYPE_CHECKING:
     from aima_lib.services.serving import ServingService
 
 TELL_SECONDS, DRAIN_SECONDS, ATTEMPTS = 2.0, 60.0, 8
-USUAL: Document = {"replicas": 1, "idle_unload_seconds": None, "pinned": False, "priority": 50, "unloaded": False, "autoscale": None}
+USUAL: Document = {
+    "replicas": 1,
+    "idle_unload_seconds": None,
+    "pinned": False,
+    "priority": 50,
+    "group": None,
+    "unloaded": False,
+    "autoscale": None,
+}
 log = logging.getLogger(__name__)
 
 
@@ -36,7 +48,9 @@ class Residence:
         self._on_request, self._idle = bool(settings["load_on_request"]), float(settings["idle_unload_seconds"])
         self._least, self._patience = float(settings["residence_seconds"]), float(settings["queue_seconds"])
         self._store, self._events, self._serving = store, events, serving
+        self.groups = Groups(settings["groups"], store, self._worth)
         self._coming: set[str] = set()
+        self._gave_way: defaultdict[str, list[str]] = defaultdict(list)  # for whom
         self._refused: dict[str, AimaError] = {}
         self._since: dict[str, float] = {}
         self._slow: set[str] = set()
@@ -116,12 +130,14 @@ class Residence:
         try:
             async with self._loading:
                 await self._fit_in(service_id)
+            self._gave_way.pop(service_id, None)
         except AimaError as error:
             log.warning("%s cannot be loaded: %s", service_id, error)
             self._refused[service_id] = error
             self._serving.turns.of_service(service_id).give_up(error)
         finally:
             self._coming.discard(service_id)
+            self._put_back(service_id)
             self._changed({"service"})
 
     async def _fit_in(self, service_id: str) -> None:
@@ -134,7 +150,52 @@ class Residence:
                 if not victims or attempt == ATTEMPTS - 1:
                     raise self.advised(service_id, error) from error
                 for victim in victims:
-                    await self._evict(victim)
+                    await self._evict(victim, service_id, "evicted")
+
+    # Groups
+
+    @asynccontextmanager
+    async def place(self, service_id: str, group: str | None, send: Send = silent) -> AsyncIterator[None]:
+        """A place in a group for a service that is loaded in the block; whoever was in its way has left. For who holds the service's lock.
+
+        Raises:
+            FailedPrecondition: who is in its way is pinned.
+        """
+        if not group:
+            yield
+            return
+        is_mine = service_id not in self._coming  # a request's is settled once all was tried
+        self._coming.add(service_id)
+        try:
+            async with self.groups.locks[group]:
+                while leaving := self.groups.leaving(service_id, group):
+                    message = f"{leaving[0]} leaves: {service_id} takes its place in the group {group}"
+                    await send({"phase": "making room", "message": message, "completed": None, "total": None})
+                    await self._evict(leaving[0], service_id, "group")
+                yield
+            if is_mine:
+                self._gave_way.pop(service_id, None)
+        finally:
+            if is_mine:
+                self._coming.discard(service_id)
+                self._put_back(service_id)
+
+    def gave_way(self, service_id: str) -> list[str]:
+        """Who has left for a service that is not there yet."""
+        return list(self._gave_way.get(service_id, ()))
+
+    def _put_back(self, service_id: str) -> None:
+        """Load again who left for a service that has not come."""
+        for each in self._gave_way.pop(service_id, ()):
+            record = self._store.peek("service", each)
+            if record and record.get("unloaded"):  # nobody stopped it meanwhile
+                with suppress(Unavailable):  # the host ends: a request will bring it back
+                    self._call(each)
+
+    async def thin_out(self) -> None:
+        """Unload whoever is beyond what its group may have since the host was started with another configuration."""
+        for service_id in self.groups.beyond():
+            await self._put_down(service_id, "group", 0.0)
 
     # Memory
 
@@ -171,15 +232,19 @@ class Residence:
     def _worth(self, service: Document) -> tuple[int, bool, int, float]:
         lane = self._serving.turns.of_service(service["id"])
         model = self._store.peek("model", service["model_id"]) or {}
-        return service["priority"], bool(lane.open), int(model.get("size_bytes") or 0), lane.last_used
+        return self.settings(service)["priority"], bool(lane.open), int(model.get("size_bytes") or 0), lane.last_used
 
-    async def _evict(self, service_id: str) -> None:
+    async def _evict(self, service_id: str, coming: str, reason: str) -> None:
         """Let a service give way, once it has been there for the least time. Who waits for it waits on, and it comes back in its turn."""
         await anyio.sleep(max(0.0, self._since.get(service_id, 0.0) + self._least - time.monotonic()))
+        record = self._store.peek("service", service_id)
+        if record is None or not record["desired_replicas"] or record.get("pinned"):
+            return  # it was deleted, stopped or pinned meanwhile
         self.swaps += 1
+        self._gave_way[coming].append(service_id)
         self._coming.add(service_id)
         try:
-            await self._put_down(service_id, "evicted", DRAIN_SECONDS)
+            await self._put_down(service_id, reason, DRAIN_SECONDS)
         finally:
             self._coming.discard(service_id)
             lane = self._serving.turns.lanes.get(service_id)

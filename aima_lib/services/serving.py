@@ -18,6 +18,7 @@ from aima_lib.infra.store import Document, Store
 from aima_lib.names import instance_id, slug
 from aima_lib.services.autoscale import Autoscaler
 from aima_lib.services.engine import EngineService
+from aima_lib.services.groups import is_loaded
 from aima_lib.services.meter import Meter
 from aima_lib.services.model import ModelService
 from aima_lib.services.reconciler import Reconciler
@@ -114,27 +115,29 @@ class ServingService:
     ) -> Document:
         """Serve a model from now on, over crashes and restarts; returns when it is ready. The same call again changes nothing.
 
-        more: replicas, idle_unload_seconds, pinned and priority; what is left out is as the configuration says.
+        more: replicas, idle_unload_seconds, pinned, priority and group; what is left out is as the configuration says.
 
         Raises:
             NotFound: no such model or engine.
             InvalidArgument: an option the engine does not understand.
             AlreadyExists: a service of that name serves something else. One that has failed serves nothing, and is replaced.
             FailedPrecondition, ResourceExhausted, DeadlineExceeded: it did not start; it stays, as failed, and the error says how to go on.
+            Of a group whose place somebody pinned has, nothing is started, and what was not there is not made.
         """
         model = self._model(model_id)
         chosen = engine or await self._engines.catalog.fitting(model)
         refuse_unknown(self._engines.catalog.adapter(chosen), options or {})
         id = slug(name or model_id)
         definition = {"model_id": model_id, "engine": chosen, "options": dict(options or {})}
-        kept = {key: value for key, value in more.items() if value is not None}
+        kept = _given(more)
         async with self.locks[id]:
             old = self._store.peek("service", id)
+            self.leaving(id, kept.get("group", (old or {}).get("group")))
             if old and self._view(old)["status"] == "failed":  # it serves nothing: what the error advised may take its place
                 await self._store.update("service", id, **definition, **kept, numbers=[], instance_id=instance_id(chosen, id))
             elif old:
                 self._refuse_other(old, definition)
-                await self._store.update("service", id, **kept)
+                await self._hold_to(id, kept, send)
             else:
                 settings = self.residence.settings(kept)
                 replicas = settings["replicas"]
@@ -143,7 +146,7 @@ class ServingService:
                     "name": name or model_id,
                     **definition,
                     **settings,
-                    "desired_replicas": replicas,
+                    "desired_replicas": 0 if settings["group"] else replicas,  # of a group, who is in its way leaves before
                     "error": None,
                     "created_at": now(),
                 }
@@ -159,17 +162,19 @@ class ServingService:
 
     async def start_held(self, service_id: str, send: Send) -> Document:
         """As `start`, for who holds the service's lock."""
-        self.reconciler.forget(self.replicas(self._store.get("service", service_id), most=True))
-        record = await self._wanted(service_id)
-        try:
-            await self.bring_up_replicas(record, send)
-        except AimaError as error:
-            await self.fail(record, str(error))
-            raise _how_to_go_on(self.residence.advised(service_id, error), service_id) from error
-        except anyio.get_cancelled_exc_class():
-            with anyio.CancelScope(shield=True):  # nobody wants it any more, so nobody shall start it behind their back
-                await self._store.update("service", service_id, desired_replicas=0)
-            raise
+        record = self._store.get("service", service_id)
+        self.reconciler.forget(self.replicas(record, most=True))
+        async with self.residence.place(service_id, record.get("group"), send):
+            record = await self._wanted(service_id)
+            try:
+                await self.bring_up_replicas(record, send)
+            except AimaError as error:
+                await self.fail(record, str(error))
+                raise _how_to_go_on(self.residence.advised(service_id, error), service_id, self.residence.gave_way(service_id)) from error
+            except anyio.get_cancelled_exc_class():
+                with anyio.CancelScope(shield=True):  # nobody wants it any more, so nobody shall start it behind their back
+                    await self._store.update("service", service_id, desired_replicas=0)
+                raise
         return self.get(service_id)
 
     async def update(
@@ -184,13 +189,29 @@ class ServingService:
     ) -> Document:
         """Change what a service serves (model_id, engine, options) or is held to (settings); None leaves one as it is.
 
-        Raises as Rollout.update.
+        Raises as Rollout.update, and FailedPrecondition where it would join a group whose place somebody pinned has.
         """
+        kept = _given(settings)
+        self.leaving_to_join(service_id, kept.get("group"))
         await self.rollout.update(service_id, changes, probe_seconds, drain_seconds, send)
-        kept = {key: value for key, value in settings.items() if value is not None}
         if kept:
-            await self._store.update("service", service_id, **kept)
+            async with self.locks[service_id]:
+                await self._hold_to(service_id, kept, send)
         return self.get(service_id)
+
+    async def _hold_to(self, service_id: str, kept: Document, send: Send) -> None:
+        """Hold a service to other settings; if it is loaded and joins a group, others leave that. For who holds its lock."""
+        group = kept.get("group") if is_loaded(self._store.get("service", service_id)) else None
+        async with self.residence.place(service_id, group, send):
+            await self._store.update("service", service_id, **kept)
+
+    def leaving(self, service_id: str, group: str | None) -> Sequence[str]:
+        """Who would leave a group for a service of it. Raises FailedPrecondition where that is pinned."""
+        return self.residence.groups.leaving(service_id, group) if group else []
+
+    def leaving_to_join(self, service_id: str, group: str | None) -> Sequence[str]:
+        """As `leaving`, for a service that would join the group as it is: nobody, if it is not loaded."""
+        return self.leaving(service_id, group) if is_loaded(self._store.get("service", service_id)) else []
 
     async def foresee_update(self, service_id: str, changes: Mapping[str, Any]) -> tuple[Document, int | None, bool | None] | None:
         """The service, and of one engine of what `update` would make of it the memory and whether it fits beside the others. None: nothing
@@ -343,7 +364,7 @@ class ServingService:
 
     async def bring_up(self, service_id: str) -> None:
         """Want a service again and start it. Raises as `start` does; it is not failed by that, only not wanted any more."""
-        async with self.locks[service_id]:
+        async with self.locks[service_id], self.residence.place(service_id, self._store.get("service", service_id).get("group")):
             record = await self._wanted(service_id)
             succeeded = False
             try:
@@ -453,11 +474,17 @@ def wanted_replicas(record: Mapping[str, Any]) -> int:
     return int(record.get("replicas") or 1)
 
 
-def _how_to_go_on(error: AimaError, service_id: str) -> AimaError:
-    """The same error, which also names the calls that lead on from a failed service."""
+def _given(settings: Mapping[str, Any]) -> Document:
+    """Those that were given; a group without a name is none."""
+    return {key: (value or None) if key == "group" else value for key, value in settings.items() if value is not None}
+
+
+def _how_to_go_on(error: AimaError, service_id: str, gave_way: Sequence[str]) -> AimaError:
+    """The same error, which also names the calls that lead on from a failed service, and who made way for it."""
     explain = {"unit": "event.explain", "arguments": {"subject": service_id}}
     calls = [*error.next, explain, _call("service.start", service_id), _call("service.delete", service_id)]
     hint = f"{error.hint or 'mend the cause'}; the service {service_id} stays as failed until it is started or deleted"
+    hint += f"; {', '.join(gave_way)}, which made way for it, is loaded again" if gave_way else ""
     return type(error)(f"service {service_id}: {error}", hint=hint, next=calls, details=error.details)
 
 

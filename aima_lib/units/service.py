@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,9 +26,10 @@ async def create_service(
     idle_unload_seconds: float | None = None,
     pinned: bool | None = None,
     priority: int | None = None,
+    group: str | None = None,
 ) -> Result:
-    more = {"replicas": replicas, "idle_unload_seconds": idle_unload_seconds, "pinned": pinned, "priority": priority}
-    return {"service": await ctx.services.serving.create(model_id, name, engine, options, ctx.send, **more)}
+    settings = {"idle_unload_seconds": idle_unload_seconds, "pinned": pinned, "priority": priority, "group": group}
+    return {"service": await ctx.services.serving.create(model_id, name, engine, options, ctx.send, replicas=replicas, **settings)}
 
 
 @handles("service.scale")
@@ -46,13 +47,14 @@ async def update_service(
     idle_unload_seconds: float | None = None,
     pinned: bool | None = None,
     priority: int | None = None,
+    group: str | None = None,
     autoscale: Mapping[str, Any] | None = None,
     probe_seconds: float = 30,
     drain_seconds: float = 60,
 ) -> Result:
     changes = {"model_id": model_id, "engine": engine, "options": options}
-    bounds = _bounds(autoscale)
-    settings = {"idle_unload_seconds": idle_unload_seconds, "pinned": pinned, "priority": priority, "autoscale": bounds}
+    held = {"idle_unload_seconds": idle_unload_seconds, "pinned": pinned, "priority": priority, "group": group}
+    settings = {**held, "autoscale": _bounds(autoscale)}
     serving = ctx.services.serving
     service = await serving.update(service_id, changes, settings, ctx.send, probe_seconds=probe_seconds, drain_seconds=drain_seconds)
     return {"service": service}
@@ -109,9 +111,11 @@ async def service_by_id(ctx: Context, service_id: str) -> Result:
 async def plan_create(ctx: Context, given: Mapping[str, Any]) -> Change:
     wanted = given["model_id"], given.get("name"), given.get("engine"), given.get("options") or {}
     id, old, needed = await ctx.services.serving.foresee(*wanted)
+    group = given["group"] if given.get("group") is not None else (old or {}).get("group")
+    made_way = _made_way(ctx.services.serving.leaving(id, group))
     if old and old["status"] == "running":
-        return Change()
-    return Change(creates=() if old else (("service", id),), starts=(("service", id),), memory_bytes=needed)
+        return made_way
+    return replace(made_way, creates=() if old else (("service", id),), starts=(("service", id),), memory_bytes=needed)
 
 
 @plans("service.start")
@@ -120,7 +124,8 @@ async def plan_start(ctx: Context, given: Mapping[str, Any]) -> Change:
     if service["status"] == "running":
         return Change()
     _, _, needed = await ctx.services.serving.foresee(service["model_id"], service["id"], service["engine"], service["options"])
-    return Change(starts=(("service", service["id"]),), memory_bytes=needed)
+    made_way = _made_way(ctx.services.serving.leaving(service["id"], service["group"]))
+    return replace(made_way, starts=(("service", service["id"]),), memory_bytes=needed)
 
 
 @plans("service.update")
@@ -128,15 +133,16 @@ async def plan_update(ctx: Context, given: Mapping[str, Any]) -> Change:
     changes, bounds = {key: given.get(key) for key in ("model_id", "engine", "options")}, _bounds(given.get("autoscale"))
     more = (f"it will have {bounds['min']} to {bounds['max']} engines as requests need them",) if bounds else ()
     found = await ctx.services.serving.foresee_update(given["service_id"], changes)
+    made_way = _made_way(ctx.services.serving.leaving_to_join(given["service_id"], given.get("group")))
     if found is None:
-        return Change(notes=more)
+        return replace(made_way, notes=more)
     service, needed, fits = found
     here = (("service", service["id"]),)
     if fits is False:
         note = "an old and a new engine do not fit into memory together, so each old one ends first and requests wait meanwhile"
-        return Change(starts=here, stops=here, memory_bytes=needed, notes=(note, *more))
+        return replace(made_way, starts=here, stops=(*here, *made_way.stops), memory_bytes=needed, notes=(note, *more))
     unknown = () if fits else ("whether an old and a new engine fit into memory together is not known",)
-    return Change(starts=here, memory_bytes=needed, notes=(*unknown, *more))
+    return replace(made_way, starts=here, memory_bytes=needed, notes=(*unknown, *more))
 
 
 @plans("service.scale")
@@ -172,6 +178,11 @@ def _bounds(autoscale: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if bounds["min"] > bounds["max"]:
         raise InvalidArgument(f"autoscale.min: {bounds['min']} is more than max, {bounds['max']}")
     return bounds
+
+
+def _made_way(leaving: Sequence[str]) -> Change:
+    """Who leaves the group of a service that is asked for."""
+    return Change(stops=tuple(("service", id) for id in leaving), freed_bytes=None if leaving else 0)
 
 
 def _ended(service: Mapping[str, Any]) -> Change:
