@@ -1,7 +1,7 @@
 """Groups of services that may not live together: so many of each, usually one, are loaded at a time.
 
-A service is loaded for as long as it is wanted and has not failed, so the store alone says who is, over a restart of the host too; and one
-that is asked for becomes wanted only when whoever is in its way has left.
+Whether a service is loaded is read off the store, so it is known over a restart of the host too; and one that is asked for becomes wanted
+only when whoever is in its way has left.
 """
 
 from __future__ import annotations
@@ -37,6 +37,15 @@ class Groups:
             raise self._refusal(service_id, group, [record["id"] for record in others if record.get("pinned")])
         return found
 
+    def is_loaded(self, record: Document) -> bool:
+        """Whether it is there, or on its way; one that failed may have an engine left."""
+        return bool(record["desired_replicas"]) and (not record["error"] or self._has_engine(record))
+
+    def lingering(self, service_id: str, group: str) -> list[Document]:
+        """Whoever else of the group is not wanted any more, and still has engines."""
+        others = [each for each in self._store.find("service") if each.get("group") == group and each["id"] != service_id]
+        return [record for record in others if not record["desired_replicas"] and self._has_engine(record)]
+
     def beyond(self) -> list[str]:
         """Who has to leave, of every group that has more than it may have: its bound was lowered."""
         groups = {record["group"] for record in self._store.find("service") if record.get("group")}
@@ -49,7 +58,10 @@ class Groups:
         return [record["id"] for record in free[:many]], max(0, many - len(free))
 
     def _loaded(self, group: str) -> list[Document]:
-        return [record for record in self._store.find("service") if record.get("group") == group and is_loaded(record)]
+        return [record for record in self._store.find("service") if record.get("group") == group and self.is_loaded(record)]
+
+    def _has_engine(self, record: Document) -> bool:
+        return any(each["status"] in ("starting", "ready") for each in self._store.find("instance", service_id=record["id"]))
 
     def _limit(self, group: str) -> int:
         return int(self._limits.get(group, 1))
@@ -61,8 +73,3 @@ class Groups:
         stop = [{"unit": "service.stop", "arguments": {"service_id": id}} for id in pinned]
         hint = f"let one go: unpin or stop it; or allow more, inference.groups.{group} in config.toml"
         return FailedPrecondition(message, hint=hint, next=[*unpin, *stop], details={"group": group, "pinned": pinned})
-
-
-def is_loaded(record: Mapping[str, Any]) -> bool:
-    """Whether it is there, or on its way."""
-    return bool(record["desired_replicas"]) and not record["error"]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from aima_lib.errors import AimaError, ResourceExhausted, Unavailable
+from aima_lib.errors import AimaError, NotFound, ResourceExhausted, Unavailable
 from aima_lib.infra.events import Events
 from aima_lib.infra.progress import Send, silent
 from aima_lib.infra.store import Document, Store
@@ -171,7 +171,11 @@ class Residence:
                 while leaving := self.groups.leaving(service_id, group):
                     message = f"{leaving[0]} leaves: {service_id} takes its place in the group {group}"
                     await send({"phase": "making room", "message": message, "completed": None, "total": None})
-                    await self._evict(leaving[0], service_id, "group")
+                    with suppress(NotFound):  # it was deleted meanwhile
+                        await self._evict(leaving[0], service_id, "group")
+                for record in self.groups.lingering(service_id, group):  # being stopped, or its host died over it
+                    with suppress(NotFound):
+                        await self._serving.put_down(record["id"], DRAIN_SECONDS, unloaded=bool(record.get("unloaded")))
                 yield
             if is_mine:
                 self._gave_way.pop(service_id, None)

@@ -18,7 +18,6 @@ from aima_lib.infra.store import Document, Store
 from aima_lib.names import instance_id, slug
 from aima_lib.services.autoscale import Autoscaler
 from aima_lib.services.engine import EngineService
-from aima_lib.services.groups import is_loaded
 from aima_lib.services.meter import Meter
 from aima_lib.services.model import ModelService
 from aima_lib.services.reconciler import Reconciler
@@ -201,7 +200,7 @@ class ServingService:
 
     async def _hold_to(self, service_id: str, kept: Document, send: Send) -> None:
         """Hold a service to other settings; if it is loaded and joins a group, others leave that. For who holds its lock."""
-        group = kept.get("group") if is_loaded(self._store.get("service", service_id)) else None
+        group = kept.get("group") if self.residence.groups.is_loaded(self._store.get("service", service_id)) else None
         async with self.residence.place(service_id, group, send):
             await self._store.update("service", service_id, **kept)
 
@@ -211,7 +210,7 @@ class ServingService:
 
     def leaving_to_join(self, service_id: str, group: str | None) -> Sequence[str]:
         """As `leaving`, for a service that would join the group as it is: nobody, if it is not loaded."""
-        return self.leaving(service_id, group) if is_loaded(self._store.get("service", service_id)) else []
+        return self.leaving(service_id, group) if self.residence.groups.is_loaded(self._store.get("service", service_id)) else []
 
     async def foresee_update(self, service_id: str, changes: Mapping[str, Any]) -> tuple[Document, int | None, bool | None] | None:
         """The service, and of one engine of what `update` would make of it the memory and whether it fits beside the others. None: nothing
