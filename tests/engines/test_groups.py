@@ -147,6 +147,8 @@ async def test_who_made_way_for_one_that_does_not_start_is_loaded_again(hosted: 
 
 async def test_a_group_that_may_have_fewer_after_a_restart_has_fewer(home: Home, fixtures: Path, tmp_path: Path) -> None:
     write(home, tmp_path, inference="groups = {chat = 2}")
+    config = home.path / "config.toml"
+    config.write_text(config.read_text(encoding="utf-8").replace("grace_seconds = 1", "grace_seconds = 10"), encoding="utf-8")
     async with runtime.host(home) as gateway:
         first = Hosted(gateway, fixtures)
         await serve(first, "tiny", group="chat", priority=60)
