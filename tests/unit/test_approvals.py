@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ from tests.world import ROOTS
 pytestmark = pytest.mark.anyio
 GUEST = Caller("guest", frozenset({"read", "write", "delete"}))
 ADMIN = Caller("deputy", frozenset({"admin"}))
-ATTEMPTS = 1000
+ATTEMPTS = int(os.environ.get("AIMA_ATTEMPTS", "300"))
 
 
 class World:
@@ -333,7 +334,7 @@ async def patient(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         yield World(gateway, write_tiny_gguf(tmp_path / "tiny.gguf"))
 
 
-async def test_a_thousand_attempts_without_approval_change_nothing(patient: World) -> None:
+async def test_attempts_without_approval_change_nothing(patient: World) -> None:
     dice = random.Random(20261124)
     targets = [await patient.model(f"target-{number}") for number in range(5)]
     codes: dict[str, int] = {}
