@@ -192,7 +192,9 @@ class Residence:
         """Load again who left for a service that has not come."""
         for each in self._gave_way.pop(service_id, ()):
             record = self._store.peek("service", each)
-            if record and record.get("unloaded"):  # nobody stopped it meanwhile
+            group = (record or {}).get("group")
+            taken = group and self.groups.locks[group].locked()  # by somebody else who was asked for after it
+            if record and record.get("unloaded") and not taken:  # and nobody stopped it meanwhile
                 with suppress(Unavailable):  # the host ends: a request will bring it back
                     self._call(each)
 
