@@ -160,10 +160,10 @@ class Runs:
         live = self._live.get(run_id)
         return live is not None and live.cancelled
 
-    def clears(self, run_id: str) -> bool:
-        """Whether somebody asked this run, which is under way, to stop and to leave nothing."""
+    def keeps(self, run_id: str) -> bool:
+        """Whether this run, which stops, leaves what it has brought: it goes on after a freeze, or whoever cancelled it said so."""
         live = self._live.get(run_id)
-        return live is not None and live.cancelled and not live.keeps
+        return live is not None and (live.suspended or live.keeps)
 
     def keyed(self, unit: str, key: str, caller: Caller) -> Document | None:
         """The caller's run of a unit that was started with this key, or None."""

@@ -37,8 +37,8 @@ async def pull_model(
     hold = partial(ctx.services.allowance.holding, ctx.caller, DOWNLOAD)
     given = (repo, source, revision, file, quantization, mirror, name, sha256)
 
-    def pauses() -> bool:  # a run that a freeze stops goes on at the thaw; one that was cancelled leaves nothing, unless it is to
-        return ctx.run_id is not None and not ctx.runs.clears(ctx.run_id)
+    def pauses() -> bool:
+        return ctx.run_id is not None and ctx.runs.keeps(ctx.run_id)
 
     place = Place(priority, since)
     return {"model": await ctx.services.models.pull(*given, send=ctx.send, hold=hold, place=place, pauses=pauses)}
