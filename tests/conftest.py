@@ -33,6 +33,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 CONFIG = '[models.aliases]\nsmall-model = "tiny"\n[engines]\ngrace_seconds = 2\nespeak_ng = "{voice}"\n'
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Who divides the suite (pytest -n) keeps a module whole, and all of the contract, which counts in one world what it has exercised."""
     for item in items:
