@@ -33,12 +33,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 CONFIG = '[models.aliases]\nsmall-model = "tiny"\n[engines]\ngrace_seconds = 2\nespeak_ng = "{voice}"\n'
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)  # or xdist would have read the marks before they are made
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
     """Who divides the suite (pytest -n) keeps a module whole, and all of the contract, which counts in one world what it has exercised."""
     for item in items:
         whole = item.path.parent if item.path.parent.name == "contract" else item.path
         item.add_marker(pytest.mark.xdist_group(str(whole.relative_to(ROOT))))
+    return (yield)
 
 
 @pytest.fixture(scope="session")
