@@ -6,8 +6,10 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).parent.parent
 # At the end of the path: an installed AIMA comes before the checkout's, and the tests find one another either way.
@@ -29,17 +31,22 @@ from tests.world import ROOTS, HostProcess, World, build_wheel, furnish, install
 # A suite started in the background of a shell ignores Ctrl-C, and so would every process that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+CONTRACT = "tests/contract/"
+
 # Engines of tests die soon after their host, and nothing reaches beyond this machine.
 CONFIG = '[models.aliases]\nsmall-model = "tiny"\n[engines]\ngrace_seconds = 2\nespeak_ng = "{voice}"\n'
 
 
-@pytest.hookimpl(wrapper=True)  # or xdist would have read the marks before they are made
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
-    """Who divides the suite (pytest -n) keeps a module whole, and all of the contract, which counts in one world what it has exercised."""
-    for item in items:
-        whole = item.path.parent if item.path.parent.name == "contract" else item.path
-        item.add_marker(pytest.mark.xdist_group(str(whole.relative_to(ROOT))))
-    return (yield)
+class Modules(LoadScopeScheduling):  # type: ignore[misc]
+    """How the suite is divided (pytest -n): a module stays whole, and all of the contract, which counts in one world what it has exercised."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return CONTRACT if file.startswith(CONTRACT) else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Modules:
+    return Modules(config, log)
 
 
 @pytest.fixture(scope="session")
