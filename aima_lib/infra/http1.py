@@ -60,7 +60,8 @@ class Answer:
 
 
 class Http1:
-    """Requests to the host of one http or https URL; a path in the URL goes before that of each request."""
+    """Requests to the host of one http or https URL; a path in the URL goes before that of each request. HEAD is none of them: its answer
+    has the length of a body that does not come."""
 
     def __init__(self, url: str, connect: Connect, *, headers: Headers = (), proxy: Proxy | None = None) -> None:
         self._connect, self._proxy = connect, proxy

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from aima_lib.services.serving import ServingService
 
 log = logging.getLogger(__name__)
+DRAIN_SECONDS = 30.0  # on the way back, where nobody said how long
 
 
 class Rollout:
@@ -147,7 +148,7 @@ class Rollout:
         await self._store.update("service", id, rollout=None)
         for each in self._serving.routes.instances(id):
             if each["id"] not in {kept.id for kept in asked(self._store.get("service", id))}:
-                await self._retire(id, each["id"], 30.0)
+                await self._retire(id, each["id"], DRAIN_SECONDS)
         log.warning("service %s was not updated: %s", id, why)
         payload = {"service_id": id, "model_id": record["model_id"], "cause": why}
         self._events.publish("service.rolled_back", payload, subject=id)
@@ -164,7 +165,7 @@ class Rollout:
                     return
                 last = fresh.pop()
                 await self._note(id, numbers=[each.number for each in fresh])
-                await self._retire(id, last.id, 30.0)
+                await self._retire(id, last.id, DRAIN_SECONDS)
 
     # Small things
 

@@ -211,6 +211,17 @@ async def _elsewhere(connect: Connect, url: str, body: bytes) -> bytes:
     return await ask() if connect is looped else await asyncio.to_thread(driven, ask())
 
 
+@pytest.mark.parametrize("connect", [looped, blocking()], ids=["looped", "blocking"])
+async def test_a_body_without_a_length_ends_with_its_connection(connect: Connect) -> None:
+    async def brief(peer: Peer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await peer.head(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\nall there is")
+        await writer.drain()
+
+    async with peer(brief) as known:
+        assert await _elsewhere(connect, known.url, b"") == b"all there is"
+
+
 @pytest.mark.parametrize(
     ("said", "message"),
     [
