@@ -26,7 +26,7 @@ from aima_lib.infra.home import write_private
 from aima_lib.infra.launch import environment
 from aima_lib.infra.progress import Send
 from aima_lib.infra.store import Document
-from aima_lib.services.engine_catalog import EngineCatalog
+from aima_lib.services.engine_catalog import ALIVE, EngineCatalog
 from aima_lib.services.model import ModelService
 
 PIP_SECONDS, CHECK_SECONDS, LAST_WORDS = 3600, 300, 600
@@ -86,6 +86,16 @@ class Installing:
         fetches = engine.install is not None and not await self._is_here(engine, version)
         model = engine.builtin.id if engine.builtin and not self._models.has(engine.builtin.id) else None
         return fetches, engine.install.disk_bytes if engine.install and fetches else 0, model
+
+    async def remove(self, name: str, version: str) -> bool:
+        """Take away the environment of an engine's version, unless something runs in it. Returns whether that is so."""
+        async with self._locks[name]:
+            if any(row["status"] in ALIVE for row in (await self._catalog.get(name))["instances"]):
+                return False
+            folder = self._own.place(name, version)
+            await to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
+            self._catalog.forget(name)
+        return True
 
     async def _is_here(self, engine: Engine, version: str | None) -> bool:
         if version is not None:

@@ -175,6 +175,10 @@ class ModelService:
         """Whether there is a model of that id."""
         return self._store.peek("model", model_id) is not None
 
+    def intact(self, model: Mapping[str, Any]) -> bool:
+        """Whether every file of it is there with its size."""
+        return self._shelf.intact(model)
+
     async def add_builtin(self, id: str, type: str, format: str, files: Sequence[Path], license: str | None) -> Model:
         """Register the model that comes with an engine; the same again is found. See Shelf.add_builtin."""
         return await self._shelf.add_builtin(id, type, format, files, license)

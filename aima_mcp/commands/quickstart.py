@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from aima_lib.errors import Cancelled, FailedPrecondition, NotFound, Unavailable
+from aima_lib.errors import AimaError, Cancelled, FailedPrecondition, ResourceExhausted
 from aima_mcp.commands.base import home_of
 from aima_mcp.faces.cli.output import Form, formed, show_data
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 QUESTION = "What is the capital of France? Answer in one short sentence."
 ANSWER_TOKENS = 64
+# Quick is a download of minutes. Bigger ones are a matter of asking for them by name.
+QUICK_BYTES = 6_000_000_000
 INSTALL = "pip install 'aima[llamacpp]'"
 Fields = Mapping[str, Any]
 
@@ -31,18 +33,18 @@ Fields = Mapping[str, Any]
 @click.pass_context
 def command(ctx: click.Context, name: str | None, listing: bool, yes: bool, form: Form) -> None:
     """Find a model that fits this machine, fetch and verify it, serve it, and ask it something. Again, it only asks."""
-    from aima_lib.services import recipes
+    from aima_lib.catalog.shelf import builtins
     from aima_mcp.faces.cli.doorway import through
 
-    known = recipes.load()
     if listing:
-        _list(known, form)
+        _list([*builtins().values()], form)
         return
-    wanted = recipes.named(known, name) if name else None
     home = home_of(ctx)
+    if name is not None and name not in builtins():
+        through(home, partial(_known, name), needs_host=False)
     sure = yes or form != "table" or not (sys.stdin.isatty() and sys.stderr.isatty())
     try:
-        report = through(home, Quickstart(home, known, wanted, sure, form != "table").run, needs_host=True, plain=True)
+        report = through(home, Quickstart(home, name, sure, form != "table").run, needs_host=True, plain=True)
     except KeyboardInterrupt:
         click.echo("\nthe host goes on with what was begun (aima run list); aima quickstart again takes it up from there", err=True)
         raise
@@ -53,49 +55,67 @@ def command(ctx: click.Context, name: str | None, listing: bool, yes: bool, form
 
 
 class Quickstart:
-    """One run of it."""
+    """One run of it: catalog.match, catalog.apply_recipe, inference.chat."""
 
-    def __init__(self, home: Home, known: Sequence[Fields], wanted: Fields | None, sure: bool, quiet: bool) -> None:
-        self._home, self._known, self._wanted, self._sure, self._quiet = home, known, wanted, sure, quiet
+    def __init__(self, home: Home, wanted: str | None, sure: bool, quiet: bool) -> None:
+        self._home, self._wanted, self._sure, self._quiet = home, wanted, sure, quiet
 
     async def run(self, door: Door) -> Fields:
-        """Choose, fetch, serve, ask; what is there already is taken as it is."""
-        recipe, service = await self._served(door)
-        if recipe is None:
-            recipe = await self._choose(door)
+        """Choose, apply, ask; what is there already is taken as it is."""
+        recipe_id, service = await self._served(door)
+        if recipe_id is None:
+            recipe_id = await self._choose(door)
         if service is None:
-            await self._refuse_without_engine(door, recipe)
-            await self._fetch(door, recipe)
-            service = await self._serve(door, recipe)
+            service = await self._apply(door, recipe_id)
         answer = await self._ask(door, service["id"])
         elsewhere, _ = self._home.remote()
         host = self._home.host()
         url = elsewhere or (host.url if host else None)
         return {
-            "recipe": recipe["name"],
+            "recipe": recipe_id,
             "model_id": service["model_id"],
             "service_id": service["id"],
             "answer": answer["content"],
             "openai_base_url": f"{url}/v1" if url else None,
         }
 
-    async def _served(self, door: Door) -> tuple[Fields | None, Fields | None]:
+    async def _served(self, door: Door) -> tuple[str | None, Fields | None]:
         """A recipe that is served already, and its service."""
-        names = {recipe["name"]: recipe for recipe in ([self._wanted] if self._wanted else self._known)}
+        known = [self._wanted] if self._wanted else [row["id"] for row in (await door.call("catalog.list", {"type": "llm"}))["recipes"]]
         for service in (await door.call("service.list", {"status": "running"}))["services"]:
-            if service["model_id"] in names:
+            if service["model_id"] in known:
                 self._say(f"{service['model_id']} is served already")
-                return names[service["model_id"]], service
+                return service["model_id"], service
         return self._wanted, None
 
-    async def _choose(self, door: Door) -> Fields:
-        from aima_lib.services import recipes
+    async def _choose(self, door: Door) -> str:
+        """The best for this machine among those that are a download of minutes."""
+        found = await door.call("catalog.match", {"type": "llm", "max_bytes": QUICK_BYTES, "limit": 1, "refused": True})
+        if not found["recipes"]:
+            raise _nothing(found["refused"])
+        [match] = found["recipes"]
+        self._say(f"{'; '.join(match['reasons'])}: {match['recipe']['id']}")
+        return str(match["recipe"]["id"])
 
-        devices = (await door.call("device.detect"))["devices"]
-        now = {row["device_id"]: row["now"] for row in (await door.call("device.metrics"))["devices"]}
-        choice = recipes.choose(self._known, devices, {device: _free(sample) for device, sample in now.items()})
-        self._say(f"{choice.reason}: {choice.recipe['name']}")
-        return choice.recipe
+    async def _apply(self, door: Door, recipe_id: str) -> Fields:
+        from aima_lib.wording import size
+
+        recipe = (await door.call("catalog.get", {"recipe_id": recipe_id}))["recipe"]
+        await self._refuse_without_engine(door, recipe)
+        if (await door.call("catalog.check_status", {"recipe_id": recipe_id}))["model"]["present"]:
+            self._say(f"{recipe_id} is here already")
+        else:
+            weights, memory = size(recipe["size_bytes"]), size(recipe["memory_bytes"])
+            self._say(f"{recipe['title']}: {weights} to download, about {memory} of memory while it runs")
+            if not self._sure and not click.confirm("Fetch and serve it?", default=True, err=True):
+                raise Cancelled("nothing was fetched", hint="aima quickstart --list shows other recipes")
+        applied = await self._watched(partial(door.call, "catalog.apply_recipe", {"recipe_id": recipe_id}))
+        service: Fields = (await door.call("service.get", {"service_id": applied["service_id"]}))["service"]
+        placement = service["placement"] or {}
+        self._say(f"{service['id']} is served by {service['engine']} on {placement.get('device') or 'an unknown device'}")
+        if placement.get("fallback"):
+            self._say(placement["fallback"])
+        return service
 
     async def _refuse_without_engine(self, door: Door, recipe: Fields) -> None:
         engines = {engine["name"]: engine for engine in (await door.call("engine.list"))["engines"]}
@@ -103,51 +123,7 @@ class Quickstart:
         if not any(engine["installed"] for engine in fitting):
             reasons = "; ".join(f"{engine['name']}: {engine['reason']}" for engine in fitting)
             hint = f"{INSTALL}, then aima quickstart again"
-            raise FailedPrecondition(f"no engine is installed that runs {recipe['name']} ({reasons})", hint=hint)
-
-    async def _fetch(self, door: Door, recipe: Fields) -> None:
-        """The model, from the first source that can be reached."""
-        from aima_lib.wording import size
-
-        try:
-            await door.call("model.get", {"model_id": recipe["name"]})
-        except NotFound:
-            pass
-        else:
-            self._say(f"{recipe['name']} is here already")
-            return
-        weights, memory = size(recipe["size_bytes"]), size(recipe["memory_bytes"])
-        self._say(f"{recipe['title']}: {weights} to download, about {memory} of memory while it runs")
-        if not self._sure and not click.confirm("Fetch and serve it?", default=True, err=True):
-            raise Cancelled("nothing was fetched", hint="aima quickstart --list shows other recipes")
-        *others, last = recipe["sources"]
-        for source in others:
-            try:
-                await self._pull(door, recipe["name"], source)
-                break
-            except (Unavailable, NotFound) as error:
-                self._say(f"{source['source']} cannot be had: {error}")
-        else:
-            await self._pull(door, recipe["name"], last)
-        report = await self._watched(partial(door.call, "model.verify", {"model_id": recipe["name"]}))
-        if not report["valid"]:
-            raise FailedPrecondition(
-                f"{recipe['name']} is damaged: {report['issues']}",
-                next=[{"unit": "model.delete", "arguments": {"model_id": recipe["name"]}}],
-            )
-
-    async def _pull(self, door: Door, name: str, source: Fields) -> None:
-        arguments = {key: value for key, value in source.items() if key != "evidence"}
-        self._say(f"fetching {source['repo']} from {source['source']}")
-        await self._watched(partial(door.call, "model.pull", arguments | {"name": name}))
-
-    async def _serve(self, door: Door, recipe: Fields) -> Fields:
-        service: Fields = (await self._watched(partial(door.call, "service.create", {"model_id": recipe["name"]})))["service"]
-        placement = service["placement"] or {}
-        self._say(f"{service['id']} is served by {service['engine']} on {placement.get('device') or 'an unknown device'}")
-        if placement.get("fallback"):
-            self._say(placement["fallback"])
-        return service
+            raise FailedPrecondition(f"no engine is installed that runs {recipe['id']} ({reasons})", hint=hint)
 
     async def _ask(self, door: Door, service_id: str) -> Fields:
         from aima_mcp.commands.turn import ask
@@ -172,9 +148,18 @@ class Quickstart:
             err().print(text, soft_wrap=True)
 
 
-def _free(sample: Fields) -> int | None:
-    total, used = sample["memory_total_bytes"], sample["memory_used_bytes"]
-    return None if total is None or used is None else total - used
+async def _known(name: str, door: Door) -> Fields:
+    """The recipe of that name. Raises NotFound naming the nearest."""
+    return await door.call("catalog.get", {"recipe_id": name})
+
+
+def _nothing(refused: Sequence[Fields]) -> AimaError:
+    """Why not one recipe fits, smallest first."""
+    if all(row["reason"].startswith("no engine") for row in refused):
+        return FailedPrecondition("no engine is installed that runs a recipe", hint=f"{INSTALL}, then aima quickstart again")
+    told = "; ".join(f"{row['recipe_id']}: {row['device_id']} {row['reason']}" for row in refused[:2])
+    calls = [{"unit": "engine.list", "arguments": {"status": "running"}}]
+    return ResourceExhausted(f"no recipe fits this machine now: {told}", hint="end what uses the memory, or stop an engine", next=calls)
 
 
 def _list(known: Sequence[Fields], form: Form) -> None:
