@@ -37,6 +37,32 @@ class AvailableModel(TypedDict):
     reason: str | None
 
 
+class Benchmark(TypedDict):
+    """What a served model did under load, with the hardware and the versions it is true for."""
+
+    id: str
+    created_at: str
+    service_id: str
+    model_id: str
+    model_digest: str | None
+    engine: str
+    engine_version: str | None
+    options: EngineOptions
+    prompts: int
+    prompts_digest: str
+    max_tokens: int
+    concurrency: int
+    hardware: dict[str, Any]
+    requests: int
+    failures: int
+    completion_tokens: int
+    prompt_tokens: int
+    duration_seconds: float
+    tokens_per_second: float
+    ttft_ms: dict[str, Any]
+    memory_bytes: int | None
+
+
 class Blob(TypedDict):
     """Bytes that a call made or that were given, kept for a while."""
 
@@ -187,6 +213,16 @@ class Event(TypedDict):
     payload: dict[str, Any]
 
 
+class RecipeEvidence(TypedDict):
+    """How it is known that a recipe works so."""
+
+    kind: Literal['measured here', 'measured elsewhere', 'unverified']
+    weight: float
+    text: str
+    benchmark_id: str | None
+    figures: dict[str, Any] | None
+
+
 class EngineInstance(TypedDict):
     """One engine process with one model."""
 
@@ -278,7 +314,7 @@ class Pipeline(TypedDict):
 
 
 class PipelineIssue(TypedDict):
-    """Something in a pipeline's document that cannot work."""
+    """Something in a document that cannot work."""
 
     path: str
     line: NotRequired[int | None]
@@ -338,6 +374,22 @@ class Progress(TypedDict):
     completed: NotRequired[float | None]
     total: NotRequired[float | None]
     parts: NotRequired[list[dict[str, Any]]]
+
+
+class RecipeSummary(TypedDict):
+    """What a list tells of a recipe."""
+
+    id: str
+    title: str
+    type: Literal['llm', 'vlm', 'asr', 'tts', 'embedding', 'rerank', 'diffusion', 'detection', 'video_gen']
+    tags: list[str]
+    engines: list[str]
+    sources: list[str]
+    license: str
+    size_bytes: int
+    memory_bytes: int
+    source: Literal['builtin', 'user']
+    created_at: str | None
 
 
 class Run(TypedDict):
@@ -492,6 +544,19 @@ class AuditVerifyResult(TypedDict):
     issues: list[dict[str, Any]]
 
 
+class BenchmarkListResult(TypedDict):
+    """BenchmarkListResult"""
+
+    benchmarks: list[Benchmark]
+    total: int
+
+
+class BenchmarkRunResult(TypedDict):
+    """BenchmarkRunResult"""
+
+    benchmark: Benchmark
+
+
 class BlobCreateResult(TypedDict):
     """BlobCreateResult"""
 
@@ -509,6 +574,77 @@ class BlobListResult(TypedDict):
 
     blobs: list[Blob]
     total: int
+
+
+class CatalogApplyRecipeResult(TypedDict):
+    """CatalogApplyRecipeResult"""
+
+    recipe_id: str
+    run_id: str
+    device_id: str | None
+    engine: str
+    engine_version: str | None
+    model_id: str
+    service_id: str
+    made: list[str]
+    notes: list[str]
+    test: dict[str, Any]
+    memory_bytes: int | None
+
+
+class CatalogCheckStatusResult(TypedDict):
+    """CatalogCheckStatusResult"""
+
+    recipe_id: str
+    status: Literal['applied', 'partial', 'absent']
+    engine: dict[str, Any]
+    model: dict[str, Any]
+    service: dict[str, Any] | None
+    differences: list[str]
+
+
+class CatalogCreateRecipeResult(TypedDict):
+    """CatalogCreateRecipeResult"""
+
+    recipe: RecipeSummary
+    notes: list[str]
+
+
+class CatalogDeleteRecipeResult(TypedDict):
+    """CatalogDeleteRecipeResult"""
+
+    recipe_id: str
+
+
+class CatalogGetResult(TypedDict):
+    """CatalogGetResult"""
+
+    recipe: RecipeSummary
+    document: dict[str, Any]
+
+
+class CatalogListResult(TypedDict):
+    """CatalogListResult"""
+
+    recipes: list[RecipeSummary]
+    total: int
+
+
+class CatalogMatchResult(TypedDict):
+    """CatalogMatchResult"""
+
+    recipes: list[dict[str, Any]]
+    total: int
+    refused: list[dict[str, Any]]
+    refused_total: int
+
+
+class CatalogValidateRecipeResult(TypedDict):
+    """CatalogValidateRecipeResult"""
+
+    valid: bool
+    issues: list[PipelineIssue]
+    notes: list[str]
 
 
 class DeviceDetectResult(TypedDict):

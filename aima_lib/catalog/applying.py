@@ -39,6 +39,8 @@ async def apply(ctx: Context, recipe_id: str, skip_engine: bool, skip_models: bo
     if record is None:
         record = await _begun(ctx, recipe_id)
     applying = Applying(ctx, record, skip_engine, skip_models)
+    if record["state"] == "done":
+        return await applying.told(record["result"])
     if record["state"] == "forward" and not ctx.runs.is_cancelled(ctx.run_id):
         try:
             return await applying.forward()
@@ -106,12 +108,21 @@ class Applying:
             "model_id": service["model_id"],
             "service_id": service["id"],
             "made": [f"{kind}:{id}" for kind, id in self.made()],
+            "notes": self._notes(),
             "test": test,
             "memory_bytes": memory,
         }
-        await self._services.store.update("applied", self._record["id"], state="done")
-        payload = {key: result[key] for key in ("recipe_id", "run_id", "engine", "model_id", "service_id", "made")}
-        self._services.events.publish("catalog.recipe_applied", payload, subject=self._name)
+        await self._services.store.update("applied", self._record["id"], state="done", result=result)
+        return await self.told(result)
+
+    async def told(self, result: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The result, once its event is in the log: a host may have died between the two."""
+        events = self._services.events
+        await events.settled()
+        last = events.latest("catalog.recipe_applied", self._name)
+        if last is None or last["payload"]["run_id"] != result["run_id"]:
+            payload = {key: result[key] for key in ("recipe_id", "run_id", "engine", "model_id", "service_id", "made")}
+            events.publish("catalog.recipe_applied", payload, subject=self._name)
         return result
 
     def _need_scopes(self) -> None:
@@ -174,6 +185,11 @@ class Applying:
         if not report["valid"]:
             raise FailedPrecondition(f"{self._name} is damaged: {report['issues']}")
 
+    def _notes(self) -> list[str]:
+        """The sources that did not have the weights, in this life of the host or in an earlier one."""
+        failed = self._services.store.find("run", parent=self._ctx.run_id, unit="model.pull", status="failed")
+        return [f"{run['input']['source']} cannot be had: {run['error']['message']}" for run in failed]
+
     def _service(self) -> dict[str, Any]:
         options = {"options": dict(self._recipe["options"])} if self._recipe.get("options") else {}
         return {"model_id": self._name, "engine": self._record["engine"], **options, **self._recipe.get("service", {})}
@@ -222,6 +238,14 @@ class Applying:
 
     async def backward(self) -> AimaError:
         """Undo what this run made, the last first; the error that tells why, and what could not be undone."""
+        if self._record["state"] != "undone":
+            await self._undo_all()
+        error = AimaError.from_dict(self._record["cause"])
+        kept = {"not_undone": self._record["kept"]} if self._record["kept"] else {}
+        error.details |= {"run_id": self._ctx.run_id, "undone": self._record["undone"], **kept}
+        return error
+
+    async def _undo_all(self) -> None:
         for child in self._services.store.find("run", parent=self._ctx.run_id, status="running"):
             await self._ctx.runs.cancel(child["id"])
         undone, kept = [], []
@@ -235,10 +259,7 @@ class Applying:
         before = self._record["service_before"]
         if before == "stopped" and self._services.store.peek("service", self._name):
             await self._services.serving.stop(self._name)
-        error = AimaError.from_dict(self._record["cause"])
-        error.details |= {"run_id": self._ctx.run_id, "undone": undone} | ({"not_undone": kept} if kept else {})
-        await self._services.store.update("applied", self._record["id"], state="undone")
-        return error
+        self._record = await self._services.store.update("applied", self._record["id"], state="undone", undone=undone, kept=kept)
 
     async def _undo(self, kind: str, id: str) -> None:
         if kind == "service":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +16,12 @@ from aima_lib.services import Services
 from aima_lib.services.measurements import Measurements
 
 # What a part of the score may bring; they sum to 1.
-SIZE, PROFILE, EVIDENCE, ENGINE, DEVICE, PRESENT = 0.30, 0.15, 0.15, 0.15, 0.15, 0.10
+SIZE, PROFILE, EVIDENCE, ENGINE, DEVICE, PRESENT = 0.40, 0.10, 0.15, 0.10, 0.15, 0.10
 # A processor reads all weights from memory for each token, so their size decides how fast it talks: cores below → most bytes.
 CPU_LIMITS = ((8, 1_000_000_000), (24, 3_000_000_000))
 MOST_CPU = 6_000_000_000
 UNIFIED_LIMIT = 15_000_000_000  # memory that a GPU shares with the processor is read at some 200 to 300 GB a second
+SMALLEST, DECADES = 1e8, 3.5  # parameters that are worth nothing and, so many powers of ten more, all
 SLOW = 0.5  # what is left of the score of one that is slow there
 TALKS = ("llm", "vlm")
 
@@ -60,7 +62,7 @@ class Matcher:
                 matches.append(max(good, key=lambda match: match.score))
             else:
                 misses.append(_nearest(fits))
-        return sorted(matches, key=lambda match: (-match.score, match.fit.recipe["name"])), misses
+        return sorted(matches, key=_order), misses
 
     async def _seats(self, machine: Machine) -> Mapping[str, Seat]:
         """The engines, as they stand on the machine: there, to be installed, or not to be had."""
@@ -110,10 +112,11 @@ def scored(fit: Fit, described: bool, known: Mapping[str, Any], present: bool) -
     needs, free = fit.needs_bytes or 0, fit.free_bytes or 1
     how = "by the sum of model.estimate_resources" if fit.exact else "by the recipe's own figure"
     reasons = [f"{device['id']} ({device['name']}): needs {needs / GIB:.1f} of {free / GIB:.1f} GiB, {how}"]
-    score = SIZE * min(1.0, needs / free) ** 0.5
+    score = SIZE * _ability(recipe)
     named = [key for key in ("names", "architectures", "vendors", "memory_kinds") if key in recipe.get("hardware", {})]
-    score += PROFILE * (1.0 if {"names", "architectures"} & set(named) else 0.7 if named else 0.4)
-    reasons.append(f"its profile names this {', '.join(named).replace('_', ' ')}" if named else "its profile is any device with the memory")
+    score += PROFILE * (1.0 if {"names", "architectures"} & set(named) else 0.8 if named else 0.6)
+    words = ", ".join(named).replace("_", " ")
+    reasons.append(f"it is made for such a device, by {words}" if named else "it is for any device with the memory")
     score += DEVICE * (1.0 if device["type"] == "gpu" else 0.3)
     score += EVIDENCE * known["weight"]
     reasons.append(str(known["text"]) if known["kind"] == "unverified" else f"{known['text']}, weight {known['weight']:g}")
@@ -133,6 +136,13 @@ def scored(fit: Fit, described: bool, known: Mapping[str, Any], present: bool) -
     return Match(fit, round(score, 3), reasons, known)
 
 
+def _ability(recipe: Recipe) -> float:
+    """A guess, from 0 to 1, at what a model can do, by its parameters; of a mixture of experts between all of them and those at work."""
+    count = recipe.get("parameters", recipe["size_bytes"])
+    working = count * recipe.get("active_bytes", recipe["size_bytes"]) / recipe["size_bytes"]
+    return min(1.0, max(0.0, math.log10((count * working) ** 0.5 / SMALLEST) / DECADES))
+
+
 def _slow(recipe: Recipe, device: Mapping[str, Any]) -> int | None:
     """The most the device reads quickly for each token, where the recipe's weights are more."""
     read = recipe.get("active_bytes", recipe["size_bytes"])
@@ -144,6 +154,11 @@ def _slow(recipe: Recipe, device: Mapping[str, Any]) -> int | None:
     cores = int(counted.get("physical") or counted.get("logical") or 1)
     limit = next((limit for most, limit in CPU_LIMITS if cores < most), MOST_CPU)
     return limit if read > limit else None
+
+
+def _order(match: Match) -> tuple[float, bool, str]:
+    """The best first; of equals, what is made for one kind of work comes after what is made for any."""
+    return -match.score, "code" in match.fit.recipe.get("tags", ()), str(match.fit.recipe["name"])
 
 
 def _nearest(fits: Sequence[Fit]) -> Fit:

@@ -14,6 +14,7 @@ from aima_lib.flows.source import Issue, Path, Places, refusal
 from aima_lib.names import slug
 
 MIB = 1 << 20
+ALL_LAYERS = 500  # 999 is how people write "all of them"
 ENGINES = {"vllm": "vllm", "sglang": "sglang", "llamacpp": "llamacpp", "llama.cpp": "llamacpp", "llama-cpp": "llamacpp",
            "llama-server": "llama-server", "transformers": "transformers", "faster-whisper": "faster-whisper", "piper": "piper",
            "kokoro": "kokoro"}  # fmt: skip
@@ -162,7 +163,7 @@ class Reading:
         options, strange = {}, []
         for key, value in given.items():
             name = OPTIONS.get(key)
-            if name == "gpu_layers" and isinstance(value, int) and (value < 0 or value > 1000):
+            if name == "gpu_layers" and isinstance(value, int) and (value < 0 or value >= ALL_LAYERS):
                 continue  # all of them, which is what AIMA does
             if name is not None:
                 options[name] = value

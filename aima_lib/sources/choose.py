@@ -19,6 +19,7 @@ SHARD = re.compile(r"-(\d{5})-of-(\d{5})(?=\.(?:gguf|safetensors)$)", re.I)
 PREFERRED = ("Q4_K_M", "Q4_0", "Q8_0", "Q5_K_M", "Q4_K_S", "Q6_K", "BF16", "F16", "F32")
 PROJECTORS = ("F16", "BF16", "Q8_0", "F32")
 WITH_SAFETENSORS = (".safetensors", ".json", ".jinja", "tokenizer.model", "merges.txt", "vocab.txt")
+BESIDE_ONNX = (".json", ".txt", ".npz", ".bin", ".onnx_data", ".onnx.data")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
@@ -60,6 +61,8 @@ def choose(request: Request, files: Sequence[File]) -> tuple[str, str, list[File
         weights = [file for file in files if matches(file.name, request.file)]
         if not weights:
             raise NotFound(f"{request.repo} has no file {request.file}", hint=_near(request.file, [f.name for f in files]))
+        if all(file.name.lower().endswith(".onnx") for file in weights):
+            return _choose_onnx(request, weights, files)
         if not all(file.name.lower().endswith(".gguf") for file in weights):
             raise InvalidArgument(f"{weights[0].name} is not GGUF", hint="leave file out to take the whole safetensors model")
     if weights:
@@ -84,6 +87,8 @@ def _choose_safetensors(request: Request, files: Sequence[File]) -> tuple[str, s
     if tensors:
         _refuse_gaps(request.repo, tensors)
         return slug(request.repo.rpartition("/")[2]), "safetensors", flat, None
+    if (folder := _ctranslate2(files)) is not None:
+        return slug(request.repo.rpartition("/")[2]), "ctranslate2", folder, None
     kinds = sorted({PurePosixPath(file.name).suffix for file in files} - {""})
     found = f"{request.repo} holds neither GGUF nor safetensors, only {', '.join(kinds) or 'nothing'}"
     if any(kind in PICKLES for kind in kinds):
@@ -91,6 +96,30 @@ def _choose_safetensors(request: Request, files: Sequence[File]) -> tuple[str, s
             f"{found}: pickles run code when they are loaded, so they are not taken", hint="look for a conversion to safetensors or GGUF"
         )
     raise FailedPrecondition(found, hint="look for a conversion to GGUF: model.search")
+
+
+def _ctranslate2(files: Sequence[File]) -> list[File] | None:
+    """The files of a CTranslate2 folder, weights first. Its model.bin is no pickle, which is looked at when it is here."""
+    flat = {file.name: file for file in files if "/" not in file.name}
+    if not {"model.bin", "config.json"} <= set(flat) or not any(name.startswith("vocabulary.") for name in flat):
+        return None
+    return [flat["model.bin"], *(file for name, file in flat.items() if name.endswith((".json", ".txt")))]
+
+
+def _choose_onnx(request: Request, networks: Sequence[File], files: Sequence[File]) -> tuple[str, str, list[File], str | None]:
+    """One network that was named, and what stands beside it: settings, tokenizers, voices, weights in a file of their own."""
+    if len(networks) > 1:
+        raise InvalidArgument(f"{request.file} fits {len(networks)} networks: {', '.join(file.name for file in networks[:5])}")
+    network = networks[0]
+    folder, name = PurePosixPath(network.name).parent, PurePosixPath(network.name).name
+    beside = [file for file in files if file is not network and PurePosixPath(file.name).parent in (folder, PurePosixPath("."))]
+    taken = {name: network}
+    for file in sorted(beside, key=lambda each: PurePosixPath(each.name).parent != folder):  # its own folder's come before the top's
+        own = PurePosixPath(file.name).name
+        other = own.endswith((".onnx.json", ".onnx_data", ".onnx.data")) and not own.startswith(name)
+        if own.endswith(BESIDE_ONNX) and not other and not ("voices" not in own and own.endswith(".bin")):
+            taken.setdefault(own, file)
+    return slug(PurePosixPath(name).stem), "onnx", [*taken.values()], None
 
 
 def _choose_gguf(request: Request, weights: list[File]) -> tuple[str, str, list[File], str | None]:

@@ -110,6 +110,8 @@ class Quickstart:
             if not self._sure and not click.confirm("Fetch and serve it?", default=True, err=True):
                 raise Cancelled("nothing was fetched", hint="aima quickstart --list shows other recipes")
         applied = await self._watched(partial(door.call, "catalog.apply_recipe", {"recipe_id": recipe_id}))
+        for note in applied["notes"]:
+            self._say(note)
         service: Fields = (await door.call("service.get", {"service_id": applied["service_id"]}))["service"]
         placement = service["placement"] or {}
         self._say(f"{service['id']} is served by {service['engine']} on {placement.get('device') or 'an unknown device'}")

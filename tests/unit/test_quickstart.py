@@ -1,4 +1,4 @@
-"""Quickstart: the choice for a machine, and the whole way from an empty home to an answer."""
+"""Quickstart: the list, and the whole way from an empty home to an answer. What it chooses, tests/unit/test_catalog_match.py says."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aima_lib.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
+from aima_lib.catalog.shelf import builtins
+from aima_lib.door import Door
+from aima_lib.errors import FailedPrecondition
 from aima_lib.infra.home import Home
-from aima_lib.services import recipes
 from aima_mcp import background
 from aima_mcp.commands.quickstart import Quickstart
 from aima_mcp.faces.cli.doorway import through
@@ -22,66 +24,12 @@ from aima_mcp.main import run
 from tests.hub import Hub
 from tests.tiny import write_tiny_gguf
 
-KNOWN = recipes.load()
-GB = 1_000_000_000
-
-
-def cpu(cores: int, memory: int | None = 64 * GB) -> dict[str, Any]:
-    counted = {"physical": cores, "logical": 2 * cores}
-    return {"id": "cpu", "name": "a processor", "type": "cpu", "memory": {"total_bytes": memory, "kind": "system"}, "cores": counted}
-
-
-def gpu(memory: int) -> dict[str, Any]:
-    return {"id": "gpu-0", "name": "a GPU", "type": "gpu", "memory": {"total_bytes": memory, "kind": "dedicated"}, "cores": None}
-
-
-@pytest.mark.parametrize(
-    ("devices", "free", "expected"),
-    [
-        ([cpu(2)], {"cpu": 20 * GB}, ("qwen2.5-coder-0.5b", "cpu")),
-        ([cpu(16)], {"cpu": 20 * GB}, ("qwen2.5-coder-1.5b", "cpu")),
-        ([cpu(64)], {"cpu": 20 * GB}, ("qwen2.5-coder-7b", "cpu")),
-        ([cpu(64)], {"cpu": 3 * GB}, ("qwen2.5-coder-1.5b", "cpu")),
-        ([cpu(64, 4 * GB)], {"cpu": None}, ("qwen2.5-coder-1.5b", "cpu")),
-        ([cpu(2), gpu(24 * GB)], {"cpu": 20 * GB, "gpu-0": 23 * GB}, ("qwen2.5-coder-7b", "gpu-0")),
-        ([cpu(2), gpu(24 * GB)], {"cpu": 20 * GB, "gpu-0": 3 * GB}, ("qwen2.5-coder-1.5b", "gpu-0")),
-        ([cpu(2), gpu(24 * GB)], {"cpu": 20 * GB, "gpu-0": 0}, ("qwen2.5-coder-0.5b", "cpu")),
-    ],
-)
-def test_the_biggest_that_fits_and_is_quick_is_chosen(
-    devices: list[dict[str, Any]], free: dict[str, int | None], expected: tuple[str, str]
-) -> None:
-    choice = recipes.choose(KNOWN, devices, free)
-    assert (choice.recipe["name"], choice.device_id) == expected
-    assert expected[1] in choice.reason
-
-
-def test_nothing_fits_and_the_figures_say_so() -> None:
-    with pytest.raises(ResourceExhausted, match=r"needs 0\.7 GB of memory; free are: cpu 0\.1 GB"):
-        recipes.choose(KNOWN, [cpu(2)], {"cpu": GB // 8})
-
-
-def test_every_recipe_is_known_by_name_and_says_how_it_knows() -> None:
-    assert [recipes.named(KNOWN, recipe["name"]) for recipe in KNOWN] == KNOWN
-    for recipe in KNOWN:
-        for source in recipe["sources"]:
-            assert "sha256" in source or "unverified" in source["evidence"]
-    with pytest.raises(NotFound, match="no recipe called") as caught:
-        recipes.named(KNOWN, "qwen2.5-coder-05b")
-    assert "qwen2.5-coder-0.5b" in str(caught.value.hint)
-
-
-@pytest.mark.parametrize("text", ["name: a", "[", "name: other\n"], ids=["incomplete", "not YAML", "misnamed"])
-def test_a_file_that_is_no_recipe_is_refused(text: str, tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text(text, encoding="utf-8")
-    with pytest.raises(InvalidArgument, match=r"a\.yaml"):
-        recipes.load(tmp_path)
-
 
 def test_the_list_is_printed_and_nothing_done(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--home", str(home.path), "quickstart", "--list", "--json"]) == 0
-    assert [row["name"] for row in json.loads(capsys.readouterr().out)["recipes"]] == [recipe["name"] for recipe in KNOWN]
-    assert run(["--home", str(home.path), "quickstart", "--recipe", "no-such-recipe"]) == 5
+    assert [row["name"] for row in json.loads(capsys.readouterr().out)["recipes"]] == [*builtins()]
+    assert run(["--home", str(home.path), "quickstart", "--recipe", "qwen2.5-coder-05b"]) == 5
+    assert "did you mean qwen2.5-coder-0.5b" in capsys.readouterr().err
     assert home.host() is None
 
 
@@ -100,6 +48,8 @@ def tiny_recipe(weights: Path, **changes: Any) -> dict[str, Any]:
     return {
         "name": "tiny",
         "title": "random weights",
+        "type": "llm",
+        "license": "cc0-1.0",
         "engines": ["llamacpp"],
         "size_bytes": weights.stat().st_size,
         "memory_bytes": 100_000_000,
@@ -113,8 +63,13 @@ def tiny_recipe(weights: Path, **changes: Any) -> dict[str, Any]:
                 "evidence": "made by this test",
             },
         ],
+        "evidence": {"size_bytes": "unverified", "memory_bytes": "unverified"},
         **changes,
     }
+
+
+async def made(recipe: dict[str, Any], door: Door) -> Any:
+    return await door.call("catalog.create_recipe", {"recipe": recipe})
 
 
 @pytest.mark.engine
@@ -127,13 +82,14 @@ def test_from_nothing_to_an_answer_and_again(
     (home.path / "config.toml").write_text(settings, encoding="utf-8")
     recipe = tiny_recipe(tmp_path / "tiny.gguf")
     try:
-        report = through(home, Quickstart(home, [recipe], None, True, False).run, needs_host=True)
+        through(home, partial(made, recipe), needs_host=True)
+        report = through(home, Quickstart(home, "tiny", True, False).run, needs_host=True)
         said = capsys.readouterr()
         assert "huggingface cannot be had" in said.err and "tiny is served by llamacpp on" in said.err
         assert said.out.strip() == report["answer"].strip()
         assert (report["model_id"], report["service_id"]) == ("tiny", "tiny")
         sent = sum(hub.counts.values())
-        again = through(home, Quickstart(home, [recipe], None, True, False).run, needs_host=True)
+        again = through(home, Quickstart(home, "tiny", True, False).run, needs_host=True)
         assert again == report and sum(hub.counts.values()) == sent
         assert "tiny is served already" in capsys.readouterr().err
         words = [sys.executable, "-m", "aima_mcp.main", "--home", str(home.path), "chat", "--max-tokens", "4"]
@@ -148,7 +104,8 @@ def test_from_nothing_to_an_answer_and_again(
 
 def test_without_an_engine_it_says_what_to_install(home: Home, hub: Hub, tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path / "tiny.gguf", engines=["llama-server"])
+    through(home, partial(made, recipe), needs_host=False)
     with pytest.raises(FailedPrecondition, match="no engine is installed that runs tiny") as caught:
-        through(home, Quickstart(home, [recipe], recipe, True, True).run, needs_host=False)
+        through(home, Quickstart(home, "tiny", True, True).run, needs_host=False)
     assert "pip install 'aima[llamacpp]'" in str(caught.value.hint)
     assert sum(hub.counts.values()) == 0

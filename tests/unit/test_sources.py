@@ -187,3 +187,27 @@ def test_small_things() -> None:
     assert shown("https://me:secret@h.test:8/a?token=1") == "https://h.test:8/a"
     assert matches("x/data/p.bin", "*/data/*.bin") and matches("x/p.gguf", "*.gguf") and not matches("x/p.gguf", "y/*.gguf")
     assert choose.quantization_of("Qwen2.5-0.5B-Instruct-IQ4_XS.gguf") == "IQ4_XS"
+
+
+async def test_a_folder_of_ctranslate2_comes_whole(hub: Hub, web: Web) -> None:
+    whole = {"model.bin": b"w", "config.json": b"{}", "vocabulary.txt": b"a", "tokenizer.json": b"{}", "README.md": b"hi"}
+    hub.add_repo("a/w", whole)
+    plan = await ask(hub, web, "a/w")
+    assert (plan.name, plan.format) == ("w", "ctranslate2")
+    names = [each.name for each in plan.artefacts]
+    assert names[0] == "model.bin" and set(names) == set(whole) - {"README.md"}
+    hub.add_repo("a/pickle", {name: content for name, content in whole.items() if "vocabulary" not in name})
+    with pytest.raises(AimaError, match="pickles run code"):
+        await ask(hub, web, "a/pickle")
+
+
+async def test_a_network_that_is_named_comes_with_what_stands_beside_it(hub: Hub, web: Web) -> None:
+    names = ["en/v/one.onnx", "en/v/one.onnx.json", "en/v/MODEL_CARD", "en/other/two.onnx", "en/other/two.onnx.json", "config.json"]
+    names += ["en/v/voices-v1.bin", "en/v/pytorch_model.bin", "en/v/other.onnx.json", "en/v/config.json"]
+    hub.add_repo("a/o", {name: name.encode() for name in names})
+    plan = await ask(hub, web, "a/o", file="en/v/one.onnx")
+    assert (plan.name, plan.format) == ("one", "onnx")
+    assert {each.name for each in plan.artefacts} == {"one.onnx", "one.onnx.json", "voices-v1.bin", "config.json"}
+    assert all("/en/v/" in each.parts[0].url for each in plan.artefacts)
+    with pytest.raises(InvalidArgument, match="fits 2 networks"):
+        await ask(hub, web, "a/o", file="*.onnx")
