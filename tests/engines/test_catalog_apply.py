@@ -73,7 +73,7 @@ async def test_from_nothing_to_an_answer_and_again(hosted: Hosted) -> None:
     await made(hosted, sources=[missing, SOURCE], options={"context_length": 512}, service={"priority": 60})
     assert (await status(hosted))["status"] == "absent"
     plan = await hosted.gateway.plan("catalog.apply_recipe", {"recipe_id": "mine"})
-    assert [thing["id"] for thing in plan["change"]["creates"]] == ["mine", "mine"] and plan["change"]["download_bytes"] == 1_000_000
+    assert [thing["id"] for thing in plan["changes"]["creates"]] == ["mine", "mine"] and plan["changes"]["download_bytes"] == 1_000_000
     told = await hosted.call("catalog.apply_recipe", recipe_id="mine")
     assert (told["service_id"], told["engine"], told["made"]) == ("mine", "llamacpp", ["model:mine", "service:mine"])
     assert told["test"]["answer"] and told["test"]["unit"] == "inference.chat"
@@ -86,7 +86,7 @@ async def test_from_nothing_to_an_answer_and_again(hosted: Hosted) -> None:
     assert again["made"] == [] and again["service_id"] == "mine"
     types = ("catalog.recipe_matched", "catalog.recipe_applied")
     assert [event["type"] for event in hosted.events(*types)] == [types[0], types[1], types[1]]  # what runs is not matched again
-    assert (await hosted.gateway.plan("catalog.apply_recipe", {"recipe_id": "mine"}))["change"]["creates"] == []
+    assert (await hosted.gateway.plan("catalog.apply_recipe", {"recipe_id": "mine"}))["changes"]["creates"] == []
     await look_at_what_really_stands(hosted)
 
 
@@ -135,7 +135,7 @@ async def test_cancelled_in_the_middle_it_undoes_itself(hosted: Hosted, shop: Hu
     await made(hosted)
     shop.faults[WEIGHTS] = Fault(bytes_per_second=100_000)
     run = await hosted.gateway.start("catalog.apply_recipe", {"recipe_id": "mine"})
-    await hosted.until(lambda: hosted.events("model.pull_progress"))
+    await hosted.until(lambda: (hosted.gateway.runs.get(run["id"])["progress"] or {}).get("phase") == "downloading")
     child = hosted.gateway.services.store.find("run", parent=run["id"], unit="model.pull")
     await hosted.call("run.cancel", run_id=run["id"])
     ended = (await hosted.call("run.get", run_id=run["id"]))["run"]
@@ -160,7 +160,7 @@ async def test_two_at_once_make_one(hosted: Hosted, shop: Hub) -> None:
 
 async def test_what_does_not_fit_or_may_not_be_is_refused_before_anything_is_made(hosted: Hosted, shop: Hub) -> None:
     before = sum(shop.counts.values())
-    await made(hosted, name="huge", memory_bytes=10**15, size_bytes=10**12)
+    await made(hosted, name="huge", memory_bytes=10**13, size_bytes=10**12)
     assert isinstance(await refused(hosted, "huge"), ResourceExhausted)
     await made(hosted, name="elsewhere", hardware={"vendors": ["nobody"]})
     assert "it is for nobody" in str(await refused(hosted, "elsewhere"))
@@ -171,6 +171,6 @@ async def test_what_does_not_fit_or_may_not_be_is_refused_before_anything_is_mad
     with pytest.raises(PermissionDenied, match=r"inference\.chat"):
         await hosted.gateway.call("catalog.apply_recipe", {"recipe_id": "mine"}, caller=writer)
     assert "skip_models leaves it so" in str(await refused(hosted, "mine", skip_models=True))
-    with pytest.raises(NotFound, match="did you mean|no recipe called"):
+    with pytest.raises(NotFound, match="no recipe called"):
         await hosted.call("catalog.apply_recipe", recipe_id="mime")
     assert sum(shop.counts.values()) == before and await left(hosted) == ([], [])
