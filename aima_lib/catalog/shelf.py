@@ -63,19 +63,18 @@ class Shelf:
         ]
 
     async def create(self, recipe: Recipe, by: Caller) -> bool:
-        """Keep a recipe. Returns whether it is new; the same one again changes nothing.
+        """Keep a recipe, in the place of one of that name that was made here. Returns whether anything changed.
 
         Raises:
-            AlreadyExists: another one has the name.
+            AlreadyExists: another one that comes with AIMA has the name.
         """
         id = recipe["name"]
-        if (known := self.all().get(id)) is not None:
-            if known == recipe:
-                return False
-            whose = "comes with AIMA" if id in builtins() else "was made here"
+        if self.all().get(id) == recipe:
+            return False
+        if id in builtins():
             calls = [{"unit": "catalog.get", "arguments": {"recipe_id": id}}]
-            raise AlreadyExists(f"another recipe called {id} {whose}", hint="choose another name, or delete the one made here", next=calls)
-        await self._store.insert("recipe", {"id": id, "recipe": dict(recipe), "created_at": now(), "created_by": by.name})
+            raise AlreadyExists(f"another recipe called {id} comes with AIMA", hint="choose another name", next=calls)
+        await self._store.put("recipe", {"id": id, "recipe": dict(recipe), "created_at": now(), "created_by": by.name})
         return True
 
     def refuse_builtin(self, recipe_id: str) -> Document:

@@ -25,6 +25,17 @@ RESOURCES = REGISTRY.of("resource")
 # Two device resources change with the machine's memory alone: test_faults watches them. A blob never changes; test_media watches its end.
 ELSEWHERE = {"device.health_by_id", "device.metrics_by_id", "blob.content"}
 
+RECIPE: Mapping[str, Any] = {
+    "name": "watched",
+    "type": "llm",
+    "engines": ["llamacpp"],
+    "license": "mit",
+    "size_bytes": 1,
+    "memory_bytes": 1,
+    "sources": [{"source": "huggingface", "repo": "a/b", "evidence": "unverified"}],
+    "evidence": {"size_bytes": "unverified", "memory_bytes": "unverified"},
+}
+
 
 def read(faces: Faces, world: World, face: str, uri: str) -> Outcome:
     """A resource's content, or the error."""
@@ -111,9 +122,17 @@ def causes(world: World, toggled: Callable[[], Any]) -> Mapping[str, tuple[str, 
         numbers.append(len(numbers))
         return world.call("pipeline.create", name="watched", steps=[{"id": f"s{len(numbers)}", "type": "model.list"}])
 
+    def cooked() -> Any:
+        """Another recipe of the same name."""
+        numbers.append(len(numbers))
+        return world.call("catalog.create_recipe", recipe={**RECIPE, "title": f"Recipe {len(numbers)}"})
+
     numbers: list[int] = []
     changed()
+    cooked()
     return {
+        "catalog.by_id": ("aima://catalog/recipe/watched", cooked),
+        "catalog.recipes": ("aima://catalog/recipes", cooked),
         "device.all": ("aima://devices", detect),
         "device.info_by_id": ("aima://device/cpu/info", detect),
         "engine.by_name": ("aima://engine/llamacpp", toggled),

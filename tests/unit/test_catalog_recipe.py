@@ -135,8 +135,11 @@ async def test_a_recipe_is_made_read_and_deleted(hosted: Gateway) -> None:
     assert await hosted.call("catalog.create_recipe", {"definition": yaml.safe_dump(GOOD)}) == made
     events = hosted.services.events.page(0, 100, ["catalog.recipe_created"])
     assert [event["payload"] for event in events] == [{"recipe_id": "mine", "type": "llm", "by": "owner"}]
-    with pytest.raises(AlreadyExists, match="was made here"):
-        await hosted.call("catalog.create_recipe", {"recipe": GOOD | {"title": "Another"}})
+    await hosted.call("catalog.create_recipe", {"recipe": GOOD | {"title": "Another"}})
+    assert (await hosted.call("catalog.get", {"recipe_id": "mine"}))["recipe"]["title"] == "Another"
+    await hosted.call("catalog.create_recipe", {"recipe": GOOD})
+    with pytest.raises(AlreadyExists, match="comes with AIMA"):
+        await hosted.call("catalog.create_recipe", {"recipe": GOOD | {"name": "digits8"}})
     assert (await hosted.call("catalog.get", {"recipe_id": "mine"}))["document"] == GOOD
     assert [row["id"] for row in (await hosted.call("catalog.list", {"source": "user"}))["recipes"]] == ["mine"]
     assert (await hosted.read("aima://catalog/recipe/mine"))["content"]["document"] == GOOD
