@@ -171,6 +171,7 @@ def shown(match: Match, about: Mapping[str, Any]) -> dict[str, Any]:
     fit = match.fit
     assert fit.seat is not None
     return {
+        "recipe_id": about["id"],
         "recipe": dict(about),
         "score": match.score,
         "device_id": fit.device["id"],
