@@ -44,13 +44,14 @@ class Link(httpcore.AsyncNetworkStream):
 
     async def start_tls(self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None) -> Link:
         """Speak TLS from here on, with who can prove to be `server_hostname`."""
+        self._socket = secure = ssl_context.wrap_socket(self._socket, server_hostname=server_hostname, do_handshake_on_connect=False)
+        is_agreed = False
         try:
-            secure = ssl_context.wrap_socket(self._socket, server_hostname=server_hostname, do_handshake_on_connect=False)
-            self._socket = secure
             await self._when_able(secure.do_handshake, timeout, httpcore.ConnectTimeout, httpcore.ConnectError)
-        except BaseException:
-            await self.aclose()
-            raise
+            is_agreed = True
+        finally:
+            if not is_agreed:
+                await self.aclose()
         return self
 
     async def aclose(self) -> None:
@@ -105,17 +106,18 @@ class Link(httpcore.AsyncNetworkStream):
 
 async def dialled(address: str, port: int, seconds: float | None) -> Link:
     """A connection to an address. Raises httpcore's ConnectError and ConnectTimeout."""
-    connection = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    connection, is_up = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP), False
     try:
         connection.setblocking(False)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with anyio.fail_after(seconds):
             await asyncio.get_running_loop().sock_connect(connection, (address, port))
-    except BaseException as error:
-        connection.close()
-        if isinstance(error, TimeoutError) and error.errno is None:
-            raise httpcore.ConnectTimeout(str(error)) from error
-        if isinstance(error, OSError):
-            raise httpcore.ConnectError(str(error)) from error
-        raise
+        is_up = True
+    except TimeoutError as error:
+        raise httpcore.ConnectTimeout(str(error)) from error
+    except OSError as error:
+        raise httpcore.ConnectError(str(error)) from error
+    finally:
+        if not is_up:
+            connection.close()
     return Link(connection)
