@@ -15,6 +15,7 @@ from aima_lib.catalog.match import Match, Matcher
 from aima_lib.catalog.recipe import Recipe, engine_of
 from aima_lib.catalog.shelf import Shelf
 from aima_lib.catalog.smoke import QUESTIONS, smoke
+from aima_lib.catalog.standing import foreign
 from aima_lib.errors import AimaError, Cancelled, FailedPrecondition, NotFound, PermissionDenied, ResourceExhausted, Unavailable
 from aima_lib.gateway import Context
 from aima_lib.infra.progress import silent
@@ -186,9 +187,10 @@ class Applying:
             raise FailedPrecondition(f"{self._name} is damaged: {report['issues']}")
 
     def _notes(self) -> list[str]:
-        """The sources that did not have the weights, in this life of the host or in an earlier one."""
+        """The sources that did not have the weights, in whichever life of the host, and whether those that were here are others."""
         failed = self._services.store.find("run", parent=self._ctx.run_id, unit="model.pull", status="failed")
-        return [f"{run['input']['source']} cannot be had: {run['error']['message']}" for run in failed]
+        told = [f"{run['input']['source']} cannot be had: {run['error']['message']}" for run in failed]
+        return [*told, *foreign(self._services, self._recipe)]
 
     def _service(self) -> dict[str, Any]:
         options = {"options": dict(self._recipe["options"])} if self._recipe.get("options") else {}

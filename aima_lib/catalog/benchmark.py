@@ -172,7 +172,7 @@ async def _hardware(ctx: Context, service: Mapping[str, Any]) -> dict[str, Any]:
     machine = await here(ctx.services.devices, 0.0)
     placed = (ctx.services.serving.get(service["id"])["placement"] or {}).get("device")
     device = next((each for each in machine.devices if each["id"] == placed), machine.devices[0])
-    told = {"fingerprint": machine.fingerprint(), "device_id": device["id"], "device": device["name"], "driver": device["driver"]}
+    told = {"fingerprint": machine.fingerprint, "device_id": device["id"], "device": device["name"], "driver": device["driver"]}
     return {**told, "os": machine.os, "machine": machine.machine}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,22 +21,16 @@ Device = Mapping[str, Any]
 class Machine:
     """Its devices, and what is free on each once AIMA's reserve is kept: None where the device tells nothing of its memory.
 
-    described: somebody told of it, so what is installed there is not known.
+    fingerprint: of the whole machine, also where one device of it was asked for. described: somebody told of it, so what is installed
+    there is not known.
     """
 
     devices: Sequence[Device]
     free: Mapping[str, int | None]
     os: str | None
     machine: str | None
+    fingerprint: str
     described: bool = False
-
-    def fingerprint(self) -> str:
-        """The same for the same hardware, whatever drivers it has and however much of its memory is taken."""
-        told = sorted(
-            [str(each["name"]), str(each["vendor"]), str(each["architecture"]), _gib(each["memory"]["physical_bytes"]), each["cores"]]
-            for each in self.devices
-        )
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
 async def here(devices: DeviceService, reserve: float, device_id: str | None = None) -> Machine:
@@ -45,7 +39,7 @@ async def here(devices: DeviceService, reserve: float, device_id: str | None = N
     now = {row["device_id"]: row["now"] for row in (await devices.metrics(device_id, 1, None))["devices"]}
     asked = [devices.device(device_id)] if device_id else list(known.values())
     free = {each["id"]: _free(each, now[each["id"]], reserve) for each in asked}
-    return Machine(asked, free, system(platform.system()), _architecture(known, platform.machine()))
+    return Machine(asked, free, system(platform.system()), _architecture(known, platform.machine()), fingerprint(known.values()))
 
 
 def described(overrides: Mapping[str, Any], base: Device | None, reserve: float) -> Machine:
@@ -73,7 +67,13 @@ def described(overrides: Mapping[str, Any], base: Device | None, reserve: float)
     machine = overrides.get("machine") or (device["architecture"] if kind == "cpu" else None)
     runs = overrides.get("os") or (system(platform.system()) if base else "linux")
     free = None if total is None else max(0, int(total * (1 - reserve)) - used)
-    return Machine([device], {str(device["id"]): free}, runs, None if machine is None else str(machine), True)
+    return Machine([device], {str(device["id"]): free}, runs, None if machine is None else str(machine), fingerprint([device]), True)
+
+
+def fingerprint(devices: Iterable[Device]) -> str:
+    """The same for the same hardware, whatever drivers it has and however much of its memory is taken."""
+    told = [[each["name"], each["vendor"], each["architecture"], _gib(each["memory"]["physical_bytes"]), each["cores"]] for each in devices]
+    return hashlib.sha256(json.dumps(sorted(map(json.dumps, told))).encode()).hexdigest()[:16]
 
 
 def system(name: str) -> str | None:

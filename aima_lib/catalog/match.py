@@ -82,7 +82,7 @@ class Matcher:
     def _scored(self, fit: Fit, machine: Machine) -> Match:
         assert fit.seat is not None
         recipe, device, seat = fit.recipe, fit.device, fit.seat
-        fingerprint = None if machine.described else machine.fingerprint()
+        fingerprint = None if machine.described else machine.fingerprint
         records = self._services.store.find("benchmark", model_id=recipe["name"], newest_first=True, limit=50)
         known = evidence.of(recipe, device, seat.name, seat.version, fingerprint, records)
         present = not machine.described and self._services.models.has(recipe["name"])

@@ -18,7 +18,7 @@ async def standing(services: Services, recipe: Recipe) -> dict[str, Any]:
     engine = await _engine(services, recipe, service)
     model = await _model(services, recipe)
     running = service is not None and service["status"] == "running" and service["ready_replicas"] > 0
-    differences = [*_differences(recipe, service, engine)]
+    differences = [*_differences(recipe, service, engine), *foreign(services, recipe)]
     whole = running and engine["installed"] and model["intact"] and not differences
     some = service is not None or model["present"]
     return {
@@ -59,6 +59,13 @@ async def _model(services: Services, recipe: Recipe) -> dict[str, Any]:
     intact = await to_thread.run_sync(services.models.intact, model)
     reason = None if intact else "a file has another size than was recorded, or is gone"
     return told | {"status": model["status"], "intact": intact, "reason": reason}
+
+
+def foreign(services: Services, recipe: Recipe) -> list[str]:
+    """Whether the model of that name came from somewhere else, as far as its record tells."""
+    model = services.store.peek("model", recipe["name"]) or {"source": {}}
+    repo, known = model["source"].get("repo"), {source["repo"] for source in recipe["sources"]}
+    return [f"its weights came from {repo}, which the recipe does not name"] if repo and repo not in known else []
 
 
 def _differences(recipe: Recipe, service: Mapping[str, Any] | None, engine: Mapping[str, Any]) -> list[str]:

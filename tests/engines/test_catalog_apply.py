@@ -106,7 +106,7 @@ async def test_what_it_made_is_undone_and_what_was_there_stays(hosted: Hosted) -
     error = await refused(hosted, "mine")
     assert isinstance(error, FailedPrecondition) and "its limit is 0.001" in str(error)
     assert error.details["undone"] == ["service:mine", "model:mine"] and await left(hosted) == ([], [])
-    await hosted.call("model.pull", repo="a/m", name="mine")
+    await hosted.call("model.pull", repo="a/m", name="mine", source="huggingface")
     error = await refused(hosted, "mine")
     assert error.details["undone"] == ["service:mine"] and await left(hosted) == (["mine"], [])
     await hosted.call("service.create", model_id="mine")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from aima_lib.errors import InvalidArgument
 from aima_lib.gateway import Gateway
+from aima_lib.infra.home import Home
+from aima_lib.runtime import host
 
 pytestmark = pytest.mark.anyio
 MIB = 1 << 20
@@ -61,6 +64,12 @@ REST: dict[str, Any] = {
     "memory_bytes": 20_000_000_000,
     "sources": [{"source": "huggingface", "repo": "example/chat", "evidence": "unverified"}],
 }
+
+
+@pytest.fixture(scope="module")
+async def hosted(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gateway]:
+    async with host(Home(tmp_path_factory.mktemp("home"))) as opened:
+        yield opened
 
 
 async def test_a_model_asset_becomes_the_recipe_of_its_first_able_variant(hosted: Gateway) -> None:
