@@ -14,7 +14,7 @@ import json
 import os
 import socket as sockets
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from aima_lib.errors import AimaError, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted, Unavailable
@@ -198,13 +198,18 @@ class Daemon:
         except NotFound:
             pass
 
-    def wait(self, id: str, seconds: float) -> int | None:
-        """The status it ended with; None when it still runs after so long."""
+    def gone(self, id: str, seconds: float) -> None:
+        """Raise NotFound where a container is removed within the time."""
+        if self.wait(id, seconds, "removed") is not None:
+            raise NotFound(f"the container {id[:12]} is removed")
+
+    def wait(self, id: str, seconds: float, until: str = "not-running") -> int | None:
+        """The status it ended with; None when that is not so after the time."""
         import requests
 
         try:
             with translated(self.socket, passing=(requests.exceptions.ReadTimeout, requests.exceptions.ConnectionError)):
-                return int(self._api.wait(id, timeout=seconds)["StatusCode"])
+                return int(self._api.wait(id, timeout=seconds, condition=until)["StatusCode"])
         except requests.exceptions.ReadTimeout:
             return None
         except requests.exceptions.ConnectionError as error:
@@ -286,6 +291,14 @@ class Daemon:
             raise FailedPrecondition(f"{what} is not this home's", hint="rename or remove it yourself")
 
 
+def cut(stream: Any) -> None:
+    """End a stream of the SDK's, whoever reads it, and let go of its connection, which `close()` alone leaves to chance."""
+    response = getattr(stream, "_response", None)
+    for close in (stream.close, *([response.close] if response is not None else [])):
+        with suppress(OSError, AttributeError):  # it has ended
+            close()
+
+
 @contextmanager
 def translated(socket: str, passing: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """What the SDK raises, as our errors; those of `passing` go through as they are.
@@ -307,6 +320,12 @@ def translated(socket: str, passing: tuple[type[Exception], ...] = ()) -> Iterat
         raise refused(error.status_code or 0, str(error.explanation or error)) from error
     except (docker.errors.DockerException, requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
         raise away(socket, error) from error
+
+
+def present(socket: str) -> None:
+    """Raise Unavailable where no socket is: known without the SDK."""
+    if not os.path.exists(socket):
+        raise Unavailable(f"there is no Docker at {socket}", hint=AWAY)
 
 
 def refused(status: int, said: str) -> AimaError:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -21,7 +20,7 @@ from anyio.abc import TaskStatus
 
 from aima_lib.errors import AimaError, DeadlineExceeded, FailedPrecondition, InvalidArgument, Unavailable
 from aima_lib.infra.container import GENERATION, HOME, KIND, NAME, Spec
-from aima_lib.infra.daemon import USUAL, Answer, Daemon, socket_of, translated
+from aima_lib.infra.daemon import USUAL, Answer, Daemon, cut, present, socket_of, translated
 from aima_lib.infra.layers import Layers
 from aima_lib.infra.progress import Send, silent
 
@@ -82,9 +81,10 @@ class Docker:
         """Whether it is there: {available, reason, hint, socket, version, api_version}; asked now."""
         hint = None
         try:
+            present(socket_of(self._socket))
             self._version = await self.ask(Daemon.version, seconds=PING_LIMIT)
         except AimaError as error:
-            hint = error.hint
+            self._reason, hint = str(error), error.hint
         there = not self.is_away
         return {
             "available": there,
@@ -144,7 +144,14 @@ class Docker:
         return self._daemon
 
     def _forget(self, why: str) -> None:
-        self._reason, self._daemon = why, None
+        self._reason = why
+        self.close()
+
+    def close(self) -> None:
+        """Let its connections go; the next who asks makes another."""
+        old, self._daemon = self._daemon, None
+        if old is not None:
+            old.close()
 
     async def create(self, spec: Spec, kind: str, name: str, generation: str = "") -> str:
         """See Daemon.create. `spec` is what container.judged returned; its image is looked up under the names that its mirrors gave it."""
@@ -155,10 +162,10 @@ class Docker:
 
     # Images
 
-    async def image(self, name: str) -> Answer | None:
+    async def image(self, name: str, seconds: float | None = None) -> Answer | None:
         """The image called name@sha256:… or sha256:…, if it is here."""
         for each in self._names(name):
-            if (found := await self.ask(Daemon.image, each)) is not None:
+            if (found := await self.ask(Daemon.image, each, seconds=seconds)) is not None:
                 return found
         return None
 
@@ -252,14 +259,17 @@ class Docker:
         task_status.started()
         await self._needed.wait()
         wait = FIRST_WAIT
-        while True:
-            began = time.monotonic()
-            try:
-                await self._watch()
-            except* AimaError as group:
-                self._reason = self._reason or str(group.exceptions[0])
-            wait = FIRST_WAIT if time.monotonic() - began > LONGEST_WAIT else min(wait * 2, LONGEST_WAIT)
-            await anyio.sleep(wait)
+        try:
+            while True:
+                began = time.monotonic()
+                try:
+                    await self._watch()
+                except* AimaError as group:
+                    self._reason = self._reason or str(group.exceptions[0])
+                wait = FIRST_WAIT if time.monotonic() - began > LONGEST_WAIT else min(wait * 2, LONGEST_WAIT)
+                await anyio.sleep(wait)
+        finally:
+            self.close()
 
     async def _watch(self) -> None:
         self._version = await self.ask(Daemon.version, seconds=PING_LIMIT)
@@ -313,8 +323,7 @@ class Stream:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        with suppress(OSError, AttributeError):  # it has ended
-            self._items.close()  # a shutdown of its socket: a moment, and also for one who is cancelled
+        cut(self._items)  # a shutdown of its socket: a moment, and also for one who is cancelled
 
     def __aiter__(self) -> Stream:
         return self

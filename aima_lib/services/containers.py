@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import anyio
 import anyio.to_thread
 
 from aima_lib.errors import AimaError, FailedPrecondition, InvalidArgument, NotFound
@@ -24,6 +26,7 @@ from aima_lib.launchers import process
 from aima_lib.services.model import ModelService
 
 log = logging.getLogger(__name__)
+LOOK_SECONDS, HURRY_SECONDS, HURRIED = 5.0, 2.0, 0.05
 DOCKER, PROCESS, OPTION = "docker", "process", "launcher"
 ALIVE = ("starting", "ready")
 
@@ -55,6 +58,7 @@ class Containers:
         self._home, self._store, self._docker, self._models = home, store, docker, models
         self._gpus, self._seconds = config["docker"]["gpus"], float(config["docker"]["call_seconds"])
         self._roots = Roots({**config["files"]["roots"], "aima": str(launcher.OWN)}, home)
+        self._news, self._hurried_until = anyio.Event(), 0.0
         docker.listen(self._hear)
 
     def need(self) -> None:
@@ -80,7 +84,7 @@ class Containers:
         if (image := self.image(name)) is None:
             return None
         try:
-            here = await self._docker.image(image)
+            here = await self._docker.image(image, LOOK_SECONDS)
             return {
                 "image": image,
                 "available": here is not None,
@@ -180,9 +184,23 @@ class Containers:
         except AimaError as error:
             log.warning("the container of %s may be left, and is removed later: %s", instance_id, error)
 
+    # Watching
+
+    async def pause(self, seconds: float) -> None:
+        """Wait so long; or hardly, where a container of an engine has died a moment ago and what stands for it is about to say why."""
+        if time.monotonic() < self._hurried_until:
+            await anyio.sleep(HURRIED)
+            return
+        with anyio.move_on_after(seconds):
+            await self._news.wait()
+
     async def _hear(self, happening: Happening) -> None:
         if happening.action == "connected":
             await self.sweep()
+        elif happening.action == "die" and happening.kind == launcher.KIND:
+            self._hurried_until = time.monotonic() + HURRY_SECONDS
+            self._news.set()
+            self._news = anyio.Event()
 
     async def sweep(self) -> None:
         """Remove containers of engines that no instance stands for: what stood for them was killed, or Docker was away when they ended."""
