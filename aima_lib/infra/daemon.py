@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from aima_lib.errors import AimaError, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted, Unavailable
+from aima_lib.errors import AimaError, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted, Unavailable
 from aima_lib.infra.container import HOME, KIND, NAME, Spec, api_body, labels, named
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def socket_of(configured: str | None, environ: Mapping[str, str] | None = None) 
     """The daemon's socket: the configuration's, else DOCKER_HOST's, else the usual one.
 
     Raises:
-        Unavailable: DOCKER_HOST names something that is no unix socket.
+        Away: DOCKER_HOST names something that is no unix socket.
     """
     host = (os.environ if environ is None else environ).get("DOCKER_HOST", "")
     if configured:
@@ -40,7 +40,7 @@ def socket_of(configured: str | None, environ: Mapping[str, str] | None = None) 
     if not host:
         return USUAL
     if not host.startswith("unix:///"):
-        raise Unavailable(f"DOCKER_HOST is {host.partition('://')[0]}://…, and AIMA speaks to Docker over a unix socket only", hint=AWAY)
+        raise Away(f"DOCKER_HOST is {host.partition('://')[0]}://…, and AIMA speaks to Docker over a unix socket only", hint=AWAY)
     return host.removeprefix("unix://")
 
 
@@ -48,7 +48,7 @@ class Daemon:
     """One connection pool to the daemon, for one home. Every method blocks, for `seconds` at most where it does not say otherwise.
 
     Raises, whatever is asked:
-        Unavailable: the daemon is not there, or did not answer in time.
+        Away: the daemon is not there, or did not answer in time.
         FailedPrecondition: the SDK is not installed, or the daemon refused.
     """
 
@@ -98,17 +98,21 @@ class Daemon:
             return None
 
     def pulling(self, name: str, seconds: float) -> Any:
-        """The lines of a pull, each within `seconds`; `close()` from another thread ends it, and the daemon's work with it.
+        """The lines of a pull, each within `seconds`; `cut` ends it from another thread, and the daemon's work with it.
 
         Not by the SDK's own call: its stream cannot be closed, and it would look for the user's credentials and run their programs.
         """
+        import requests
         from docker.types import CancellableStream
         from docker.utils.json_stream import json_stream
 
         repository, _, digest = name.partition("@")
         url = f"{self._api.base_url}/v{self._api.api_version}/images/create"
         with translated(self.socket):
-            answer = self._api.post(url, params={"fromImage": repository, "tag": digest}, stream=True, timeout=(self.seconds, seconds))
+            try:
+                answer = self._api.post(url, params={"fromImage": repository, "tag": digest}, stream=True, timeout=(self.seconds, seconds))
+            except requests.exceptions.ReadTimeout as error:
+                raise unpulled(f"nothing came of {name} for {seconds:g} s: timed out") from error
             if answer.status_code >= 400:
                 raise unpulled(_message(answer.text))
             return CancellableStream(json_stream(answer.iter_content(None)), answer)
@@ -325,7 +329,7 @@ def translated(socket: str, passing: tuple[type[Exception], ...] = ()) -> Iterat
 def present(socket: str) -> None:
     """Raise Unavailable where no socket is: known without the SDK."""
     if not os.path.exists(socket):
-        raise Unavailable(f"there is no Docker at {socket}", hint=AWAY)
+        raise Away(f"there is no Docker at {socket}", hint=AWAY)
 
 
 def refused(status: int, said: str) -> AimaError:
@@ -359,17 +363,19 @@ def _message(text: str) -> str:
         return text[:1000]
 
 
-def away(socket: str, error: Exception) -> AimaError:
+class Away(Unavailable):
+    """The daemon itself is not there, or does not answer."""
+
+
+def away(socket: str, error: Exception) -> Away:
     """Why nothing answers at the socket."""
     said = str(error)
     if "timed out" in said.lower():
-        return DeadlineExceeded(f"Docker at {socket} did not answer in time", hint="is its machine short of memory, or its disk slow?")
+        return Away(f"Docker at {socket} did not answer in time", hint="is its machine short of memory, or its disk slow?")
     if not os.path.exists(socket):
-        return Unavailable(f"there is no Docker at {socket}", hint=AWAY)
+        return Away(f"there is no Docker at {socket}", hint=AWAY)
     if not os.access(socket, os.R_OK | os.W_OK):
-        return Unavailable(
-            f"Docker's socket {socket} may not be used by this user", hint="add the user to the group docker, and log in anew"
-        )
+        return Away(f"Docker's socket {socket} may not be used by this user", hint="add the user to the group docker, and log in anew")
     if f"Errno {errno.ECONNREFUSED}" in said:
-        return Unavailable(f"Docker at {socket} does not run: its socket is there, and nobody listens", hint=AWAY)
-    return Unavailable(f"Docker at {socket} went away: {said[:300]}", hint=AWAY)
+        return Away(f"Docker at {socket} does not run: its socket is there, and nobody listens", hint=AWAY)
+    return Away(f"Docker at {socket} went away: {said[:300]}", hint=AWAY)

@@ -1,8 +1,9 @@
 """Docker as the rest of AIMA sees it: asked in threads, watched in one task, away and back again without a restart of AIMA.
 
 Its events become `Happening`s for whoever listens, within a moment: `die`, `oom`, `health_status` and the like of this home's containers,
-and `connected` whenever the stream begins anew, when what was known must be compared with what is. A pull that was cut off goes on from
-the layers that are whole: that is the daemon's doing, a layer in its midst begins anew.
+and `connected` whenever the stream begins anew, when what was known must be compared with what is. Whether a pull that was cut off
+goes on from the layers that were whole is the daemon's to decide: containerd's store keeps them; Docker's own (20.10 was tried) keeps only
+those that an image here has.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from anyio.abc import TaskStatus
 
 from aima_lib.errors import AimaError, DeadlineExceeded, FailedPrecondition, InvalidArgument, Unavailable
 from aima_lib.infra.container import GENERATION, HOME, KIND, NAME, Spec
-from aima_lib.infra.daemon import USUAL, Answer, Daemon, cut, present, socket_of, translated
+from aima_lib.infra.daemon import USUAL, Answer, Away, Daemon, cut, present, socket_of, translated
 from aima_lib.infra.layers import Layers
 from aima_lib.infra.progress import Send, silent
 
@@ -125,9 +126,9 @@ class Docker:
             with anyio.fail_after(limit + 1):
                 found = await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._limiter)
         except TimeoutError as error:
-            self._forget("it does not answer")
+            self._forget(f"Docker did not answer within {limit:g} s")
             raise DeadlineExceeded(f"Docker did not answer within {limit:g} s", hint="is its machine short of memory?") from error
-        except (Unavailable, DeadlineExceeded) as error:
+        except Away as error:
             self._forget(str(error))
             raise
         except FailedPrecondition as error:
@@ -212,14 +213,14 @@ class Docker:
 
     async def _pull(self, name: str, send: Send) -> None:
         layers, last, advanced = Layers(name), 0.0, time.monotonic()
-        async with self._stream(partial(Daemon.pulling, name=name, seconds=self._stall)) as lines:
+        async with self._stream(partial(Daemon.pulling, name=name, seconds=self._stall + 1), self._stall + 2) as lines:
             while True:
                 try:
                     with anyio.fail_after(max(0.1, advanced + self._stall - time.monotonic())):
                         line = await anext(lines, None)
                 except TimeoutError as error:
                     message = f"the pull of {name} has not gone on for {self._stall:g} s: {layers.message}"
-                    raise Unavailable(message, hint="try again: layers that are whole are kept") from error
+                    raise Unavailable(message, hint="try again, or name another registry for it under [docker] mirrors") from error
                 if line is None:
                     break
                 if layers.take(line):
@@ -307,19 +308,19 @@ class Docker:
             except AimaError as error:
                 log.warning("%s of %s was not dealt with: %s", happening.action, happening.name or "Docker", error)
 
-    def _stream(self, begin: Callable[[Daemon], Any]) -> Stream:
-        return Stream(self, begin, self._streams)
+    def _stream(self, begin: Callable[[Daemon], Any], seconds: float | None = None) -> Stream:
+        return Stream(self, begin, self._streams, seconds)
 
 
 class Stream:
     """What a stream of the SDK's yields, one item a time from a thread. Leaving the block closes its connection, which ends the thread."""
 
-    def __init__(self, docker: Docker, begin: Callable[[Daemon], Any], limiter: anyio.CapacityLimiter) -> None:
-        self._docker, self._begin, self._limiter = docker, begin, limiter
+    def __init__(self, docker: Docker, begin: Callable[[Daemon], Any], limiter: anyio.CapacityLimiter, seconds: float | None) -> None:
+        self._docker, self._begin, self._limiter, self._seconds = docker, begin, limiter, seconds
         self._items: Any = None
 
     async def __aenter__(self) -> Stream:
-        self._items = await self._docker.ask(self._begin)
+        self._items = await self._docker.ask(self._begin, seconds=self._seconds)
         return self
 
     async def __aexit__(self, *_: object) -> None:

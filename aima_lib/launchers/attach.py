@@ -19,8 +19,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from aima_lib.errors import AimaError, DeadlineExceeded, NotFound, Unavailable
-from aima_lib.infra.daemon import Daemon
+from aima_lib.errors import AimaError, NotFound
+from aima_lib.infra.daemon import Away, Daemon
 from aima_lib.infra.home import create_time, is_alive
 
 KIND = "engine"  # as in launchers/docker.py, which would import what this process has no use for
@@ -93,7 +93,7 @@ class Attached:
                 self._explain(status)
             except NotFound:
                 self._say("its container was removed by somebody else")
-            except (Unavailable, DeadlineExceeded):
+            except Away:
                 if self._lives():
                     self.over.wait(AWAY_SECONDS)
                     continue
