@@ -14,6 +14,7 @@ from aima_lib import __version__, config, units
 from aima_lib.errors import AimaError, FailedPrecondition
 from aima_lib.flows.triggers import Triggers
 from aima_lib.gateway import Gateway
+from aima_lib.infra.docker import Docker
 from aima_lib.infra.egress import Egress
 from aima_lib.infra.events import Events
 from aima_lib.infra.home import Home
@@ -78,21 +79,24 @@ async def host(home: Home, *, passing: bool = False, registry: Registry | None =
 
 def _build(home: Home, settings: config.Config, registry: Registry, store: Store, telemetry: Telemetry | None) -> Gateway:
     events = Events(store, {unit.name: unit for unit in registry.of("event")})
-    devices = DeviceService(settings, store, events)
+    devices, docker = DeviceService(settings, store, events), Docker(settings, home.id)
     secrets = SecretService(home, store)
     models = ModelService(settings, home.path, store, events, devices, secrets)
-    engines = EngineService(settings, home.path, store, events, models, devices, secrets)
+    engines = EngineService(settings, home.path, store, events, models, devices, secrets, docker)
     serving = ServingService(settings, store, events, models, engines)
     inference = InferenceService(settings, store, events, engines, serving)
     allowance, freeze = Allowance(settings["budgets"], store), Freeze(store, events)
     keys, oauth = KeyService(home, store, events, allowance), OAuth.configured(settings, home)
     approvals = Approvals(settings["policy"], home, store, events)
     audit = Audit(home, store, settings["audit"]["retention_days"])
-    installing, media = Installing(settings, home.path, engines.catalog, models), Media(settings, home.path, store, events)
+    installing, media = (
+        Installing(settings, home.path, engines.catalog, models, engines.containers),
+        Media(settings, home.path, store, events),
+    )
     modalities = Modalities(inference, engines, media, allowance)
     services = Services(
         settings, home, store, events, devices, models, engines, serving, inference, keys, secrets, VectorService(store), oauth, approvals,
-        audit, freeze, allowance, installing, media, modalities, telemetry,
+        audit, freeze, allowance, installing, media, modalities, telemetry, docker,
     )  # fmt: skip
     return Gateway(registry, services, Runs(store, registry))
 
@@ -117,6 +121,7 @@ async def _running(gateway: Gateway, passing: bool, telemetry: Telemetry | None)
         await loops.start(_kept_up, Retention(services.store, services.events, services.config["events"], *past).run)
         if telemetry is not None:
             await loops.start(_kept_up, telemetry.run)
+        await loops.start(_kept_up, services.docker.run)
         await services.devices.detect()
         await services.engines.adopt()
         for service in (services.devices, services.models, services.engines):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from aima_lib.infra.docker import Docker
 from aima_lib.infra.events import Events
 from aima_lib.infra.home import Home
 from aima_lib.infra.store import Store
@@ -52,4 +53,5 @@ class Services:
     installing: Installing
     media: Media
     modalities: Modalities
-    tracer: Tracer | None = None
+    tracer: Tracer | None
+    docker: Docker
