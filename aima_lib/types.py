@@ -193,6 +193,7 @@ class EngineInstance(TypedDict):
     id: str
     engine: str
     model_id: str
+    launcher: NotRequired[str]
     status: Literal['starting', 'ready', 'failed', 'stopped']
     health: Literal['healthy', 'unhealthy', 'unknown']
     pid: int | None
@@ -307,6 +308,7 @@ class Placement(TypedDict):
     """Where an engine computes, and why not where it was meant to."""
 
     device: str | None
+    node: NotRequired[str]
     fallback: str | None
 
 
@@ -381,6 +383,7 @@ class Service(TypedDict):
     model_id: str
     engine: str
     options: EngineOptions
+    launcher: str
     status: Literal['starting', 'running', 'stopped', 'failed', 'stopping']
     health: Literal['healthy', 'degraded', 'unhealthy', 'unknown']
     desired_replicas: int

@@ -32,6 +32,7 @@ from aima_lib.services.device import DeviceService
 from aima_lib.services.engine_calls import logs_call, port_of, start_call
 from aima_lib.services.engine_catalog import EngineCatalog
 from aima_lib.services.engine_news import EngineNews
+from aima_lib.services.launching import KINDS, PROCESS, RAY, Launching
 from aima_lib.services.loading import GONE, Loading
 from aima_lib.services.measurements import Measurements
 from aima_lib.services.measuring import Measuring
@@ -70,7 +71,8 @@ class EngineService:
         self._locks: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
         self._probes = Probes(float(self._settings["probe_seconds"]))
         self.wire = Wire()
-        self.catalog = EngineCatalog(roster(config, home), store, self.wire)
+        self._launching = Launching(self._settings)
+        self.catalog = EngineCatalog(roster(config, home), store, self.wire, self._launching.launchers)
         parts = self.catalog, devices, self._measuring, self._news, self._probes
         self._loading = Loading(self._settings, home, store, self.wire, *parts)
 
@@ -139,6 +141,7 @@ class EngineService:
         port: int | None = None,
         send: Send = silent,
         *,
+        launcher: str = PROCESS,
         service_id: str | None = None,
         replica: int = 1,
     ) -> Document:
@@ -152,20 +155,25 @@ class EngineService:
             DeadlineExceeded: no token within engines.start_timeout_seconds.
         """
         engine, chosen = self.catalog.adapter(name), dict(options or {})
-        model = self.refuse_unfit(name, model_id, chosen)
+        model = self.refuse_unfit(name, model_id, chosen, launcher)
         id = replica_id(name, service_id or model_id, replica)
         async with self._locks[id]:
-            if running := await self._running(id, model_id, chosen, port, send):
+            if running := await self._running(id, model_id, chosen, launcher, port, send):
                 return running
-            return await self._launch(engine, model, chosen, id, port, service_id, send)
+            return await self._launch(engine, model, chosen, launcher, id, port, service_id, send)
 
-    def refuse_unfit(self, engine: str, model_id: str, options: Mapping[str, Any]) -> Document:
+    def refuse_unfit(self, engine: str, model_id: str, options: Mapping[str, Any], launcher: str = PROCESS) -> Document:
         """The model, if the engine can serve it so. Raises as `start`, for what is known before."""
         adapter, model = self.catalog.adapter(engine), self._model(model_id)
         refuse_unknown(adapter, options)
+        self._launching.refuse(adapter, launcher)
         if why := misfit(adapter, model):
             raise InvalidArgument(why, next=[{"unit": "engine.list", "arguments": {}}])
         return model
+
+    def refuse_launcher(self, name: str, launcher: str) -> None:
+        """Raise InvalidArgument or FailedPrecondition where an engine cannot be started by it."""
+        self._launching.refuse(self.catalog.adapter(name), launcher)
 
     def foresee(self, name: str, model_id: str, options: Mapping[str, Any]) -> tuple[str, bool, int | None]:
         """What `start` would start: its id, whether it runs already, and the memory it would take (None: unknown)."""
@@ -218,20 +226,24 @@ class EngineService:
         async with self._locks[instance_id]:
             if old["status"] in ALIVE:
                 await self._end(old, 10.0, "restarted")
-            return await self._launch(engine, model, old["options"], instance_id, None, old["service_id"], send)
+            launcher = old.get("launcher", PROCESS)
+            return await self._launch(engine, model, old["options"], launcher, instance_id, None, old["service_id"], send)
 
-    async def _running(self, id: str, model_id: str, options: Mapping[str, Any], port: int | None, send: Send) -> Document | None:
+    async def _running(
+        self, id: str, model_id: str, options: Mapping[str, Any], launcher: str, port: int | None, send: Send
+    ) -> Document | None:
         """The instance, if it lives already, as it was asked for."""
         found = self._store.peek("instance", id)
         kept = process.read_state(self._home, id)
         if found is None or found["status"] not in ALIVE or kept is None or not kept.is_running():
             return None
-        if found["options"] != options or found["model_id"] != model_id:
-            other = {"model_id": model_id, "name": f"{model_id}-2"[:64], "options": options}
+        if found["options"] != options or found["model_id"] != model_id or found.get("launcher", PROCESS) != launcher:
+            other = {"model_id": model_id, "name": f"{model_id}-2"[:64], "options": options, "launcher": launcher}
             call, hint = {"unit": "engine.stop", "arguments": {"instance_id": id}}, "stop it first"
             if found["service_id"]:
                 call, hint = {"unit": "service.create", "arguments": other}, "serve it under another name"
-            raise FailedPrecondition(f"{id} runs already, with other options: {found['options']}", hint=hint, next=[call])
+            how = f"{found['options']}, by the launcher {found.get('launcher', PROCESS)}"
+            raise FailedPrecondition(f"{id} runs already, with other options: {how}", hint=hint, next=[call])
         if port is not None and port != port_of(found):
             call = {"unit": "engine.stop", "arguments": {"instance_id": id}}
             raise FailedPrecondition(f"{id} runs already, at {found['base_url']}", hint="leave port out, or stop it first", next=[call])
@@ -241,12 +253,15 @@ class EngineService:
         return await self._loading.until_ready(found, launch, port_of(found), send)
 
     async def _launch(
-        self, engine: Engine, model: Document, options: Mapping[str, Any], id: str, port: int | None, service_id: str | None, send: Send
-    ) -> Document:
+        self, engine: Engine, model: Document, options: Mapping[str, Any], launcher: str, id: str, port: int | None,
+        service_id: str | None, send: Send,
+    ) -> Document:  # fmt: skip
         await self.catalog.refuse_absent(engine)
         if port is not None and (holder := await anyio.to_thread.run_sync(process.port_holder, port)):
             taken = {"port": port, "holder": holder}
             raise FailedPrecondition(f"port {port} is taken by {holder}", hint="ask for another, or for none", details=taken)
+        if launcher == RAY:  # which finds the node, and room on it
+            return await self._begin(engine, model, options, launcher, id, port, service_id, None, None, send)
         device, fallback = placement.choose(await self._devices.known(), options, engine.devices)
         retry = start_call(engine.name, model["id"], options, service_id)
         alive = [each for each in self._store.find("instance") if each["status"] in ALIVE and each["id"] != id]
@@ -254,23 +269,23 @@ class EngineService:
         which = (engine.name, self.catalog.version(engine.name))
         async with self._admission.admitted(id, model, which, device["id"], options, retry):
             await self._measuring.expect(id, device["id"])
-            return await self._begin(engine, model, options, id, port, service_id, device["id"], fallback, send)
+            return await self._begin(engine, model, options, launcher, id, port, service_id, device["id"], fallback, send)
 
     async def _begin(
-        self, engine: Engine, model: Document, options: Mapping[str, Any], id: str, port: int | None, service_id: str | None,
-        device_id: str, fallback: str | None, send: Send,
+        self, engine: Engine, model: Document, options: Mapping[str, Any], launcher: str, id: str, port: int | None,
+        service_id: str | None, device_id: str | None, fallback: str | None, send: Send,
     ) -> Document:  # fmt: skip
         document: Document = {
-            "id": id, "engine": engine.name, "model_id": model["id"], "status": "starting", "health": "unknown", "pid": None,
-            "keeper_pid": None, "started_at": now(), "ready_at": None, "base_url": f"http://127.0.0.1:{port}" if port else None,
-            "tasks": [], "tools": None, "device": device_id, "placement": {"device": device_id, "fallback": fallback},
+            "id": id, "engine": engine.name, "model_id": model["id"], "launcher": launcher, "status": "starting", "health": "unknown",
+            "pid": None, "keeper_pid": None, "started_at": now(), "ready_at": None,
+            "base_url": f"http://127.0.0.1:{port}" if port else None, "tasks": [], "tools": None, "device": device_id, "placement": {"device": device_id, "fallback": fallback},
             "options": dict(options), "service_id": service_id, "log_path": str(process.log_of(self._home, id)), "error": None,
         }  # fmt: skip
         launch = self._plan(document)
         told = {name: self._secrets.read(secret) or "" for name, secret in launch.secrets.items()}
         launch = replace(launch, files={**launch.files, **told})
         await self._store.put("instance", document)
-        await self._news.progress(document, "starting", f"starting {engine.name} with {model['id']} on {device_id}", send)
+        await self._news.progress(document, "starting", f"starting {engine.name} with {model['id']} on {device_id or 'Ray'}", send)
         key, grace = secrets.token_urlsafe(32), float(self._settings["grace_seconds"])
         with anyio.CancelScope(shield=True):  # a moment; a caller that leaves is heard in `_until_ready`, which clears up
             try:
@@ -283,9 +298,14 @@ class EngineService:
         return await self._loading.until_ready(document, launch, chosen, send)
 
     def _plan(self, instance: Mapping[str, Any]) -> Launch:
-        model, device = self._model(instance["model_id"]), self._devices.device(instance["device"])
+        engine, model = self.catalog.adapter(instance["engine"]), self._model(instance["model_id"])
+        plan = partial(engine.plan, model, self._models.path(model))
+        if instance.get("launcher") == RAY:
+            options = instance["options"]
+            needed = self._measurements.high_bytes(model, engine.name, self.catalog.version(engine.name), KINDS["cpu"], options)
+            return self._launching.on_ray(engine, instance, plan, needed)
         filled = {"threads": placement.cores(), **instance["options"], "port": port_of(instance)}
-        return self.catalog.adapter(instance["engine"]).plan(model, self._models.path(model), device, filled)
+        return plan(self._devices.device(instance["device"]), filled)
 
     # Stopping
 
@@ -418,6 +438,9 @@ class EngineService:
     async def _probe(self, instance: Document) -> None:
         id = instance["id"]
         address, wait = self.address(instance), float(self._settings["probe_timeout_seconds"])
+        announced = process.read_ready(self._home, id) if instance.get("launcher") == RAY else None
+        if announced and announced["node"] != instance["placement"]["node"]:  # Ray has it on another node
+            await self._store.update("instance", id, placement=placement.elsewhere(announced))
 
         async def ask() -> None:
             await self._measuring.look(instance)

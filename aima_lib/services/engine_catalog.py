@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import anyio
@@ -27,8 +27,8 @@ TASK_TYPES = {
 class EngineCatalog:
     """The adapters, and what is known of each on this machine."""
 
-    def __init__(self, engines: Mapping[str, Engine], store: Store, wire: Wire) -> None:
-        self._engines, self._store, self._wire = engines, store, wire
+    def __init__(self, engines: Mapping[str, Engine], store: Store, wire: Wire, launchers: Callable[[Engine], list[str]]) -> None:
+        self._engines, self._store, self._wire, self._launchers = engines, store, wire, launchers
         self._found: dict[str, tuple[float, Found]] = {}
 
     def adapter(self, name: str) -> Engine:
@@ -63,7 +63,7 @@ class EngineCatalog:
             "reason": found.reason,
             "formats": [*engine.formats],
             "tasks": [*engine.tasks],
-            "launchers": ["process"],
+            "launchers": self._launchers(engine),
             "instances": instances,
         }
 

@@ -233,7 +233,8 @@ class Residence:
 
     def _others(self, service_id: str, priority: int) -> list[Document]:
         found = [self._serving.get(record["id"]) for record in self._store.find("service") if record["id"] != service_id]
-        return [each for each in found if each["ready_replicas"] and not each["pinned"] and each["priority"] <= priority]
+        mine = [each for each in found if each["launcher"] == "process"]  # others take no memory of this machine
+        return [each for each in mine if each["ready_replicas"] and not each["pinned"] and each["priority"] <= priority]
 
     def _worth(self, service: Document) -> tuple[int, bool, int, float]:
         lane = self._serving.turns.of_service(service["id"])

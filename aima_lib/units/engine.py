@@ -24,8 +24,10 @@ async def get_engine(ctx: Context, name: str) -> Result:
 
 
 @handles("engine.start")
-async def start_engine(ctx: Context, name: str, model_id: str, options: Mapping[str, Any] | None = None, port: int | None = None) -> Result:
-    return {"instance": await ctx.services.engines.start(name, model_id, options, port, ctx.send)}
+async def start_engine(
+    ctx: Context, name: str, model_id: str, options: Mapping[str, Any] | None = None, port: int | None = None, launcher: str = "process"
+) -> Result:
+    return {"instance": await ctx.services.engines.start(name, model_id, options, port, ctx.send, launcher=launcher)}
 
 
 @handles("engine.install")
@@ -70,6 +72,7 @@ async def engine_by_name(ctx: Context, name: str) -> Result:
 @plans("engine.start")
 async def plan_start(ctx: Context, given: Mapping[str, Any]) -> Change:
     id, runs, needed = ctx.services.engines.foresee(given["name"], given["model_id"], given.get("options") or {})
+    ctx.services.engines.refuse_launcher(given["name"], given.get("launcher", "process"))
     return Change() if runs else Change(starts=(("instance", id),), memory_bytes=needed)
 
 

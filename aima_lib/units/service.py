@@ -22,14 +22,16 @@ async def create_service(
     name: str | None = None,
     engine: str | None = None,
     options: Mapping[str, Any] | None = None,
+    launcher: str = "process",
     replicas: int | None = None,
     idle_unload_seconds: float | None = None,
     pinned: bool | None = None,
     priority: int | None = None,
     group: str | None = None,
 ) -> Result:
-    settings = {"idle_unload_seconds": idle_unload_seconds, "pinned": pinned, "priority": priority, "group": group}
-    return {"service": await ctx.services.serving.create(model_id, name, engine, options, ctx.send, replicas=replicas, **settings)}
+    held: dict[str, Any] = {"idle_unload_seconds": idle_unload_seconds, "pinned": pinned, "priority": priority, "group": group}
+    order = model_id, name, engine, options, ctx.send
+    return {"service": await ctx.services.serving.create(*order, launcher=launcher, replicas=replicas, **held)}
 
 
 @handles("service.scale")
@@ -44,6 +46,7 @@ async def update_service(
     model_id: str | None = None,
     engine: str | None = None,
     options: Mapping[str, Any] | None = None,
+    launcher: str | None = None,
     idle_unload_seconds: float | None = None,
     pinned: bool | None = None,
     priority: int | None = None,
@@ -52,7 +55,7 @@ async def update_service(
     probe_seconds: float = 30,
     drain_seconds: float = 60,
 ) -> Result:
-    changes = {"model_id": model_id, "engine": engine, "options": options}
+    changes = {"model_id": model_id, "engine": engine, "options": options, "launcher": launcher}
     held = {"idle_unload_seconds": idle_unload_seconds, "pinned": pinned, "priority": priority, "group": group}
     settings = {**held, "autoscale": _bounds(autoscale)}
     serving = ctx.services.serving
@@ -109,7 +112,7 @@ async def service_by_id(ctx: Context, service_id: str) -> Result:
 
 @plans("service.create")
 async def plan_create(ctx: Context, given: Mapping[str, Any]) -> Change:
-    wanted = given["model_id"], given.get("name"), given.get("engine"), given.get("options") or {}
+    wanted = given["model_id"], given.get("name"), given.get("engine"), given.get("options") or {}, given.get("launcher", "process")
     id, old, needed = await ctx.services.serving.foresee(*wanted)
     group = given["group"] if given.get("group") is not None else (old or {}).get("group")
     made_way = _made_way(ctx.services.serving.leaving(id, group))
@@ -123,14 +126,14 @@ async def plan_start(ctx: Context, given: Mapping[str, Any]) -> Change:
     service = ctx.services.serving.get(given["service_id"])
     if service["status"] == "running":
         return Change()
-    _, _, needed = await ctx.services.serving.foresee(service["model_id"], service["id"], service["engine"], service["options"])
+    needed = await _needed(ctx, service)
     made_way = _made_way(ctx.services.serving.leaving(service["id"], service["group"]))
     return replace(made_way, starts=(("service", service["id"]),), memory_bytes=needed)
 
 
 @plans("service.update")
 async def plan_update(ctx: Context, given: Mapping[str, Any]) -> Change:
-    changes, bounds = {key: given.get(key) for key in ("model_id", "engine", "options")}, _bounds(given.get("autoscale"))
+    changes, bounds = {key: given.get(key) for key in ("model_id", "engine", "options", "launcher")}, _bounds(given.get("autoscale"))
     more = (f"it will have {bounds['min']} to {bounds['max']} engines as requests need them",) if bounds else ()
     found = await ctx.services.serving.foresee_update(given["service_id"], changes)
     made_way = _made_way(ctx.services.serving.leaving_to_join(given["service_id"], given.get("group")))
@@ -153,7 +156,7 @@ async def plan_scale(ctx: Context, given: Mapping[str, Any]) -> Change:
         return Change()
     if more < 0:
         return Change(stops=(("service", service["id"]),), freed_bytes=None)
-    _, _, needed = await ctx.services.serving.foresee(service["model_id"], service["id"], service["engine"], service["options"])
+    needed = await _needed(ctx, service)
     return Change(starts=(("service", service["id"]),), memory_bytes=None if needed is None else needed * more)
 
 
@@ -178,6 +181,12 @@ def _bounds(autoscale: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if bounds["min"] > bounds["max"]:
         raise InvalidArgument(f"autoscale.min: {bounds['min']} is more than max, {bounds['max']}")
     return bounds
+
+
+async def _needed(ctx: Context, service: Mapping[str, Any]) -> int | None:
+    """The memory that one engine of a service may take."""
+    order = service["model_id"], service["id"], service["engine"], service["options"], service["launcher"]
+    return (await ctx.services.serving.foresee(*order))[2]
 
 
 def _made_way(leaving: Sequence[str]) -> Change:
