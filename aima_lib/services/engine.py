@@ -16,7 +16,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from aima_lib.engines.base import Engine, misfit, refuse_unknown
 from aima_lib.engines.roster import roster
-from aima_lib.errors import AimaError, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted, Unavailable
+from aima_lib.errors import AimaError, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from aima_lib.infra import lineage
 from aima_lib.infra.clock import moment, now
 from aima_lib.infra.events import Events
@@ -188,17 +188,14 @@ class EngineService:
         """The memory that an engine with this model may take, or None where nobody knows."""
         return self.foresee(name, model_id, options)[2]
 
-    async def fits(self, name: str, model_id: str, options: Mapping[str, Any]) -> bool | None:
-        """Whether one more would be let in now; None where nobody knows."""
+    async def missing_bytes(self, name: str, model_id: str, options: Mapping[str, Any]) -> int | None:
+        """How much memory one more would lack now: 0, and it would be let in; None where nobody knows."""
         engine, needed = self.catalog.adapter(name), self.needed_bytes(name, model_id, options)
         device, _ = placement.choose(await self._devices.known(), options, engine.devices)
         alive = [each for each in self._store.find("instance") if each["status"] in ALIVE]
-        try:
-            self._ceiling.refuse(needed, model_id, device["id"], alive, self.needed_bytes)
-        except ResourceExhausted:
-            return False
+        beyond = self._ceiling.missing_bytes(needed, device["id"], alive, self.needed_bytes)
         usable = await self._admission.usable_bytes(device["id"])
-        return None if usable is None or needed is None else needed <= usable
+        return beyond or None if usable is None or needed is None else max(0, beyond, needed - usable)
 
     async def pass_probe(self, instance_id: str, seconds: float) -> None:
         """Return when a ready instance has computed in time what it is for, and a chat's answer is one.
@@ -277,8 +274,8 @@ class EngineService:
     ) -> Document:  # fmt: skip
         document: Document = {
             "id": id, "engine": engine.name, "model_id": model["id"], "launcher": launcher, "status": "starting", "health": "unknown",
-            "pid": None, "keeper_pid": None, "started_at": now(), "ready_at": None,
-            "base_url": f"http://127.0.0.1:{port}" if port else None, "tasks": [], "tools": None, "device": device_id, "placement": {"device": device_id, "fallback": fallback},
+            "pid": None, "keeper_pid": None, "started_at": now(), "ready_at": None, "tasks": [], "tools": None, "device": device_id,
+            "base_url": f"http://127.0.0.1:{port}" if port else None, "placement": {"device": device_id, "fallback": fallback},
             "options": dict(options), "service_id": service_id, "log_path": str(process.log_of(self._home, id)), "error": None,
         }  # fmt: skip
         launch = self._plan(document)

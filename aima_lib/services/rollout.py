@@ -50,8 +50,8 @@ class Rollout:
     async def foresee(self, target: Document) -> tuple[int | None, bool | None]:
         """The memory that one more engine would take, and whether it fits beside those that run (None: unknown)."""
         order = (target["engine"], target["model_id"], target["options"])
-        fits = await self._engines.fits(*order) if target["launcher"] == "process" else None  # elsewhere is not ours to say
-        return self._engines.needed_bytes(*order), fits
+        missing = await self._engines.missing_bytes(*order) if target["launcher"] == "process" else None  # elsewhere is not ours to say
+        return self._engines.needed_bytes(*order), None if missing is None else not missing
 
     async def update(self, service_id: str, changes: Mapping[str, Any], probe_seconds: float, drain_seconds: float, send: Send) -> None:
         """Change what a service serves; returns when that is so. A service that does not run only has another definition then.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import anyio
@@ -115,10 +116,12 @@ class ServingService:
         send: Send = silent,
         *,
         launcher: str = "process",
+        make_room: bool = False,
         **more: Any,
     ) -> Document:
         """Serve a model from now on, over crashes and restarts; returns when it is ready. The same call again changes nothing.
 
+        make_room: where memory is short, unload others as for a request.
         more: replicas, idle_unload_seconds, pinned, priority and group; what is left out is as the configuration says.
 
         Raises:
@@ -157,22 +160,23 @@ class ServingService:
                 }
                 await self._store.insert("service", record | {"instance_id": instance_id(chosen, id)})
                 self._events.publish("service.created", {"service_id": id, **wanted}, subject=id)
-            return await self.start_held(id, send)
+            return await self.start_held(id, send, make_room)
 
-    async def start(self, service_id: str, send: Send = silent) -> Document:
+    async def start(self, service_id: str, send: Send = silent, make_room: bool = False) -> Document:
         """Want it to run, and return when it does. Clears a failure and its count of restarts. Raises as `create` does."""
         self._store.get("service", service_id)
         async with self.locks[service_id]:
-            return await self.start_held(service_id, send)
+            return await self.start_held(service_id, send, make_room)
 
-    async def start_held(self, service_id: str, send: Send) -> Document:
+    async def start_held(self, service_id: str, send: Send, make_room: bool = False) -> Document:
         """As `start`, for who holds the service's lock."""
         record = self._store.get("service", service_id)
         self.reconciler.forget(self.replicas(record, most=True))
-        async with self.residence.place(service_id, record.get("group"), send):
+        async with self.residence.place(service_id, record.get("group"), send, make_room):
             record = await self._wanted(service_id)
             try:
-                await self.bring_up_replicas(record, send)
+                bring_up = partial(self.bring_up_replicas, record, send)
+                await (self.residence.fitted(service_id, bring_up, send) if make_room else bring_up())
             except AimaError as error:
                 await self.fail(record, str(error))
                 raise how_to_go_on(self.residence.advised(service_id, error), service_id, self.residence.gave_way(service_id)) from error
@@ -213,6 +217,18 @@ class ServingService:
     def leaving(self, service_id: str, group: str | None) -> Sequence[str]:
         """Who would leave a group for a service of it. Raises FailedPrecondition where that is pinned."""
         return self.residence.groups.leaving(service_id, group) if group else []
+
+    async def making_way(
+        self, model_id: str, service_id: str, engine: str | None, options: Mapping[str, Any], launcher: str, priority: int | None
+    ) -> tuple[int | None, Sequence[str]]:
+        """How much memory a service so defined would lack now (None: unknown), and who would be unloaded if it is to make room."""
+        if launcher != "process":
+            return 0, []
+        chosen = engine or await self._engines.catalog.fitting(self._model(model_id))
+        missing = await self._engines.missing_bytes(chosen, model_id, options)
+        if priority is None:
+            priority = self.residence.settings(self._store.peek("service", service_id) or {})["priority"]
+        return missing, self.residence.making_way(service_id, int(priority), missing) if missing else []
 
     def leaving_to_join(self, service_id: str, group: str | None) -> Sequence[str]:
         """As `leaving`, for a service that would join the group as it is: nobody, if it is not loaded."""

@@ -28,10 +28,11 @@ async def create_service(
     pinned: bool | None = None,
     priority: int | None = None,
     group: str | None = None,
+    make_room: bool = False,
 ) -> Result:
     held: dict[str, Any] = {"idle_unload_seconds": idle_unload_seconds, "pinned": pinned, "priority": priority, "group": group}
     order = model_id, name, engine, options, ctx.send
-    return {"service": await ctx.services.serving.create(*order, launcher=launcher, replicas=replicas, **held)}
+    return {"service": await ctx.services.serving.create(*order, launcher=launcher, make_room=make_room, replicas=replicas, **held)}
 
 
 @handles("service.scale")
@@ -64,8 +65,8 @@ async def update_service(
 
 
 @handles("service.start")
-async def start_service(ctx: Context, service_id: str) -> Result:
-    return {"service": await ctx.services.serving.start(service_id, ctx.send)}
+async def start_service(ctx: Context, service_id: str, make_room: bool = False) -> Result:
+    return {"service": await ctx.services.serving.start(service_id, ctx.send, make_room)}
 
 
 @handles("service.stop")
@@ -115,9 +116,10 @@ async def plan_create(ctx: Context, given: Mapping[str, Any]) -> Change:
     wanted = given["model_id"], given.get("name"), given.get("engine"), given.get("options") or {}, given.get("launcher", "process")
     id, old, needed = await ctx.services.serving.foresee(*wanted)
     group = given["group"] if given.get("group") is not None else (old or {}).get("group")
-    made_way = _made_way(ctx.services.serving.leaving(id, group))
+    leaving = ctx.services.serving.leaving(id, group)
     if old and old["status"] == "running":
-        return made_way
+        return _made_way(leaving)
+    made_way = await _room(ctx, (wanted[0], id, *wanted[2:]), given, leaving)
     return replace(made_way, creates=() if old else (("service", id),), starts=(("service", id),), memory_bytes=needed)
 
 
@@ -127,7 +129,8 @@ async def plan_start(ctx: Context, given: Mapping[str, Any]) -> Change:
     if service["status"] == "running":
         return Change()
     needed = await _needed(ctx, service)
-    made_way = _made_way(ctx.services.serving.leaving(service["id"], service["group"]))
+    order = service["model_id"], service["id"], service["engine"], service["options"], service["launcher"]
+    made_way = await _room(ctx, order, given, ctx.services.serving.leaving(service["id"], service["group"]))
     return replace(made_way, starts=(("service", service["id"]),), memory_bytes=needed)
 
 
@@ -187,6 +190,19 @@ async def _needed(ctx: Context, service: Mapping[str, Any]) -> int | None:
     """The memory that one engine of a service may take."""
     order = service["model_id"], service["id"], service["engine"], service["options"], service["launcher"]
     return (await ctx.services.serving.foresee(*order))[2]
+
+
+async def _room(
+    ctx: Context, order: tuple[str, str, str | None, Mapping[str, Any], str], given: Mapping[str, Any], leaving: Sequence[str]
+) -> Change:
+    """Who leaves for a service that is started: its group, and where memory is short those who would give it, if it is to make room."""
+    missing, victims = await ctx.services.serving.making_way(*order, priority=given.get("priority"))
+    if not missing or leaving:  # whose memory comes free
+        return _made_way(leaving)
+    if given.get("make_room"):
+        return _made_way(victims) if victims else Change(notes=("it does not fit into memory, whoever may be unloaded",))
+    without = f": it would with make_room, which unloads {', '.join(victims)}" if victims else ""
+    return Change(notes=(f"it does not fit into the memory that is free now{without}",))
 
 
 def _made_way(leaving: Sequence[str]) -> Change:
