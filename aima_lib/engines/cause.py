@@ -14,6 +14,7 @@ TELLING = (
     r"unknown model architecture|unsupported model architecture",
     r"out of memory|unable to allocate|failed to allocate|cudaMalloc failed|ErrorOutOfDeviceMemory",
     r"couldn't bind|address already in use|bind HTTP server socket",
+    r"EngineCore encountered an issue|engine core exited unexpectedly|Engine core initialization failed",
     r"GGML_ASSERT|terminate called|what\(\):",
     r"gguf_init|error loading model",
     r"unknown argument|invalid argument|error while loading shared libraries",
