@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[2]))  # an installed AIMA comes before the checkout's
@@ -17,6 +18,7 @@ sys.path.append(str(Path(__file__).parents[2]))  # an installed AIMA comes befor
 import anyio
 
 from aima_lib import runtime, units
+from aima_lib.errors import FailedPrecondition
 from aima_lib.gateway import Gateway
 from aima_lib.infra.home import Home
 from aima_lib.registry import Registry
@@ -27,7 +29,18 @@ def say(gateway: Gateway, what: str) -> None:
     print(json.dumps({"said": what, "pid": os.getpid(), "pids": pids}), flush=True)
 
 
+def take(home: Home) -> None:
+    """Wait until the lock of one that was killed is free, as whoever starts hosts anew tries again."""
+    for _ in range(200):
+        try:
+            home.acquire("test")
+            return home.release()
+        except FailedPrecondition:
+            time.sleep(0.01)
+
+
 async def live(home: Home, registry: Registry) -> None:
+    take(home)
     async with runtime.host(home, registry=registry) as gateway:
         say(gateway, "up")
         while not all(each["ready_replicas"] == 2 for each in gateway.services.serving.list()[0]):
