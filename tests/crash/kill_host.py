@@ -34,7 +34,8 @@ def take(home: Home) -> None:
     for _ in range(200):
         try:
             home.acquire("test")
-            return home.release()
+            home.release()
+            return
         except FailedPrecondition:
             time.sleep(0.01)
 
