@@ -139,4 +139,4 @@ class Loading:
             return "its keeper ended it: the home had no host for longer than engines.grace_seconds"
         served = self._store.get("instance", id)["ready_at"] is not None
         lines = process.tail(process.log_of(self._home, id), 100 if served else 200)
-        return cause_of(lines, over.get("returncode"), served=served)
+        return cause_of(lines, over.get("returncode"), served=served, oom=over.get("oom"))
