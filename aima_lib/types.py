@@ -148,6 +148,7 @@ class EngineFeatures(TypedDict):
 class EngineOptions(TypedDict):
     """How it runs, by the options that engine.features lists, e.g. context_length, parallel."""
 
+    launcher: NotRequired[Literal['process', 'ray']]
     context_length: NotRequired[int]
     parallel: NotRequired[int]
     threads: NotRequired[int]
@@ -193,7 +194,6 @@ class EngineInstance(TypedDict):
     id: str
     engine: str
     model_id: str
-    launcher: NotRequired[str]
     status: Literal['starting', 'ready', 'failed', 'stopped']
     health: Literal['healthy', 'unhealthy', 'unknown']
     pid: int | None
@@ -383,7 +383,6 @@ class Service(TypedDict):
     model_id: str
     engine: str
     options: EngineOptions
-    launcher: str
     status: Literal['starting', 'running', 'stopped', 'failed', 'stopping']
     health: Literal['healthy', 'degraded', 'unhealthy', 'unknown']
     desired_replicas: int

@@ -32,7 +32,7 @@ from aima_lib.services.device import DeviceService
 from aima_lib.services.engine_calls import logs_call, port_of, start_call
 from aima_lib.services.engine_catalog import EngineCatalog
 from aima_lib.services.engine_news import EngineNews
-from aima_lib.services.launching import KINDS, PROCESS, RAY, Launching
+from aima_lib.services.launching import KINDS, Launching, is_on_ray
 from aima_lib.services.loading import GONE, Loading
 from aima_lib.services.measurements import Measurements
 from aima_lib.services.measuring import Measuring
@@ -141,7 +141,6 @@ class EngineService:
         port: int | None = None,
         send: Send = silent,
         *,
-        launcher: str = PROCESS,
         service_id: str | None = None,
         replica: int = 1,
     ) -> Document:
@@ -155,29 +154,30 @@ class EngineService:
             DeadlineExceeded: no token within engines.start_timeout_seconds.
         """
         engine, chosen = self.catalog.adapter(name), dict(options or {})
-        model = self.refuse_unfit(name, model_id, chosen, launcher)
+        model = self.refuse_unfit(name, model_id, chosen)
         id = replica_id(name, service_id or model_id, replica)
         async with self._locks[id]:
-            if running := await self._running(id, model_id, chosen, launcher, port, send):
+            if running := await self._running(id, model_id, chosen, port, send):
                 return running
-            return await self._launch(engine, model, chosen, launcher, id, port, service_id, send)
+            return await self._launch(engine, model, chosen, id, port, service_id, send)
 
-    def refuse_unfit(self, engine: str, model_id: str, options: Mapping[str, Any], launcher: str = PROCESS) -> Document:
+    def refuse_unfit(self, engine: str, model_id: str, options: Mapping[str, Any]) -> Document:
         """The model, if the engine can serve it so. Raises as `start`, for what is known before."""
         adapter, model = self.catalog.adapter(engine), self._model(model_id)
         refuse_unknown(adapter, options)
-        self._launching.refuse(adapter, launcher)
+        self._launching.refuse(adapter, options)
         if why := misfit(adapter, model):
             raise InvalidArgument(why, next=[{"unit": "engine.list", "arguments": {}}])
         return model
 
-    def refuse_launcher(self, name: str, launcher: str) -> None:
-        """Raise InvalidArgument or FailedPrecondition where an engine cannot be started by it."""
-        self._launching.refuse(self.catalog.adapter(name), launcher)
+    def refuse_launcher(self, name: str, options: Mapping[str, Any]) -> None:
+        """Raise InvalidArgument or FailedPrecondition where an engine cannot be started by the launcher that they name."""
+        self._launching.refuse(self.catalog.adapter(name), options)
 
     def foresee(self, name: str, model_id: str, options: Mapping[str, Any]) -> tuple[str, bool, int | None]:
         """What `start` would start: its id, whether it runs already, and the memory it would take (None: unknown)."""
         refuse_unknown(self.catalog.adapter(name), options)
+        self.refuse_launcher(name, options)
         id, model = instance_id(name, model_id), self._model(model_id)
         found = self._store.peek("instance", id)
         device, _ = placement.choose(self._devices.devices(), options)
@@ -223,24 +223,20 @@ class EngineService:
         async with self._locks[instance_id]:
             if old["status"] in ALIVE:
                 await self._end(old, 10.0, "restarted")
-            launcher = old.get("launcher", PROCESS)
-            return await self._launch(engine, model, old["options"], launcher, instance_id, None, old["service_id"], send)
+            return await self._launch(engine, model, old["options"], instance_id, None, old["service_id"], send)
 
-    async def _running(
-        self, id: str, model_id: str, options: Mapping[str, Any], launcher: str, port: int | None, send: Send
-    ) -> Document | None:
+    async def _running(self, id: str, model_id: str, options: Mapping[str, Any], port: int | None, send: Send) -> Document | None:
         """The instance, if it lives already, as it was asked for."""
         found = self._store.peek("instance", id)
         kept = process.read_state(self._home, id)
         if found is None or found["status"] not in ALIVE or kept is None or not kept.is_running():
             return None
-        if found["options"] != options or found["model_id"] != model_id or found.get("launcher", PROCESS) != launcher:
-            other = {"model_id": model_id, "name": f"{model_id}-2"[:64], "options": options, "launcher": launcher}
+        if found["options"] != options or found["model_id"] != model_id:
+            other = {"model_id": model_id, "name": f"{model_id}-2"[:64], "options": options}
             call, hint = {"unit": "engine.stop", "arguments": {"instance_id": id}}, "stop it first"
             if found["service_id"]:
                 call, hint = {"unit": "service.create", "arguments": other}, "serve it under another name"
-            how = f"{found['options']}, by the launcher {found.get('launcher', PROCESS)}"
-            raise FailedPrecondition(f"{id} runs already, with other options: {how}", hint=hint, next=[call])
+            raise FailedPrecondition(f"{id} runs already, with other options: {found['options']}", hint=hint, next=[call])
         if port is not None and port != port_of(found):
             call = {"unit": "engine.stop", "arguments": {"instance_id": id}}
             raise FailedPrecondition(f"{id} runs already, at {found['base_url']}", hint="leave port out, or stop it first", next=[call])
@@ -250,15 +246,14 @@ class EngineService:
         return await self._loading.until_ready(found, launch, port_of(found), send)
 
     async def _launch(
-        self, engine: Engine, model: Document, options: Mapping[str, Any], launcher: str, id: str, port: int | None,
-        service_id: str | None, send: Send,
-    ) -> Document:  # fmt: skip
+        self, engine: Engine, model: Document, options: Mapping[str, Any], id: str, port: int | None, service_id: str | None, send: Send
+    ) -> Document:
         await self.catalog.refuse_absent(engine)
         if port is not None and (holder := await anyio.to_thread.run_sync(process.port_holder, port)):
             taken = {"port": port, "holder": holder}
             raise FailedPrecondition(f"port {port} is taken by {holder}", hint="ask for another, or for none", details=taken)
-        if launcher == RAY:  # which finds the node, and room on it
-            return await self._begin(engine, model, options, launcher, id, port, service_id, None, None, send)
+        if is_on_ray(options):  # which finds the node, and room on it
+            return await self._begin(engine, model, options, id, port, service_id, None, None, send)
         device, fallback = placement.choose(await self._devices.known(), options, engine.devices)
         retry = start_call(engine.name, model["id"], options, service_id)
         alive = [each for each in self._store.find("instance") if each["status"] in ALIVE and each["id"] != id]
@@ -266,14 +261,14 @@ class EngineService:
         which = (engine.name, self.catalog.version(engine.name))
         async with self._admission.admitted(id, model, which, device["id"], options, retry):
             await self._measuring.expect(id, device["id"])
-            return await self._begin(engine, model, options, launcher, id, port, service_id, device["id"], fallback, send)
+            return await self._begin(engine, model, options, id, port, service_id, device["id"], fallback, send)
 
     async def _begin(
-        self, engine: Engine, model: Document, options: Mapping[str, Any], launcher: str, id: str, port: int | None,
-        service_id: str | None, device_id: str | None, fallback: str | None, send: Send,
+        self, engine: Engine, model: Document, options: Mapping[str, Any], id: str, port: int | None, service_id: str | None,
+        device_id: str | None, fallback: str | None, send: Send,
     ) -> Document:  # fmt: skip
         document: Document = {
-            "id": id, "engine": engine.name, "model_id": model["id"], "launcher": launcher, "status": "starting", "health": "unknown",
+            "id": id, "engine": engine.name, "model_id": model["id"], "status": "starting", "health": "unknown",
             "pid": None, "keeper_pid": None, "started_at": now(), "ready_at": None, "tasks": [], "tools": None, "device": device_id,
             "base_url": f"http://127.0.0.1:{port}" if port else None, "placement": {"device": device_id, "fallback": fallback},
             "options": dict(options), "service_id": service_id, "log_path": str(process.log_of(self._home, id)), "error": None,
@@ -297,7 +292,7 @@ class EngineService:
     def _plan(self, instance: Mapping[str, Any]) -> Launch:
         engine, model = self.catalog.adapter(instance["engine"]), self._model(instance["model_id"])
         plan = partial(engine.plan, model, self._models.path(model))
-        if instance.get("launcher") == RAY:
+        if is_on_ray(instance["options"]):
             options = instance["options"]
             needed = self._measurements.high_bytes(model, engine.name, self.catalog.version(engine.name), KINDS["cpu"], options)
             return self._launching.on_ray(engine, instance, plan, needed)
@@ -435,7 +430,7 @@ class EngineService:
     async def _probe(self, instance: Document) -> None:
         id = instance["id"]
         address, wait = self.address(instance), float(self._settings["probe_timeout_seconds"])
-        announced = process.read_ready(self._home, id) if instance.get("launcher") == RAY else None
+        announced = process.read_ready(self._home, id) if is_on_ray(instance["options"]) else None
         if announced and announced["node"] != instance["placement"]["node"]:  # Ray has it on another node
             await self._store.update("instance", id, placement=placement.elsewhere(announced))
 

@@ -13,10 +13,29 @@ from aima_lib.launchers import ray
 from aima_lib.launchers.ray import Way
 from aima_lib.services.engine_calls import port_of
 
-PROCESS, RAY = "process", "ray"
+PROCESS, RAY, OPTION = "process", "ray", "launcher"
 KINDS: Mapping[str, Document] = {kind: {"id": RAY, "type": kind, "memory": {"kind": "system"}} for kind in ("gpu", "cpu")}
 # The launch on a device, with these options.
 Plan = Callable[[Mapping[str, Any], Mapping[str, Any]], Launch]
+
+
+def is_on_ray(options: Mapping[str, Any]) -> bool:
+    """Whether an engine with these options is on a node of a Ray cluster."""
+    return options.get(OPTION) == RAY
+
+
+def chosen(options: Mapping[str, Any] | None, given: str | None = None) -> dict[str, Any]:
+    """The options with the launcher that was given beside them: one that is a process says nothing of it.
+
+    Raises:
+        InvalidArgument: both name one, and not the same.
+    """
+    found = dict(options or {})
+    if given is not None and found.setdefault(OPTION, given) != given:
+        raise InvalidArgument(f"launcher is {given}, and options.launcher {found[OPTION]}", hint="leave one of them out")
+    if found.get(OPTION) == PROCESS:
+        del found[OPTION]
+    return found
 
 
 class Launching:
@@ -29,9 +48,9 @@ class Launching:
         """How an engine can be started here."""
         return [PROCESS] if self._absent(engine) else [PROCESS, RAY]
 
-    def refuse(self, engine: Engine, launcher: str) -> None:
-        """Raise InvalidArgument or FailedPrecondition where an engine cannot be started so."""
-        if launcher != RAY or not (why := self._absent(engine)):
+    def refuse(self, engine: Engine, options: Mapping[str, Any]) -> None:
+        """Raise InvalidArgument or FailedPrecondition where an engine cannot be started by the launcher that they name."""
+        if not is_on_ray(options) or not (why := self._absent(engine)):
             return
         kind = InvalidArgument if "remote" in engine.formats else FailedPrecondition
         raise kind(f"{engine.name} cannot be started on Ray: {why}", next=[{"unit": "engine.get", "arguments": {"name": engine.name}}])

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from aima_lib.infra.store import Document
 from aima_lib.names import replica_id
 
-DEFINITION = ("model_id", "engine", "options", "launcher")
+DEFINITION = ("model_id", "engine", "options")
 
 
 class Replica(NamedTuple):
@@ -24,12 +24,11 @@ class Replica(NamedTuple):
     model_id: str
     engine: str
     options: Mapping[str, Any]
-    launcher: str
 
 
 def definition(record: Mapping[str, Any]) -> Document:
     """What it serves, and how."""
-    return {"launcher": "process", **{key: record[key] for key in DEFINITION if key in record}}  # which records of older homes do not say
+    return {key: record[key] for key in DEFINITION}
 
 
 def numbers(record: Mapping[str, Any]) -> list[int]:
@@ -40,8 +39,8 @@ def numbers(record: Mapping[str, Any]) -> list[int]:
 
 def replica(record: Mapping[str, Any], number: int, of: Mapping[str, Any] | None = None) -> Replica:
     """The engine of this number, of the record's definition or another."""
-    found = definition(record if of is None else of)
-    return Replica(replica_id(found["engine"], record["id"], number), number, **found)
+    found = record if of is None else of
+    return Replica(replica_id(found["engine"], record["id"], number), number, found["model_id"], found["engine"], found["options"])
 
 
 def asked(record: Mapping[str, Any]) -> list[Replica]:

@@ -24,6 +24,7 @@ from aima_lib.infra.events import Events
 from aima_lib.infra.progress import Send, silent
 from aima_lib.infra.store import Document, Store
 from aima_lib.services.groups import Groups
+from aima_lib.services.launching import is_on_ray
 from aima_lib.services.routes import Candidate
 
 if TYPE_CHECKING:
@@ -252,7 +253,7 @@ class Residence:
 
     def _others(self, service_id: str, priority: int) -> list[Document]:
         found = [self._serving.get(record["id"]) for record in self._store.find("service") if record["id"] != service_id]
-        mine = [each for each in found if each["launcher"] == "process"]  # others take no memory of this machine
+        mine = [each for each in found if not is_on_ray(each["options"])]  # others take no memory of this machine
         return [each for each in mine if each["ready_replicas"] and not each["pinned"] and each["priority"] <= priority]
 
     def _worth(self, service: Document) -> tuple[int, bool, int, float]:

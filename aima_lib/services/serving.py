@@ -19,6 +19,7 @@ from aima_lib.infra.store import Document, Store
 from aima_lib.names import instance_id, slug
 from aima_lib.services.autoscale import Autoscaler
 from aima_lib.services.engine import EngineService
+from aima_lib.services.launching import is_on_ray
 from aima_lib.services.meter import Meter
 from aima_lib.services.model import ModelService
 from aima_lib.services.reconciler import Reconciler
@@ -94,7 +95,7 @@ class ServingService:
     # Changing
 
     async def foresee(
-        self, model_id: str, name: str | None, engine: str | None, options: Mapping[str, Any], launcher: str = "process"
+        self, model_id: str, name: str | None, engine: str | None, options: Mapping[str, Any]
     ) -> tuple[str, Document | None, int | None]:
         """What `create` would make: the service's id, the service if it is there already, and the memory it would take (None: unknown)."""
         model = self._model(model_id)
@@ -102,8 +103,7 @@ class ServingService:
         id = slug(name or model_id)
         old = self._store.peek("service", id)
         if old and self._views.view(old)["status"] != "failed":
-            refuse_other(old, {"model_id": model_id, "engine": chosen, "options": dict(options), "launcher": launcher})
-        self._engines.refuse_launcher(chosen, launcher)
+            refuse_other(old, {"model_id": model_id, "engine": chosen, "options": dict(options)})
         _, _, needed = self._engines.foresee(chosen, model_id, options)
         return id, self._views.view(old) if old else None, needed
 
@@ -115,7 +115,6 @@ class ServingService:
         options: Mapping[str, Any] | None = None,
         send: Send = silent,
         *,
-        launcher: str = "process",
         make_room: bool = False,
         **more: Any,
     ) -> Document:
@@ -134,17 +133,17 @@ class ServingService:
         model = self._model(model_id)
         chosen = engine or await self._engines.catalog.fitting(model)
         refuse_unknown(self._engines.catalog.adapter(chosen), options or {})
-        self._engines.refuse_launcher(chosen, launcher)
+        self._engines.refuse_launcher(chosen, options or {})
         id = slug(name or model_id)
-        wanted = {"model_id": model_id, "engine": chosen, "options": dict(options or {}), "launcher": launcher}
+        defined = {"model_id": model_id, "engine": chosen, "options": dict(options or {})}
         kept = _given(more)
         async with self.locks[id]:
             old = self._store.peek("service", id)
             self.leaving(id, kept.get("group", (old or {}).get("group")))
             if old and self._views.view(old)["status"] == "failed":  # it serves nothing: what the error advised may take its place
-                await self._store.update("service", id, **wanted, **kept, numbers=[], instance_id=instance_id(chosen, id))
+                await self._store.update("service", id, **defined, **kept, numbers=[], instance_id=instance_id(chosen, id))
             elif old:
-                refuse_other(old, wanted)
+                refuse_other(old, defined)
                 await self._hold_to(id, kept, send)
             else:
                 settings = self.residence.settings(kept)
@@ -152,14 +151,14 @@ class ServingService:
                 record = {
                     "id": id,
                     "name": name or model_id,
-                    **wanted,
+                    **defined,
                     **settings,
                     "desired_replicas": 0 if settings["group"] else replicas,  # of a group, who is in its way leaves before
                     "error": None,
                     "created_at": now(),
                 }
                 await self._store.insert("service", record | {"instance_id": instance_id(chosen, id)})
-                self._events.publish("service.created", {"service_id": id, **wanted}, subject=id)
+                self._events.publish("service.created", {"service_id": id, **defined}, subject=id)
             return await self.start_held(id, send, make_room)
 
     async def start(self, service_id: str, send: Send = silent, make_room: bool = False) -> Document:
@@ -219,10 +218,10 @@ class ServingService:
         return self.residence.groups.leaving(service_id, group) if group else []
 
     async def making_way(
-        self, model_id: str, service_id: str, engine: str | None, options: Mapping[str, Any], launcher: str, priority: int | None
+        self, model_id: str, service_id: str, engine: str | None, options: Mapping[str, Any], priority: int | None
     ) -> tuple[int | None, Sequence[str]]:
         """How much memory a service so defined would lack now (None: unknown), and who would be unloaded if it is to make room."""
-        if launcher != "process":
+        if is_on_ray(options):
             return 0, []
         chosen = engine or await self._engines.catalog.fitting(self._model(model_id))
         missing = await self._engines.missing_bytes(chosen, model_id, options)
@@ -346,17 +345,17 @@ class ServingService:
         model = self._model(model_id)
         chosen, id = await self._engines.catalog.fitting(model), slug(model_id)
         settings = self.residence.settings({"idle_unload_seconds": idle_unload_seconds, "unloaded": True})
-        wanted = {"model_id": model_id, "engine": chosen, "options": {}, "launcher": "process"}
-        record = {"id": id, "name": model_id, **wanted, **settings, "desired_replicas": 0, "error": None, "created_at": now()}
+        defined = {"model_id": model_id, "engine": chosen, "options": {}}
+        record = {"id": id, "name": model_id, **defined, **settings, "desired_replicas": 0, "error": None, "created_at": now()}
         async with self.locks[id]:
             if not self._store.peek("service", id):
                 await self._store.insert("service", record | {"instance_id": instance_id(chosen, id)})
-                self._events.publish("service.created", {"service_id": id, **wanted}, subject=id)
+                self._events.publish("service.created", {"service_id": id, **defined}, subject=id)
         return id
 
     def memory_bytes(self, service: Mapping[str, Any]) -> int:
         """What its engines take of this machine, as admission reckons it."""
-        if service["launcher"] != "process":
+        if is_on_ray(service["options"]):
             return 0
         _, _, each = self._engines.foresee(service["engine"], service["model_id"], service["options"])
         return (each or 0) * int(service["ready_replicas"])
@@ -401,7 +400,7 @@ class ServingService:
     async def start_replica(self, service_id: str, each: Replica, send: Send) -> Document:
         """Start one of its engines. Raises as EngineService.start."""
         order = each.engine, each.model_id, each.options, None, send
-        return await self._engines.start(*order, launcher=each.launcher, service_id=service_id, replica=each.number)
+        return await self._engines.start(*order, service_id=service_id, replica=each.number)
 
     async def bring_up_replicas(self, record: Document, send: Send, only: Replica | None = None) -> None:
         was_ready = bool(self._views.view(record)["ready_replicas"])

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from aima_lib.infra.store import Document
 from aima_lib.services.meter import Meter
-from aima_lib.services.replicas import asked, definition
+from aima_lib.services.replicas import asked
 from aima_lib.services.routes import Routes
 from aima_lib.services.turns import Turns
 
@@ -34,7 +34,6 @@ class Views:
         return {
             **self._settings(record),
             **shown,
-            **definition(record),
             "status": status,
             "health": self._health(record, ready),
             "ready_replicas": len(ready),

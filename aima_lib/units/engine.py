@@ -9,6 +9,7 @@ from typing import Any
 from aima_lib.gateway import Context
 from aima_lib.infra.change import Change
 from aima_lib.registry import handles, plans
+from aima_lib.services.launching import chosen
 
 Result = Mapping[str, Any]
 
@@ -25,9 +26,9 @@ async def get_engine(ctx: Context, name: str) -> Result:
 
 @handles("engine.start")
 async def start_engine(
-    ctx: Context, name: str, model_id: str, options: Mapping[str, Any] | None = None, port: int | None = None, launcher: str = "process"
+    ctx: Context, name: str, model_id: str, options: Mapping[str, Any] | None = None, launcher: str | None = None, port: int | None = None
 ) -> Result:
-    return {"instance": await ctx.services.engines.start(name, model_id, options, port, ctx.send, launcher=launcher)}
+    return {"instance": await ctx.services.engines.start(name, model_id, chosen(options, launcher), port, ctx.send)}
 
 
 @handles("engine.install")
@@ -71,8 +72,7 @@ async def engine_by_name(ctx: Context, name: str) -> Result:
 
 @plans("engine.start")
 async def plan_start(ctx: Context, given: Mapping[str, Any]) -> Change:
-    id, runs, needed = ctx.services.engines.foresee(given["name"], given["model_id"], given.get("options") or {})
-    ctx.services.engines.refuse_launcher(given["name"], given.get("launcher", "process"))
+    id, runs, needed = ctx.services.engines.foresee(given["name"], given["model_id"], chosen(given.get("options"), given.get("launcher")))
     return Change() if runs else Change(starts=(("instance", id),), memory_bytes=needed)
 
 

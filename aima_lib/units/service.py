@@ -11,6 +11,7 @@ from aima_lib.gateway import Context
 from aima_lib.infra.change import Change
 from aima_lib.registry import handles, plans
 from aima_lib.services.autoscale import USUAL
+from aima_lib.services.launching import chosen
 
 Result = Mapping[str, Any]
 
@@ -22,7 +23,7 @@ async def create_service(
     name: str | None = None,
     engine: str | None = None,
     options: Mapping[str, Any] | None = None,
-    launcher: str = "process",
+    launcher: str | None = None,
     replicas: int | None = None,
     idle_unload_seconds: float | None = None,
     pinned: bool | None = None,
@@ -31,8 +32,8 @@ async def create_service(
     make_room: bool = False,
 ) -> Result:
     held: dict[str, Any] = {"idle_unload_seconds": idle_unload_seconds, "pinned": pinned, "priority": priority, "group": group}
-    order = model_id, name, engine, options, ctx.send
-    return {"service": await ctx.services.serving.create(*order, launcher=launcher, make_room=make_room, replicas=replicas, **held)}
+    order = model_id, name, engine, chosen(options, launcher), ctx.send
+    return {"service": await ctx.services.serving.create(*order, make_room=make_room, replicas=replicas, **held)}
 
 
 @handles("service.scale")
@@ -47,7 +48,6 @@ async def update_service(
     model_id: str | None = None,
     engine: str | None = None,
     options: Mapping[str, Any] | None = None,
-    launcher: str | None = None,
     idle_unload_seconds: float | None = None,
     pinned: bool | None = None,
     priority: int | None = None,
@@ -56,7 +56,7 @@ async def update_service(
     probe_seconds: float = 30,
     drain_seconds: float = 60,
 ) -> Result:
-    changes = {"model_id": model_id, "engine": engine, "options": options, "launcher": launcher}
+    changes = {"model_id": model_id, "engine": engine, "options": None if options is None else chosen(options)}
     held = {"idle_unload_seconds": idle_unload_seconds, "pinned": pinned, "priority": priority, "group": group}
     settings = {**held, "autoscale": _bounds(autoscale)}
     serving = ctx.services.serving
@@ -113,7 +113,7 @@ async def service_by_id(ctx: Context, service_id: str) -> Result:
 
 @plans("service.create")
 async def plan_create(ctx: Context, given: Mapping[str, Any]) -> Change:
-    wanted = given["model_id"], given.get("name"), given.get("engine"), given.get("options") or {}, given.get("launcher", "process")
+    wanted = given["model_id"], given.get("name"), given.get("engine"), chosen(given.get("options"), given.get("launcher"))
     id, old, needed = await ctx.services.serving.foresee(*wanted)
     group = given["group"] if given.get("group") is not None else (old or {}).get("group")
     leaving = ctx.services.serving.leaving(id, group)
@@ -129,14 +129,15 @@ async def plan_start(ctx: Context, given: Mapping[str, Any]) -> Change:
     if service["status"] == "running":
         return Change()
     needed = await _needed(ctx, service)
-    order = service["model_id"], service["id"], service["engine"], service["options"], service["launcher"]
+    order = service["model_id"], service["id"], service["engine"], service["options"]
     made_way = await _room(ctx, order, given, ctx.services.serving.leaving(service["id"], service["group"]))
     return replace(made_way, starts=(("service", service["id"]),), memory_bytes=needed)
 
 
 @plans("service.update")
 async def plan_update(ctx: Context, given: Mapping[str, Any]) -> Change:
-    changes, bounds = {key: given.get(key) for key in ("model_id", "engine", "options", "launcher")}, _bounds(given.get("autoscale"))
+    changes, bounds = {key: given.get(key) for key in ("model_id", "engine", "options")}, _bounds(given.get("autoscale"))
+    changes["options"] = None if changes["options"] is None else chosen(changes["options"])
     more = (f"it will have {bounds['min']} to {bounds['max']} engines as requests need them",) if bounds else ()
     found = await ctx.services.serving.foresee_update(given["service_id"], changes)
     made_way = _made_way(ctx.services.serving.leaving_to_join(given["service_id"], given.get("group")))
@@ -188,12 +189,12 @@ def _bounds(autoscale: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 async def _needed(ctx: Context, service: Mapping[str, Any]) -> int | None:
     """The memory that one engine of a service may take."""
-    order = service["model_id"], service["id"], service["engine"], service["options"], service["launcher"]
+    order = service["model_id"], service["id"], service["engine"], service["options"]
     return (await ctx.services.serving.foresee(*order))[2]
 
 
 async def _room(
-    ctx: Context, order: tuple[str, str, str | None, Mapping[str, Any], str], given: Mapping[str, Any], leaving: Sequence[str]
+    ctx: Context, order: tuple[str, str, str | None, Mapping[str, Any]], given: Mapping[str, Any], leaving: Sequence[str]
 ) -> Change:
     """Who leaves for a service that is started: its group, and where memory is short those who would give it, if it is to make room."""
     missing, victims = await ctx.services.serving.making_way(*order, priority=given.get("priority"))

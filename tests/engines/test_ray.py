@@ -109,11 +109,11 @@ async def test_a_node_that_is_killed_under_load_costs_what_it_had_begun_and_its_
     began = time.monotonic()
     service = await serve(hosted, replicas=2)
     ready = time.monotonic() - began
-    assert (service["launcher"], service["ready_replicas"], service["placement"]["device"]) == ("ray", 2, None)
+    assert (service["options"]["launcher"], service["ready_replicas"], service["placement"]["device"]) == ("ray", 2, None)
     assert sorted(where(hosted).values()) == sorted(nodes.names), "apart from each other"
     instance = hosted.gateway.services.engines.instance("llama-server-tiny")
     assert hosted.gateway.services.store.read("SELECT count(*) FROM measurements") == [(0,)], "what it takes is taken elsewhere"
-    with pytest.raises(AlreadyExists, match="launcher is 'ray', not 'process'"):
+    with pytest.raises(AlreadyExists, match=r"options is {.*'launcher': 'ray'}, not"):
         await hosted.call("service.create", model_id="tiny", engine="llama-server", options=OPTIONS)
     lost = where(hosted)["llama-server-tiny"]
     async with asking(hosted, 8, tokens=4, pace=0.02) as results:
