@@ -159,6 +159,7 @@ class EngineOptions(TypedDict):
     embedding: NotRequired[bool]
     pooling: NotRequired[Literal['mean', 'cls', 'last']]
     chat_template: NotRequired[Literal['qwen-tools']]
+    rpc: NotRequired[list[str]]
     seed: NotRequired[int]
     dtype: NotRequired[Literal['auto', 'float16', 'bfloat16', 'float32']]
     memory_fraction: NotRequired[float]

@@ -11,6 +11,7 @@ from typing import Any
 MIB = 1 << 20
 # From the most telling to the least: the first pattern that any line matches wins, and of its lines the first.
 TELLING = (
+    r"Remote RPC server crashed|Failed to connect to \S+:\d+",
     r"invalid magic",
     r"not within the file bounds|data is not within|corrupted or incomplete",
     r"unknown model architecture|unsupported model architecture",

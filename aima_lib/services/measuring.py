@@ -35,7 +35,7 @@ class Measuring:
 
     async def started(self, instance: Document, version: str | None) -> None:
         """An instance is ready: keep what it takes, beside the estimate."""
-        if instance["device"] is None:  # what it takes, it takes elsewhere
+        if instance["device"] is None or instance["options"].get("rpc"):  # what it takes, it takes elsewhere, or there too
             return
         model = self._store.peek("model", instance["model_id"])
         with _only_logged(instance):
