@@ -23,7 +23,7 @@ from aima_lib.infra.launch import FOLDER, Launch
 from aima_lib.launchers import process, tunnel
 
 PREFIX, GRACE_SECONDS, STALE_SECONDS = "aima-berth-", 1.0, 60.0
-MOST_LINES = 2000
+MOST_BYTES = 256 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Berth:
         self._door: tuple[str, int] | None = None
 
     async def look(self, heard: int) -> Mapping[str, Any]:
-        """How it is: where its door is and by which certificate, on which node, how the engine ended, and its lines since `heard`.
+        """How it is: where its door is and by which certificate, on which node, how the engine ended, and what it said since `heard`.
 
         Raises:
             FailedPrecondition: a file of the launch is not on this node.
@@ -58,14 +58,15 @@ class Berth:
                 await self._begin()
         assert self._home is not None
         path, instance = self._home.path, self._order.instance
-        lines = await asyncio.to_thread(process.tail, process.log_of(path, instance), MOST_LINES)
+        over = await asyncio.to_thread(self._over)
+        lines, heard = await asyncio.to_thread(_fresh, process.log_of(path, instance), heard)
         return {
             "door": (*(self._door or ()), self._own.certificate),
             "node": _node(),
             "ready": process.read_ready(path, instance) if self._order.launch.announces else {},
-            "over": await asyncio.to_thread(self._over),
-            "lines": [line.partition(" ")[2] for line in lines[heard:]],
-            "heard": len(lines),
+            "over": over,
+            "lines": lines,
+            "heard": heard,
         }
 
     async def end(self, timeout_seconds: float) -> None:
@@ -104,6 +105,19 @@ class Berth:
         if over is None and kept is not None and not kept.has_keeper() and not kept.is_running():
             return {"returncode": None, "reason": "its keeper was killed"}
         return over
+
+
+def _fresh(log: Path, heard: int) -> tuple[list[str], int]:
+    """The whole lines beyond so many bytes of a log, without their times, and how many bytes that makes.."""
+    try:
+        with log.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(begin := heard if heard <= size else 0)
+            whole = file.read(MOST_BYTES).rpartition(b"\n")[0]
+    except OSError:
+        return [], heard
+    lines = [line.partition(b" ")[2].decode("utf-8", "replace") for line in whole.splitlines()]
+    return lines, begin + (len(whole) + 1 if whole else 0)
 
 
 def _refuse_absent(launch: Launch) -> None:

@@ -77,6 +77,7 @@ class Stand:
         self._door = tunnel.Door(self._reach)
         self._where: tuple[str, int, str] | None = None  # address and port of the berth's door, and its certificate
         self._node: str | None = None
+        self._announced: tuple[str, Mapping[str, Any]] | None = None
         self._heard = 0
         self.told = asyncio.Event()
 
@@ -86,22 +87,24 @@ class Stand:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self.told.set)
-        self._berth = self._placed()
+        self._berth: Any = self._placed()
         port = await self._door.listen("127.0.0.1", self._spec["port"])
         try:
             while not self.told.is_set():
                 try:
                     if (over := await self._look(folder, port)) is not None:
                         return over
-                except (ray.exceptions.ActorUnavailableError, TimeoutError) as error:
-                    self._lose(str(error) or "it does not answer")
+                except ray.exceptions.ActorUnavailableError as error:
+                    self._lose(str(error))
+                except TimeoutError:  # what is open may go on: a node that is gone, Ray says
+                    _say("W no node of the Ray cluster has room for it yet" if self._node is None else f"W {self._node} is slow to answer")
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self.told.wait(), LOOK_SECONDS)
             with suppress(ray.exceptions.RayError, TimeoutError):
                 await asyncio.wait_for(_awaited(self._berth.end.remote(END_SECONDS)), END_SECONDS + 2)
             return 0
         finally:
-            self._berth = None
+            self._door.close()
 
     def _placed(self) -> Any:
         """The actor, on whatever node Ray finds; replicas of one service go to different ones while they can."""
@@ -125,7 +128,6 @@ class Stand:
             self._where, self._node, self._heard = tuple(said["door"]), said["node"], said["heard"]
             _say(f"I Ray has it on the node {self._node}")
             self._tls = tunnel.context(self._own, self._where[2], listens=False)
-            self._announced = None
         ready = said["ready"]
         if ready is not None and self._announced != (said["node"], ready):
             self._announced = said["node"], ready
@@ -189,7 +191,7 @@ def serve(folder: Path) -> int:
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - Ray repeats the logs of nodes that it lost
         key = (folder / "key").read_text(encoding="utf-8").strip()
         return asyncio.run(Stand(spec, _possible(spec["ways"]), key).stand(folder))
-    except (ray.exceptions.RayError, LookupError, ConnectionError, ValueError, RuntimeError) as error:
+    except (ray.exceptions.RayError, OSError, LookupError, ValueError, RuntimeError) as error:
         _say(f"E {_said(error)}")
         return 1
     finally:

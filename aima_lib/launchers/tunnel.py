@@ -74,6 +74,12 @@ class Door:
         for task in self._open:
             task.cancel()
 
+    def close(self) -> None:
+        """Listen no more, and cut every connection."""
+        if self._server is not None:
+            self._server.close()
+        self.close_all()
+
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None

@@ -62,9 +62,16 @@ class Hosts:
 
     def close(self) -> None:
         assert self._process.stdin and self._process.stdout
-        self._process.stdin.close()
+        self._process.stdin.close()  # which its hosts do not see: they are dead by now, or end with their test
         self._process.wait(10)
         self._process.stdout.close()
+
+
+@pytest.fixture
+def hosts(home: Home) -> Iterator[Hosts]:
+    opened = Hosts(home)
+    yield opened
+    opened.close()
 
 
 @pytest.fixture
@@ -83,16 +90,23 @@ def strangers(home: Home) -> Iterator[list[psutil.Popen]]:
 def left(home: Home) -> list[int]:
     """Whatever lives of the home's engines, keepers too."""
     found = [each for instance in INSTANCES for each in process.marked(home.path, instance)]
-    return [each.pid for each in found if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+    return [each.pid for each in found if lives(each)]
+
+
+def lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:  # it ended between the two
+        return False
 
 
 def test_hosts_that_are_killed_are_followed_by_hosts_that_take_up_their_engines(
-    home: Home, fixtures: Path, tmp_path: Path, strangers: list[psutil.Popen]
+    home: Home, hosts: Hosts, fixtures: Path, tmp_path: Path, strangers: list[psutil.Popen]
 ) -> None:
     write(home, tmp_path)
     config = home.path / "config.toml"
     config.write_text(config.read_text(encoding="utf-8").replace("grace_seconds = 1\n", f"grace_seconds = {GRACE}\n"), encoding="utf-8")
-    hosts, chance, begun, deaths = Hosts(home), random.Random(SEED), time.monotonic(), 0
+    chance, begun, deaths = random.Random(SEED), time.monotonic(), 0
     with Aima(home.path) as aima:
         aima.call("model.import", {"path": str(fixtures / "tiny.gguf"), "name": "tiny"})
         aima.call("service.create", {"model_id": "tiny", "engine": "llama-server", "options": OPTIONS, "replicas": 2})
@@ -113,12 +127,11 @@ def test_hosts_that_are_killed_are_followed_by_hosts_that_take_up_their_engines(
             os.kill(pid, signal.SIGKILL)
         pid = hosts.fork()
         assert hosts.until("up", pid) == known, number
-    assert len(left(home)) == 4 and all(each.is_running() for each in strangers)
+    assert len(left(home)) == 4 and all(map(lives, strangers))
     os.kill(pid, signal.SIGKILL)
-    hosts.close()
     until(lambda: not left(home), GRACE + 2, "the end of the last engines")
     took = time.monotonic() - begun
     print(
         f"{KILLS} kills of the host in {took:.0f} s: engines adopted every time, 0 processes left of {deaths + 1} dead homes, 0 strangers touched"
     )
-    assert all(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in strangers)
+    assert all(map(lives, strangers))

@@ -89,7 +89,14 @@ async def hosted(
 def berths() -> list[psutil.Process]:
     """Whatever runs for engines on nodes of this machine, keepers and engines."""
     found = [each for each in psutil.process_iter(["cmdline"]) if berth.PREFIX in " ".join(each.info["cmdline"] or ())]
-    return [each for each in found if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+    return [each for each in found if lives(each)]
+
+
+def lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:  # it ended between the two
+        return False
 
 
 def where(hosted: Hosted) -> dict[str, str]:
