@@ -175,7 +175,7 @@ class EngineFeatures(TypedDict):
 class EngineOptions(TypedDict):
     """How it runs, by the options that engine.features lists, e.g. context_length, parallel."""
 
-    launcher: NotRequired[Literal['process', 'docker']]
+    launcher: NotRequired[Literal['process', 'docker', 'ray']]
     context_length: NotRequired[int]
     parallel: NotRequired[int]
     threads: NotRequired[int]
@@ -186,6 +186,7 @@ class EngineOptions(TypedDict):
     embedding: NotRequired[bool]
     pooling: NotRequired[Literal['mean', 'cls', 'last']]
     chat_template: NotRequired[Literal['qwen-tools']]
+    rpc: NotRequired[list[str]]
     seed: NotRequired[int]
     dtype: NotRequired[Literal['auto', 'float16', 'bfloat16', 'float32']]
     memory_fraction: NotRequired[float]
@@ -346,6 +347,7 @@ class Placement(TypedDict):
     """Where an engine computes, and why not where it was meant to."""
 
     device: str | None
+    node: NotRequired[str]
     fallback: str | None
 
 

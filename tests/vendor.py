@@ -79,6 +79,16 @@ class Vendor(BaseHTTPRequestHandler):
         words = {"role": "assistant", "content": said}
         choice = {"index": 0, "finish_reason": "stop", "text": said, "message": words, "delta": words}
         body = json.dumps({"id": "1", "model": self.model, "choices": [choice], "usage": usage}).encode()
+        if isinstance(self.model, Anything) and "top_k" in asked:
+            return self.say(b'{"detail":"Unexpected fields in the request: {\'top_k\'}"}', status=422)
+        if asked.get("stream") and isinstance(self.model, Anything):  # in pieces, and it ends without [DONE]
+            pieces = [
+                {"index": 0, "delta": {"content": said}, "text": said},
+                {"index": 0, "delta": {}, "text": "", "finish_reason": "stop"},
+            ]
+            rows = [{"id": "1", "model": f"{asked['model']}@main", "choices": [piece]} for piece in pieces]
+            rows[-1]["usage"] = usage
+            return self.say("".join(f"data: {json.dumps(row)}\n\n" for row in rows).encode(), "text/event-stream")
         if asked.get("stream"):
             return self.say(b"data: " + body + b"\n\ndata: [DONE]\n\n", "text/event-stream")
         return self.say(body)

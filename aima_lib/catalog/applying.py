@@ -105,7 +105,7 @@ class Applying:
             "run_id": self._ctx.run_id,
             "device_id": (service["placement"] or {}).get("device"),
             "engine": service["engine"],
-            "engine_version": self._services.engines.catalog.version(service["engine"]),
+            "engine_version": self._services.engines.catalog.version(service["engine"], service["options"]),
             "model_id": service["model_id"],
             "service_id": service["id"],
             "made": [f"{kind}:{id}" for kind, id in self.made()],

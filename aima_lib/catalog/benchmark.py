@@ -162,7 +162,7 @@ def service_of(ctx: Context, model: str) -> Document:
 
 def _what(ctx: Context, service: Mapping[str, Any]) -> dict[str, Any]:
     model = ctx.services.store.peek("model", service["model_id"]) or {}
-    version = ctx.services.engines.catalog.version(service["engine"])
+    version = ctx.services.engines.catalog.version(service["engine"], service["options"])
     told = {"service_id": service["id"], "model_id": service["model_id"], "model_digest": model.get("digest")}
     return {**told, "engine": service["engine"], "engine_version": version, "options": dict(service["options"])}
 

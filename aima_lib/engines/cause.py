@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+MIB = 1 << 20
 # From the most telling to the least: the first pattern that any line matches wins, and of its lines the first.
 TELLING = (
+    r"Remote RPC server crashed|Failed to connect to \S+:\d+",
     r"invalid magic",
     r"not within the file bounds|data is not within|corrupted or incomplete",
     r"unknown model architecture|unsupported model architecture",
     r"out of memory|unable to allocate|failed to allocate|cudaMalloc failed|ErrorOutOfDeviceMemory",
     r"couldn't bind|address already in use|bind HTTP server socket",
+    r"EngineCore encountered an issue|engine core exited unexpectedly|Engine core initialization failed",
     r"GGML_ASSERT|terminate called|what\(\):",
     r"gguf_init|error loading model",
     r"unknown argument|invalid argument|error while loading shared libraries",
@@ -24,9 +28,12 @@ STAMP = re.compile(r"^\d{4}-\d\d-\d\dT[\d:.]+Z ")
 PREFIX = re.compile(r"^(?:[\d.]+ )?[EW] (?:srv +\S+: )?")
 
 
-def cause(lines: Sequence[str], returncode: int | None, *, served: bool) -> str:
-    """One line: what the log says, and how the process ended. One that `served` before may have logged its requests' errors too."""
-    how = ended(returncode)
+def cause(lines: Sequence[str], returncode: int | None, *, served: bool, oom: Mapping[str, Any] | None = None) -> str:
+    """One line: what the log says, and how the process ended. One that `served` before may have logged its requests' errors too.
+
+    oom: where the kernel killed for want of memory meanwhile, as the keeper tells it.
+    """
+    how = starved(returncode, oom) if oom else ended(returncode)
     said = telling(lines, any_error=not served)
     return f"{said} ({how})" if said else how
 
@@ -55,6 +62,18 @@ def ended(returncode: int | None) -> str:
     name = signal.Signals(-returncode).name if -returncode in set(signal.Signals) else str(-returncode)
     why = ": by the kernel for want of memory, or by somebody" if returncode == -signal.SIGKILL else ""
     return f"it was ended by {name}{why}"
+
+
+def starved(returncode: int | None, oom: Mapping[str, Any]) -> str:
+    """How a process ended while the kernel killed for want of memory: itself, or perhaps one of its parts."""
+    if oom["where"] == "machine":  # where it may have been somebody else's process
+        sure = "it was ended by SIGKILL: most likely by the kernel, which ran out of memory on this machine"
+        return sure if returncode == -signal.SIGKILL else ended(returncode)
+    limit = f" of {oom['limit_bytes'] / MIB:,.0f} MiB" if oom.get("limit_bytes") else ""
+    where = f"its control group{limit}"
+    if returncode == -signal.SIGKILL:
+        return f"it was ended by SIGKILL: by the kernel, out of memory in {where}"
+    return f"{ended(returncode)}, and the kernel had killed a process meanwhile, out of memory in {where}"
 
 
 def illegal_instruction() -> str:

@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from aima_lib.engines.base import (
     tasks_of,
 )
 from aima_lib.engines.cause import illegal_instruction
+from aima_lib.errors import InvalidArgument
 from aima_lib.infra.launch import FOLDER, HOST, PORT, Launch, environment
 
 ASK_SECONDS = 10
@@ -50,11 +51,11 @@ class LlamaServer(Engine):
     formats: tuple[str, ...] = ("gguf",)
     tasks: tuple[str, ...] = ("chat", "complete", "embed", "rerank")
     types: tuple[str, ...] = ("llm", "vlm", "embedding", "rerank")
-    options = LLAMA_OPTIONS
+    options = LLAMA_OPTIONS | {"rpc"}
     dialects: tuple[str, ...] = LLAMA_DIALECTS
 
-    def __init__(self, configured: str | None) -> None:
-        self._configured = configured
+    def __init__(self, configured: str | None, donors: Mapping[str, str] | None = None) -> None:
+        self._configured, self._donors = configured, donors or {}
 
     @property
     def binary(self) -> str | None:
@@ -93,7 +94,10 @@ class LlamaServer(Engine):
         argv += ["--api-key-file", f"{FOLDER}/key", "--ctx-size", str(context * parallel), "--parallel", str(parallel)]
         argv += ["--threads", str(options["threads"]), "--batch-size", batch, "--ubatch-size", batch, "--jinja", "--cache-ram", "0"]
         argv += ["--flash-attn", str(options.get("flash_attention", "auto")), "--no-slots"]
-        if device.get("type") != "gpu":
+        donors = self._addresses(options.get("rpc") or ())
+        if donors:
+            argv += ["--rpc", ",".join(donors)]
+        if device.get("type") != "gpu" and not donors:  # what others lend counts as a GPU of this machine
             argv += ["--n-gpu-layers", "0"]
         elif "gpu_layers" in options:
             argv += ["--n-gpu-layers", str(options["gpu_layers"])]
@@ -113,6 +117,14 @@ class LlamaServer(Engine):
         # By its environment: an older binary refuses a flag it does not know.
         around = {"OMP_WAIT_POLICY": "passive", "LLAMA_ARG_CTX_CHECKPOINTS": str(CHECKPOINTS)} | self._libraries()
         return Launch(tuple(argv), str(model["id"]), tasks, env=around, discreet=LLAMA_DISCREET)
+
+    def _addresses(self, names: Collection[str]) -> list[str]:
+        """Where the machines are that lend their memory. Raises InvalidArgument for one that the configuration does not name."""
+        for name in names:
+            if name not in self._donors:
+                known = ", ".join(self._donors) or "none"
+                raise InvalidArgument(f"config.toml names no {name} under [engines.rpc_servers]", hint=f"there are: {known}")
+        return [self._donors[name] for name in names]
 
     def _ask(self, flag: str) -> subprocess.CompletedProcess[str]:
         around = environment() | self._libraries()

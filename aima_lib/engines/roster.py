@@ -23,7 +23,7 @@ from aima_lib.infra.environments import Environments
 
 def roster(config: Mapping[str, Any], home: Path) -> dict[str, Engine]:
     """One adapter each; the first that is installed and fits is the default."""
-    engines: list[Engine] = [LlamaCpp(), LlamaServer(config["engines"]["llama_server"])]
+    engines: list[Engine] = [LlamaCpp(), LlamaServer(config["engines"]["llama_server"], config["engines"]["rpc_servers"])]
     own = Environments(home / "engines")
     engines += [FasterWhisper(own), Onnx(own), Piper(own), Kokoro(own), Espeak(own, config["engines"]["espeak_ng"])]
     engines += [Vllm(own), Sglang(own), Transformers(own), Remote(config["engines"]["remotes"]), Ollama(config["engines"]["remotes"])]

@@ -19,7 +19,7 @@ class Vllm(PythonServer):
     types: tuple[str, ...] = ("llm", "vlm", "embedding", "rerank")
     tasks: tuple[str, ...] = ("chat", "complete", "embed", "rerank")
     dialects: tuple[str, ...] = ("openai", "responses", "anthropic")
-    options = frozenset({"context_length", "parallel", "seed", "dtype", "memory_fraction", "tensor_parallel"})
+    options = frozenset({"context_length", "parallel", "seed", "dtype", "memory_fraction", "tensor_parallel", "threads"})
     install = Install(("vllm==0.32.0",), ("vllm",), 12 << 30)
 
     def plan(self, model: Mapping[str, Any], path: Path, device: Mapping[str, Any], options: Mapping[str, Any]) -> Launch:
@@ -35,6 +35,9 @@ class Vllm(PythonServer):
             argv += ["--seed", str(options["seed"])]
         if tasks == ("chat", "complete"):
             argv += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
-        around = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-        around |= {} if device.get("type") == "gpu" else {"VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_KVCACHE_SPACE": "1"}
+        # Its processes talk to each other by the address of a network card where nobody says otherwise.
+        around = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_HOST_IP": "127.0.0.1"}
+        if device.get("type") != "gpu":  # and two of them would bind themselves to the same cores
+            around |= {"VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+            around |= {"OMP_NUM_THREADS": str(options["threads"])} if "threads" in options else {}
         return Launch(tuple(argv), str(model["id"]), tasks, env=around)

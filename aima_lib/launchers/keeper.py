@@ -4,7 +4,8 @@ It starts the engine that launch.json in the folder describes, keeps its log, an
 its home has a live host, or gets one back within the grace; otherwise the keeper ends the whole tree and itself. Small on purpose
 (the standard library and psutil), and of one thread: Linux kills a child with a death signal when the *thread* that forked it ends.
 
-launch.json: {argv, log, home, grace_seconds, discreet, last_words}. Writes state.json once the engine runs and exit.json when all is over.
+launch.json: {argv, log, home, grace_seconds, discreet, last_words}. Writes state.json once the engine runs and exit.json when all is over:
+how it ended, and whether the kernel killed for want of memory meanwhile.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ TICK, HOST_CHECK = 0.1, 0.3
 LOG_BYTES = 4 << 20
 CHUNKS = 64  # so that an engine that never stops talking is still watched
 LAST_WORDS = 0.3  # how long a tree may take to end politely once the grace is over
+CGROUPS, VMSTAT = Path("/sys/fs/cgroup"), Path("/proc/vmstat")
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 CLOCK_SLACK = 0.005 if sys.platform == "linux" else 1.5  # as in aima_lib.infra.home
 
@@ -95,6 +97,31 @@ class Host:
             return False
 
 
+class Hunger:
+    """How often the kernel has killed for want of memory, in the control groups that a process was seen in, and on the whole machine."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid, self._groups = pid, dict[Path, int]()
+        self._machine = _count(VMSTAT, "oom_kill")
+        self.look()
+
+    def look(self) -> None:
+        """See which group it is in now: an engine may put itself into another when it begins."""
+        for group in memory_groups(self._pid):
+            if group not in self._groups:
+                self._groups[group] = self._kills(group)
+
+    def told(self) -> dict[str, Any] | None:
+        """Where it killed since: in a group, with its limit, or on the machine; None where it did not, or nobody can tell."""
+        for group, before in self._groups.items():
+            if self._kills(group) > before:
+                return {"where": "group", "limit_bytes": _limit(group)}
+        return {"where": "machine", "limit_bytes": None} if _count(VMSTAT, "oom_kill") > self._machine else None
+
+    def _kills(self, group: Path) -> int:
+        return max(_count(group / name, "oom_kill") for name in ("memory.events", "memory.oom_control"))
+
+
 class Keeper:
     """One engine, from its start to its end."""
 
@@ -116,6 +143,7 @@ class Keeper:
             self._end(None, "not started")
             return
         self._say("state.json", self._state())
+        self.hunger = Hunger(self.child.pid)
         reason, patience = self._watch()
         self._end_tree(patience + float(self.spec.get("last_words", 0)))
         self._pump(0)
@@ -136,6 +164,7 @@ class Keeper:
         """Wait for a reason to end: which, and how many seconds the tree gets."""
         while True:
             self._pump(TICK)
+            self.hunger.look()
             if self.child.poll() is not None:
                 return "exited", LAST_WORDS
             if (patience := self._asked_to_stop()) is not None:
@@ -199,7 +228,8 @@ class Keeper:
 
     def _end(self, returncode: int | None, reason: str) -> None:
         self.log.close()
-        self._say("exit.json", {"returncode": returncode, "reason": reason})
+        oom = self.hunger.told() if reason == "exited" else None
+        self._say("exit.json", {"returncode": returncode, "reason": reason, "oom": oom})
 
     def _say(self, name: str, content: dict[str, Any]) -> None:
         fresh = self.folder / f"{name}.new"
@@ -211,6 +241,35 @@ class Keeper:
 
     def _hear(self, number: int, frame: object) -> None:  # noqa: ARG002
         self.stopped = True
+
+
+def memory_groups(pid: int) -> list[Path]:
+    """The control groups that bound a process's memory, of either version; none where there are none."""
+    try:
+        rows = [line.split(":", 2) for line in Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        return []
+    found = [(CGROUPS if row[1] == "" else CGROUPS / "memory") / row[2].lstrip("/") for row in rows if len(row) == 3]
+    kinds = [row[1] == "" or "memory" in row[1].split(",") for row in rows if len(row) == 3]
+    return [group for group, fits in zip(found, kinds, strict=True) if fits]
+
+
+def _count(path: Path, name: str) -> int:
+    """A counter of a file of such; 0 where it cannot be read."""
+    try:
+        rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+        return next((int(row[1]) for row in rows if len(row) == 2 and row[0] == name), 0)
+    except (OSError, ValueError):
+        return 0
+
+
+def _limit(group: Path) -> int | None:
+    for name in ("memory.max", "memory.limit_in_bytes"):
+        try:
+            return int((group / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+    return None
 
 
 def create_time(process: psutil.Process) -> float:

@@ -13,6 +13,7 @@ import asyncio
 import hmac
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -28,6 +29,7 @@ from aima_lib.infra.egress import Egress
 BODY_BYTES = 256 << 20
 STALL_SECONDS = 900
 INNER = "{inner}"
+FINISHED = re.compile(rb'"finish_reason":\s?"')
 HELD = frozenset({"content-type", "cache-control", "x-sample-rate", "x-duration-seconds", "retry-after"})  # of the headers of an answer
 
 
@@ -98,8 +100,12 @@ class Relay:
             held = {name: value for name, value in answer.headers.items() if name.lower() in HELD}
             reply = web.StreamResponse(status=answer.status_code, headers=held)
             await reply.prepare(request)
+            end = End()
             async for chunk in answer.aiter_bytes():
+                end.hear(chunk)
                 await reply.write(chunk)
+            if held.get("content-type", "").startswith("text/event-stream") and end.is_unsaid:
+                await reply.write(b"data: [DONE]\n\n")
             await reply.write_eof()
             return reply
 
@@ -133,6 +139,23 @@ class Relay:
         """Let go of what was asked for and of the connections."""
         await self.unload()
         await self._egress.close()
+
+
+class End:
+    """Of a stream of events: whether an answer came to its end without saying [DONE], as transformers' server leaves it."""
+
+    def __init__(self) -> None:
+        self._last, self._finished = b"", False
+
+    def hear(self, chunk: bytes) -> None:
+        """The next piece, cut anywhere."""
+        seen = self._last + chunk
+        self._finished = self._finished or FINISHED.search(seen) is not None
+        self._last = seen[-32:]
+
+    @property
+    def is_unsaid(self) -> bool:
+        return self._finished and b"[DONE]" not in self._last
 
 
 def _refused(status: int, message: str) -> web.Response:

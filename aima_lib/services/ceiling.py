@@ -18,6 +18,14 @@ class Ceiling:
     def __init__(self, limit_gib: float | None) -> None:
         self._limit = None if limit_gib is None else int(limit_gib * GIB)
 
+    def missing_bytes(self, wanted: int | None, device_id: str, alive: Collection[Document], needed: Needed) -> int:
+        """How much of the limit this would lack beside what is alive on the device."""
+        try:
+            self.refuse(wanted, "", device_id, alive, needed)
+        except ResourceExhausted as error:
+            return int(error.details["needed_bytes"] - error.details["usable_bytes"])
+        return 0
+
     def refuse(self, wanted: int | None, model_id: str, device_id: str, alive: Collection[Document], needed: Needed) -> None:
         """Raises ResourceExhausted when this and what is alive on the device would take more. What nobody can reckon is let through."""
         if self._limit is None or wanted is None:

@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
-from aima_lib.errors import AimaError, FailedPrecondition, InvalidArgument, NotFound
+from aima_lib.errors import AimaError, FailedPrecondition, NotFound
 from aima_lib.infra.container import GENERATION, NAME, named
 from aima_lib.infra.daemon import Daemon
 from aima_lib.infra.docker import Docker, Happening
@@ -23,31 +23,12 @@ from aima_lib.infra.roots import Roots
 from aima_lib.infra.store import Document, Store
 from aima_lib.launchers import docker as launcher
 from aima_lib.launchers import process
+from aima_lib.services.launching import DOCKER, PROCESS, is_contained
 from aima_lib.services.model import ModelService
 
 log = logging.getLogger(__name__)
 LOOK_SECONDS, HURRY_SECONDS, HURRIED = 5.0, 2.0, 0.05
-DOCKER, PROCESS, OPTION = "docker", "process", "launcher"
 ALIVE = ("starting", "ready")
-
-
-def is_contained(options: Mapping[str, Any]) -> bool:
-    """Whether an engine with these options is a container."""
-    return options.get(OPTION) == DOCKER
-
-
-def chosen(options: Mapping[str, Any] | None, given: str | None = None) -> dict[str, Any]:
-    """The options with the launcher that was given beside them: one that is a process says nothing of it.
-
-    Raises:
-        InvalidArgument: both name one, and not the same.
-    """
-    found = dict(options or {})
-    if given is not None and found.setdefault(OPTION, given) != given:
-        raise InvalidArgument(f"launcher is {given}, and options.launcher {found[OPTION]}", hint="leave one of them out")
-    if found.get(OPTION) == PROCESS:
-        del found[OPTION]
-    return found
 
 
 class Containers:

@@ -16,7 +16,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from aima_lib.engines.base import Engine, misfit, refuse_unknown
 from aima_lib.engines.roster import roster
-from aima_lib.errors import AimaError, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted, Unavailable
+from aima_lib.errors import AimaError, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from aima_lib.infra import lineage
 from aima_lib.infra.clock import moment, now
 from aima_lib.infra.docker import Docker
@@ -29,11 +29,12 @@ from aima_lib.names import did_you_mean, instance_id, replica_id, slug
 from aima_lib.services import placement
 from aima_lib.services.admission import Admission
 from aima_lib.services.ceiling import Ceiling
-from aima_lib.services.containers import Containers, is_contained
+from aima_lib.services.containers import Containers
 from aima_lib.services.device import DeviceService
 from aima_lib.services.engine_calls import logs_call, port_of, start_call
 from aima_lib.services.engine_catalog import EngineCatalog
 from aima_lib.services.engine_news import EngineNews
+from aima_lib.services.launching import KINDS, Launching, is_contained, is_on_ray
 from aima_lib.services.loading import GONE, Loading
 from aima_lib.services.measurements import Measurements
 from aima_lib.services.measuring import Measuring
@@ -73,7 +74,8 @@ class EngineService:
         self._locks: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
         self._probes = Probes(float(self._settings["probe_seconds"]))
         self.wire, self.containers = Wire(), Containers(config, home, store, docker, models)
-        self.catalog = EngineCatalog(roster(config, home), store, self.wire, self.containers)
+        self._launching = Launching(self._settings)
+        self.catalog = EngineCatalog(roster(config, home), store, self.wire, self.containers, self._launching)
         parts = self.catalog, self.containers, devices, self._measuring, self._news, self._probes
         self._loading = Loading(self._settings, home, store, self.wire, *parts)
 
@@ -166,13 +168,19 @@ class EngineService:
         """The model, if the engine can serve it so. Raises as `start`, for what is known before."""
         adapter, model = self.catalog.adapter(engine), self._model(model_id)
         refuse_unknown(adapter, options)
+        self._launching.refuse(adapter, options)
         if why := misfit(adapter, model):
             raise InvalidArgument(why, next=[{"unit": "engine.list", "arguments": {}}])
         return model
 
+    def refuse_launcher(self, name: str, options: Mapping[str, Any]) -> None:
+        """Raise InvalidArgument or FailedPrecondition where an engine cannot be started by the launcher that they name."""
+        self._launching.refuse(self.catalog.adapter(name), options)
+
     def foresee(self, name: str, model_id: str, options: Mapping[str, Any]) -> tuple[str, bool, int | None]:
         """What `start` would start: its id, whether it runs already, and the memory it would take (None: unknown)."""
         refuse_unknown(self.catalog.adapter(name), options)
+        self.refuse_launcher(name, options)
         id, model = instance_id(name, model_id), self._model(model_id)
         found = self._store.peek("instance", id)
         device, _ = placement.choose(self._devices.devices(), options)
@@ -183,17 +191,14 @@ class EngineService:
         """The memory that an engine with this model may take, or None where nobody knows."""
         return self.foresee(name, model_id, options)[2]
 
-    async def fits(self, name: str, model_id: str, options: Mapping[str, Any]) -> bool | None:
-        """Whether one more would be let in now; None where nobody knows."""
+    async def missing_bytes(self, name: str, model_id: str, options: Mapping[str, Any]) -> int | None:
+        """How much memory one more would lack now: 0, and it would be let in; None where nobody knows."""
         engine, needed = self.catalog.adapter(name), self.needed_bytes(name, model_id, options)
         device, _ = placement.choose(await self._devices.known(), options, engine.devices)
         alive = [each for each in self._store.find("instance") if each["status"] in ALIVE]
-        try:
-            self._ceiling.refuse(needed, model_id, device["id"], alive, self.needed_bytes)
-        except ResourceExhausted:
-            return False
+        beyond = self._ceiling.missing_bytes(needed, device["id"], alive, self.needed_bytes)
         usable = await self._admission.usable_bytes(device["id"])
-        return None if usable is None or needed is None else needed <= usable
+        return beyond or None if usable is None or needed is None else max(0, beyond, needed - usable)
 
     async def pass_probe(self, instance_id: str, seconds: float) -> None:
         """Return when a ready instance has computed in time what it is for, and a chat's answer is one.
@@ -251,6 +256,8 @@ class EngineService:
             holder = await self.containers.holder(port) or holder if is_contained(options) else holder
             taken = {"port": port, "holder": holder}
             raise FailedPrecondition(f"port {port} is taken by {holder}", hint="ask for another, or for none", details=taken)
+        if is_on_ray(options):  # which finds the node, and room on it
+            return await self._begin(engine, model, options, id, port, service_id, None, None, send)
         device, fallback = placement.choose(await self._devices.known(), options, engine.devices)
         retry = start_call(engine.name, model["id"], options, service_id)
         alive = [each for each in self._store.find("instance") if each["status"] in ALIVE and each["id"] != id]
@@ -262,23 +269,23 @@ class EngineService:
 
     async def _begin(
         self, engine: Engine, model: Document, options: Mapping[str, Any], id: str, port: int | None, service_id: str | None,
-        device_id: str, fallback: str | None, send: Send,
+        device_id: str | None, fallback: str | None, send: Send,
     ) -> Document:  # fmt: skip
         document: Document = {
-            "id": id, "engine": engine.name, "model_id": model["id"], "status": "starting", "health": "unknown", "pid": None,
-            "keeper_pid": None, "started_at": now(), "ready_at": None, "base_url": f"http://127.0.0.1:{port}" if port else None,
-            "tasks": [], "tools": None, "device": device_id, "placement": {"device": device_id, "fallback": fallback},
+            "id": id, "engine": engine.name, "model_id": model["id"], "status": "starting", "health": "unknown",
+            "pid": None, "keeper_pid": None, "started_at": now(), "ready_at": None, "tasks": [], "tools": None, "device": device_id,
+            "base_url": f"http://127.0.0.1:{port}" if port else None, "placement": {"device": device_id, "fallback": fallback},
             "options": dict(options), "service_id": service_id, "log_path": str(process.log_of(self._home, id)), "error": None,
         }  # fmt: skip
         launch = self._plan(document)
         told = {name: self._secrets.read(secret) or "" for name, secret in launch.secrets.items()}
         launch = replace(launch, files={**launch.files, **told})
         await self._store.put("instance", document)
-        await self._news.progress(document, "starting", f"starting {engine.name} with {model['id']} on {device_id}", send)
+        await self._news.progress(document, "starting", f"starting {engine.name} with {model['id']} on {device_id or 'Ray'}", send)
         key, grace = secrets.token_urlsafe(32), float(self._settings["grace_seconds"])
         with anyio.CancelScope(shield=True):  # a moment; a caller that leaves is heard in `_until_ready`, which clears up
             try:
-                if is_contained(options):
+                if device_id is not None and is_contained(options):
                     port = port or process.free_port()
                     launch = await self.containers.wrap(document, launch, model, self._devices.device(device_id), port)
                 kept, chosen = await anyio.to_thread.run_sync(process.start, self._home, id, launch, key, grace, port)
@@ -290,9 +297,14 @@ class EngineService:
         return await self._loading.until_ready(document, launch, chosen, send)
 
     def _plan(self, instance: Mapping[str, Any]) -> Launch:
-        model, device = self._model(instance["model_id"]), self._devices.device(instance["device"])
+        engine, model = self.catalog.adapter(instance["engine"]), self._model(instance["model_id"])
+        plan = partial(engine.plan, model, self._models.path(model))
+        if is_on_ray(instance["options"]):
+            options = instance["options"]
+            needed = self._measurements.high_bytes(model, engine.name, self.catalog.version(engine.name, options), KINDS["cpu"], options)
+            return self._launching.on_ray(engine, instance, plan, needed)
         filled = {"threads": placement.cores(), **instance["options"], "port": port_of(instance)}
-        return self.catalog.adapter(instance["engine"]).plan(model, self._models.path(model), device, filled)
+        return plan(self._devices.device(instance["device"]), filled)
 
     # Stopping
 
@@ -426,6 +438,9 @@ class EngineService:
     async def _probe(self, instance: Document) -> None:
         id = instance["id"]
         address, wait = self.address(instance), float(self._settings["probe_timeout_seconds"])
+        announced = process.read_ready(self._home, id) if is_on_ray(instance["options"]) else None
+        if announced and announced["node"] != instance["placement"]["node"]:  # Ray has it on another node
+            await self._store.update("instance", id, placement=placement.elsewhere(announced))
 
         async def ask() -> None:
             await self._measuring.look(instance)

@@ -13,7 +13,8 @@ from aima_lib.errors import FailedPrecondition, NotFound, Unavailable
 from aima_lib.infra.kinds import ABILITIES
 from aima_lib.infra.store import Document, Store
 from aima_lib.names import did_you_mean, nearest
-from aima_lib.services.containers import Containers, is_contained
+from aima_lib.services.containers import Containers
+from aima_lib.services.launching import Launching, is_contained
 from aima_lib.services.wire import Address, Wire
 
 FOUND_SECONDS = 30.0
@@ -28,8 +29,9 @@ TASK_TYPES = {
 class EngineCatalog:
     """The adapters, and what is known of each on this machine."""
 
-    def __init__(self, engines: Mapping[str, Engine], store: Store, wire: Wire, containers: Containers) -> None:
-        self._engines, self._store, self._wire, self._containers = engines, store, wire, containers
+    def __init__(self, engines: Mapping[str, Engine], store: Store, wire: Wire, containers: Containers, launching: Launching) -> None:
+        self._engines, self._store, self._wire = engines, store, wire
+        self._containers, self._launching = containers, launching
         self._found: dict[str, tuple[float, Found]] = {}
 
     def adapter(self, name: str) -> Engine:
@@ -65,7 +67,7 @@ class EngineCatalog:
             "reason": found.reason,
             "formats": [*engine.formats],
             "tasks": [*engine.tasks],
-            "launchers": self._containers.launchers(name, found.installed),
+            "launchers": [*self._containers.launchers(name, found.installed), *self._launching.launchers(engine)],
             "container": contained,
             "instances": instances,
         }

@@ -161,7 +161,7 @@ class InferenceService:
 
     def _cannot(self, model: str, task: str, instance: Document) -> AimaError:
         can = ", ".join(instance["tasks"])
-        if task != "embed":
+        if task != "embed" or "embedding" not in self._engines.catalog.adapter(instance["engine"]).options:
             calls = [{"unit": "inference.models", "arguments": {"type": task}}]
             return FailedPrecondition(f"{model} can {can}, not {task}", hint="take a model that can", next=calls)
         able = [row["service_id"] or row["id"] for row in self._store.find("instance", status="ready") if "embed" in row["tasks"]]
@@ -205,6 +205,10 @@ class InferenceService:
             call = {"unit": "inference.models", "arguments": {"type": "chat"}}
             raise FailedPrecondition(f"{endpoint.model} does not obey a JSON schema: it was tried when it became ready", next=[call])
         if request.get("tools") and endpoint.instance.get("tools") is False:
+            if "chat_template" not in self._engines.catalog.adapter(endpoint.instance["engine"]).options:
+                call = {"unit": "inference.models", "arguments": {"type": "chat"}}
+                message = f"{endpoint.model} did not call the tool that it was tried with when it became ready"
+                raise FailedPrecondition(message, hint="take another model", next=[call])
             options = {**endpoint.instance["options"], "chat_template": "qwen-tools"}
             call = {
                 "unit": "service.create",

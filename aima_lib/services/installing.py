@@ -26,8 +26,9 @@ from aima_lib.infra.home import write_private
 from aima_lib.infra.launch import environment
 from aima_lib.infra.progress import Send
 from aima_lib.infra.store import Document
-from aima_lib.services.containers import DOCKER, Containers
+from aima_lib.services.containers import Containers
 from aima_lib.services.engine_catalog import ALIVE, EngineCatalog
+from aima_lib.services.launching import DOCKER
 from aima_lib.services.model import ModelService
 
 PIP_SECONDS, CHECK_SECONDS, LAST_WORDS = 3600, 300, 600

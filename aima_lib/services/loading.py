@@ -26,6 +26,7 @@ from aima_lib.services.probes import Probes
 from aima_lib.services.readiness import says_a_token, tried
 from aima_lib.services.wire import Address, Wire
 
+SAID = 300  # characters of what an engine says that is quoted
 GONE: Document = {
     "health": "unknown", "pid": None, "keeper_pid": None, "base_url": None, "tasks": [], "tools": None, "json_schema": None,
     "container_id": None,
@@ -59,15 +60,15 @@ class Loading:
             FailedPrecondition: it died; the cause is named.
             DeadlineExceeded: no token within engines.start_timeout_seconds.
         """
-        seconds, succeeded = float(self._settings["start_timeout_seconds"]), False
+        seconds, succeeded, heard = float(self._settings["start_timeout_seconds"]), False, list[str]()
         try:
             await self._news.progress(document, "loading", f"loading {document['model_id']}", send)
             with anyio.fail_after(seconds):
-                address = await self._first_token(document, launch, port)
+                address = await self._first_token(document, launch, port, heard)
             ready = await self._mark_ready(document, launch, address)
             succeeded = True
         except TimeoutError as error:
-            message = f"{document['id']} gave no token within {seconds:g} s"
+            message = f"{document['id']} gave no token within {seconds:g} s" + "".join(f"; the last it said: {said}" for said in heard)
             raise DeadlineExceeded(message, hint="raise engines.start_timeout_seconds", next=[logs_call(document["id"])]) from error
         finally:
             if not succeeded:
@@ -76,7 +77,8 @@ class Loading:
         await self._news.progress(ready, "ready", f"{ready['id']} answers at {ready['base_url']}", send)
         return ready
 
-    async def _first_token(self, document: Document, launch: Launch, port: int | None) -> Address:
+    async def _first_token(self, document: Document, launch: Launch, port: int | None, heard: list[str]) -> Address:
+        """`heard`: the last of what kept it from a token."""
         id, key = document["id"], process.read_key(self._home, document["id"])
         while True:
             self._refuse_dead(id)
@@ -87,8 +89,8 @@ class Loading:
                     address = Address(id, url, key)
                     await says_a_token(self._wire, address, launch)
                     return address
-                except Unavailable:
-                    pass  # not yet: it loads, or it has just died, which the next look will say
+                except Unavailable as error:  # not yet: it loads, or it has just died, which the next look will say
+                    heard[:] = [str(error)[:SAID]]
             await anyio.sleep(0.05)
 
     def _refuse_dead(self, id: str) -> None:
@@ -146,5 +148,5 @@ class Loading:
         if over.get("reason") == "no host":
             return "its keeper ended it: the home had no host for longer than engines.grace_seconds"
         served = self._store.get("instance", id)["ready_at"] is not None
-        lines = process.tail(process.log_of(self._home, id), 20 if served else 200)
-        return cause_of(lines, over.get("returncode"), served=served)
+        lines = process.tail(process.log_of(self._home, id), 100 if served else 200)
+        return cause_of(lines, over.get("returncode"), served=served, oom=over.get("oom"))

@@ -41,7 +41,9 @@ class Measurements:
     def high_bytes(
         self, model: Mapping[str, Any], engine: str, version: str | None, device: Device, options: Mapping[str, Any]
     ) -> int | None:
-        """The upper edge of the estimate of a start with these options."""
+        """The upper edge of the estimate of a start with these options; None for one that is spread over other machines too."""
+        if options.get("rpc"):
+            return None
         high = self.estimate(model, engine, version, load_of(model, options, device), options)["high_bytes"]
         return None if high is None else int(high)
 

@@ -35,6 +35,8 @@ class Measuring:
 
     async def started(self, instance: Document, version: str | None) -> None:
         """An instance is ready: keep what it takes, beside the estimate."""
+        if instance["device"] is None or instance["options"].get("rpc"):  # what it takes, it takes elsewhere, or there too
+            return
         model = self._store.peek("model", instance["model_id"])
         with _only_logged(instance):
             if model is not None and (found := await self._look(instance)) is not None:

@@ -34,6 +34,8 @@ def observed(
     instance: Mapping[str, Any], devices: Sequence[Device], announced: Mapping[str, Any] | None, gpus: Sequence[str] | None
 ) -> dict[str, Any]:
     """Where it runs, judged by what the engine says it can use and by how much of a GPU's memory it took."""
+    if announced is not None and "node" in announced:
+        return elsewhere(announced)
     meant = next(device for device in devices if device["id"] == instance["device"])
     if meant["type"] != "gpu":
         return dict(instance["placement"])
@@ -54,6 +56,11 @@ def observed(
     elif gpus is not None and not gpus:
         return _fallen(processor, f"{instance['engine']} lists no GPU it can use: it computes on the CPU, not on {meant['id']}")
     return {"device": meant["id"], "fallback": None}
+
+
+def elsewhere(announced: Mapping[str, Any]) -> dict[str, Any]:
+    """On a node of another launcher's, which is no device of this machine's."""
+    return {"device": None, "fallback": announced["fallback"], "node": announced["node"]}
 
 
 def _fallen(device: str, reason: str) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 A service that waits for memory takes the place of others that are worth less: lowest priority first, then whoever nobody asks, then what is
 cheapest to load again; never one that is pinned, and none before it has been there for the least time. So requests over two models that do
 not fit together make one swap in that time at most, whatever their number. Services of one group give way to each other in the same way,
-whatever the memory. Who made way for one that does not come after all is loaded again.
+whatever the memory; and so for one that somebody starts and says that it shall make room. Who made way for one that does not come after
+all is loaded again.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, nullcontext, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -22,6 +24,7 @@ from aima_lib.infra.events import Events
 from aima_lib.infra.progress import Send, silent
 from aima_lib.infra.store import Document, Store
 from aima_lib.services.groups import Groups
+from aima_lib.services.launching import is_on_ray
 from aima_lib.services.routes import Candidate
 
 if TYPE_CHECKING:
@@ -129,60 +132,72 @@ class Residence:
     async def _load(self, service_id: str) -> None:
         try:
             async with self._loading:
-                await self._fit_in(service_id)
+                await self.fitted(service_id, partial(self._serving.bring_up, service_id))
             self._gave_way.pop(service_id, None)
         except AimaError as error:
             log.warning("%s cannot be loaded: %s", service_id, error)
-            self._refused[service_id] = error
+            self._refused[service_id] = error = self.advised(service_id, error)
             self._serving.turns.of_service(service_id).give_up(error)
         finally:
             self._coming.discard(service_id)
             self._put_back(service_id)
             self._changed({"service"})
 
-    async def _fit_in(self, service_id: str) -> None:
+    async def fitted(self, service_id: str, bring_up: Callable[[], Awaitable[None]], send: Send = silent) -> None:
+        """Bring a service up; where memory is short others give way first. Raises as `bring_up`."""
         for attempt in range(ATTEMPTS):
             try:
-                await self._serving.bring_up(service_id)
+                await bring_up()
                 return
             except ResourceExhausted as error:
                 victims = self._victims(service_id, error)
                 if not victims or attempt == ATTEMPTS - 1:
-                    raise self.advised(service_id, error) from error
+                    raise
                 for victim in victims:
-                    await self._evict(victim, service_id, "evicted")
-
-    # Groups
-
-    @asynccontextmanager
-    async def place(self, service_id: str, group: str | None, send: Send = silent) -> AsyncIterator[None]:
-        """A place in a group for a service that is loaded in the block; whoever was in its way has left. For who holds the service's lock.
-
-        Raises:
-            FailedPrecondition: who is in its way is pinned.
-        """
-        if not group:
-            yield
-            return
-        is_mine = service_id not in self._coming  # a request's is settled once all was tried
-        self._coming.add(service_id)
-        try:
-            async with self.groups.locks[group]:
-                while leaving := self.groups.leaving(service_id, group):
-                    message = f"{leaving[0]} leaves: {service_id} takes its place in the group {group}"
+                    message = f"{victim} leaves: {service_id} takes its memory"
                     await send({"phase": "making room", "message": message, "completed": None, "total": None})
                     with suppress(NotFound):  # it was deleted meanwhile
-                        await self._evict(leaving[0], service_id, "group")
-                for record in self.groups.lingering(service_id, group):  # being stopped, or its host died over it
-                    with suppress(NotFound):
-                        await self._serving.put_down(record["id"], DRAIN_SECONDS, unloaded=bool(record.get("unloaded")))
-                yield
+                        await self._evict(victim, service_id, "evicted")
+
+    @asynccontextmanager
+    async def _coming_in(self, service_id: str) -> AsyncIterator[None]:
+        """While a service is on its way; who made way for it is loaded again when the block fails."""
+        is_mine = service_id not in self._coming  # a request's, or an outer block's, is settled once all was tried
+        self._coming.add(service_id)
+        try:
+            yield
             if is_mine:
                 self._gave_way.pop(service_id, None)
         finally:
             if is_mine:
                 self._coming.discard(service_id)
                 self._put_back(service_id)
+
+    # Groups
+
+    @asynccontextmanager
+    async def place(self, service_id: str, group: str | None, send: Send = silent, make_room: bool = False) -> AsyncIterator[None]:
+        """A place in a group for a service that is loaded in the block; whoever was in its way has left. For who holds the service's lock.
+
+        make_room: who leaves for it in the block, by `fitted`, comes back as well if it fails.
+
+        Raises:
+            FailedPrecondition: who is in its way is pinned.
+        """
+        if not group:
+            async with self._coming_in(service_id) if make_room else nullcontext():
+                yield
+            return
+        async with self._coming_in(service_id), self.groups.locks[group]:
+            while leaving := self.groups.leaving(service_id, group):
+                message = f"{leaving[0]} leaves: {service_id} takes its place in the group {group}"
+                await send({"phase": "making room", "message": message, "completed": None, "total": None})
+                with suppress(NotFound):  # it was deleted meanwhile
+                    await self._evict(leaving[0], service_id, "group")
+            for record in self.groups.lingering(service_id, group):  # being stopped, or its host died over it
+                with suppress(NotFound):
+                    await self._serving.put_down(record["id"], DRAIN_SECONDS, unloaded=bool(record.get("unloaded")))
+            yield
 
     def gave_way(self, service_id: str) -> list[str]:
         """Who has left for a service that is not there yet."""
@@ -212,9 +227,10 @@ class Residence:
         victims = self._victims(service_id, error)
         if not victims:
             return error
-        calls = [{"unit": "service.stop", "arguments": {"service_id": victim}} for victim in victims]
+        make_room = {"unit": "service.start", "arguments": {"service_id": service_id, "make_room": True}}
+        calls = [make_room, *({"unit": "service.stop", "arguments": {"service_id": victim}} for victim in victims)]
         details = error.details | {"would_fit_without": victims}
-        hint = f"{error.hint}; or it fits once {', '.join(victims)} {'is' if len(victims) == 1 else 'are'} stopped"
+        hint = f"{error.hint}; or it fits once {', '.join(victims)} {'is' if len(victims) == 1 else 'are'} unloaded, as make_room has it"
         return ResourceExhausted(str(error), hint=hint, next=[*error.next, *calls], details=details)
 
     def _victims(self, service_id: str, error: AimaError) -> list[str]:
@@ -223,8 +239,12 @@ class Residence:
         mine = self._store.peek("service", service_id)
         if needed is None or usable is None or mine is None:
             return []
-        missing, chosen = needed - usable, list[str]()
-        for victim in sorted(self._others(service_id, self.settings(mine)["priority"]), key=self._worth):
+        return self.making_way(service_id, self.settings(mine)["priority"], needed - usable)
+
+    def making_way(self, service_id: str, priority: int, missing: int) -> list[str]:
+        """Who would be unloaded so that a service of this priority has so many bytes more: nobody, where that would not be enough."""
+        chosen = list[str]()
+        for victim in sorted(self._others(service_id, priority), key=self._worth):
             if missing <= 0:
                 break
             chosen.append(victim["id"])
@@ -233,7 +253,8 @@ class Residence:
 
     def _others(self, service_id: str, priority: int) -> list[Document]:
         found = [self._serving.get(record["id"]) for record in self._store.find("service") if record["id"] != service_id]
-        return [each for each in found if each["ready_replicas"] and not each["pinned"] and each["priority"] <= priority]
+        mine = [each for each in found if not is_on_ray(each["options"])]  # others take no memory of this machine
+        return [each for each in mine if each["ready_replicas"] and not each["pinned"] and each["priority"] <= priority]
 
     def _worth(self, service: Document) -> tuple[int, bool, int, float]:
         lane = self._serving.turns.of_service(service["id"])

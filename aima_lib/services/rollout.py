@@ -16,6 +16,7 @@ from aima_lib.infra.progress import Send, silent
 from aima_lib.infra.store import Document, Store
 from aima_lib.names import replica_id
 from aima_lib.services.engine import EngineService
+from aima_lib.services.launching import is_on_ray
 from aima_lib.services.replicas import Replica, asked, definition, numbers, replica
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ class Rollout:
     async def foresee(self, target: Document) -> tuple[int | None, bool | None]:
         """The memory that one more engine would take, and whether it fits beside those that run (None: unknown)."""
         order = (target["engine"], target["model_id"], target["options"])
-        return self._engines.needed_bytes(*order), await self._engines.fits(*order)
+        missing = await self._engines.missing_bytes(*order) if not is_on_ray(target["options"]) else None  # elsewhere is not ours to say
+        return self._engines.needed_bytes(*order), None if missing is None else not missing
 
     async def update(self, service_id: str, changes: Mapping[str, Any], probe_seconds: float, drain_seconds: float, send: Send) -> None:
         """Change what a service serves; returns when that is so. A service that does not run only has another definition then.

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import anyio
 
 from aima_lib.engines.base import refuse_unknown
-from aima_lib.errors import AimaError, AlreadyExists, FailedPrecondition, NotFound
+from aima_lib.errors import AimaError, FailedPrecondition, NotFound
 from aima_lib.infra.clock import now
 from aima_lib.infra.events import Events
 from aima_lib.infra.progress import Send, silent
@@ -18,19 +19,21 @@ from aima_lib.infra.store import Document, Store
 from aima_lib.names import instance_id, slug
 from aima_lib.services.autoscale import Autoscaler
 from aima_lib.services.engine import EngineService
+from aima_lib.services.launching import is_on_ray
 from aima_lib.services.meter import Meter
 from aima_lib.services.model import ModelService
 from aima_lib.services.reconciler import Reconciler
-from aima_lib.services.replicas import Replica, asked, wanted
+from aima_lib.services.replicas import Replica, asked, definition, wanted
 from aima_lib.services.residence import Residence
 from aima_lib.services.rollout import Rollout
 from aima_lib.services.routes import Candidate, Routes
+from aima_lib.services.service_calls import call_of, how_to_go_on, refuse_other
 from aima_lib.services.turns import Turns
+from aima_lib.services.views import Views
 
 log = logging.getLogger(__name__)
 DRAIN_SECONDS = 30.0
 ALIVE = ("starting", "ready")
-INNER = ("replicas", "numbers", "rollout")  # of a record, what is shown by other names
 
 
 class ServingService:
@@ -47,6 +50,7 @@ class ServingService:
         self.rollout = Rollout(store, events, engines, self)
         self.autoscaler = Autoscaler(config, store, events, self)
         self.meters: defaultdict[str, Meter] = defaultdict(Meter)
+        self._views = Views(self.routes, self.turns, self.meters, lambda record: self.residence.settings(record, shown=True))
 
     # Reading
 
@@ -56,13 +60,13 @@ class ServingService:
         Raises:
             NotFound: there is none; the nearest are named.
         """
-        return self._view(self._store.get("service", service_id))
+        return self._views.view(self._store.get("service", service_id))
 
     def list(
         self, status: str | None = None, model_id: str | None = None, limit: int = 100, offset: int = 0
     ) -> tuple[Sequence[Document], int]:
         """A page of services, oldest first, and how many there are in all."""
-        rows = [self._view(record) for record in self._store.find("service", model_id=model_id)]
+        rows = [self._views.view(record) for record in self._store.find("service", model_id=model_id)]
         chosen = [row for row in rows if status is None or row["status"] == status]
         return chosen[offset : offset + limit], len(chosen)
 
@@ -98,10 +102,10 @@ class ServingService:
         chosen = engine or await self._engines.catalog.fitting(model)
         id = slug(name or model_id)
         old = self._store.peek("service", id)
-        if old and self._view(old)["status"] != "failed":
-            self._refuse_other(old, {"model_id": model_id, "engine": chosen, "options": dict(options)})
+        if old and self._views.view(old)["status"] != "failed":
+            refuse_other(old, {"model_id": model_id, "engine": chosen, "options": dict(options)})
         _, _, needed = self._engines.foresee(chosen, model_id, options)
-        return id, self._view(old) if old else None, needed
+        return id, self._views.view(old) if old else None, needed
 
     async def create(
         self,
@@ -110,10 +114,13 @@ class ServingService:
         engine: str | None = None,
         options: Mapping[str, Any] | None = None,
         send: Send = silent,
+        *,
+        make_room: bool = False,
         **more: Any,
     ) -> Document:
         """Serve a model from now on, over crashes and restarts; returns when it is ready. The same call again changes nothing.
 
+        make_room: where memory is short, unload others as for a request.
         more: replicas, idle_unload_seconds, pinned, priority and group; what is left out is as the configuration says.
 
         Raises:
@@ -126,16 +133,17 @@ class ServingService:
         model = self._model(model_id)
         chosen = engine or await self._engines.catalog.fitting(model)
         refuse_unknown(self._engines.catalog.adapter(chosen), options or {})
+        self._engines.refuse_launcher(chosen, options or {})
         id = slug(name or model_id)
-        definition = {"model_id": model_id, "engine": chosen, "options": dict(options or {})}
+        defined = {"model_id": model_id, "engine": chosen, "options": dict(options or {})}
         kept = _given(more)
         async with self.locks[id]:
             old = self._store.peek("service", id)
             self.leaving(id, kept.get("group", (old or {}).get("group")))
-            if old and self._view(old)["status"] == "failed":  # it serves nothing: what the error advised may take its place
-                await self._store.update("service", id, **definition, **kept, numbers=[], instance_id=instance_id(chosen, id))
+            if old and self._views.view(old)["status"] == "failed":  # it serves nothing: what the error advised may take its place
+                await self._store.update("service", id, **defined, **kept, numbers=[], instance_id=instance_id(chosen, id))
             elif old:
-                self._refuse_other(old, definition)
+                refuse_other(old, defined)
                 await self._hold_to(id, kept, send)
             else:
                 settings = self.residence.settings(kept)
@@ -143,33 +151,34 @@ class ServingService:
                 record = {
                     "id": id,
                     "name": name or model_id,
-                    **definition,
+                    **defined,
                     **settings,
                     "desired_replicas": 0 if settings["group"] else replicas,  # of a group, who is in its way leaves before
                     "error": None,
                     "created_at": now(),
                 }
                 await self._store.insert("service", record | {"instance_id": instance_id(chosen, id)})
-                self._events.publish("service.created", {"service_id": id, **definition}, subject=id)
-            return await self.start_held(id, send)
+                self._events.publish("service.created", {"service_id": id, **defined}, subject=id)
+            return await self.start_held(id, send, make_room)
 
-    async def start(self, service_id: str, send: Send = silent) -> Document:
+    async def start(self, service_id: str, send: Send = silent, make_room: bool = False) -> Document:
         """Want it to run, and return when it does. Clears a failure and its count of restarts. Raises as `create` does."""
         self._store.get("service", service_id)
         async with self.locks[service_id]:
-            return await self.start_held(service_id, send)
+            return await self.start_held(service_id, send, make_room)
 
-    async def start_held(self, service_id: str, send: Send) -> Document:
+    async def start_held(self, service_id: str, send: Send, make_room: bool = False) -> Document:
         """As `start`, for who holds the service's lock."""
         record = self._store.get("service", service_id)
         self.reconciler.forget(self.replicas(record, most=True))
-        async with self.residence.place(service_id, record.get("group"), send):
+        async with self.residence.place(service_id, record.get("group"), send, make_room):
             record = await self._wanted(service_id)
             try:
-                await self.bring_up_replicas(record, send)
+                bring_up = partial(self.bring_up_replicas, record, send)
+                await (self.residence.fitted(service_id, bring_up, send) if make_room else bring_up())
             except AimaError as error:
                 await self.fail(record, str(error))
-                raise _how_to_go_on(self.residence.advised(service_id, error), service_id, self.residence.gave_way(service_id)) from error
+                raise how_to_go_on(self.residence.advised(service_id, error), service_id, self.residence.gave_way(service_id)) from error
             except anyio.get_cancelled_exc_class():
                 with anyio.CancelScope(shield=True):  # nobody wants it any more, so nobody shall start it behind their back
                     await self._store.update("service", service_id, desired_replicas=0)
@@ -208,6 +217,18 @@ class ServingService:
         """Who would leave a group for a service of it. Raises FailedPrecondition where that is pinned."""
         return self.residence.groups.leaving(service_id, group) if group else []
 
+    async def making_way(
+        self, model_id: str, service_id: str, engine: str | None, options: Mapping[str, Any], priority: int | None
+    ) -> tuple[int | None, Sequence[str]]:
+        """How much memory a service so defined would lack now (None: unknown), and who would be unloaded if it is to make room."""
+        if is_on_ray(options):
+            return 0, []
+        chosen = engine or await self._engines.catalog.fitting(self._model(model_id))
+        missing = await self._engines.missing_bytes(chosen, model_id, options)
+        if priority is None:
+            priority = self.residence.settings(self._store.peek("service", service_id) or {})["priority"]
+        return missing, self.residence.making_way(service_id, int(priority), missing) if missing else []
+
     def leaving_to_join(self, service_id: str, group: str | None) -> Sequence[str]:
         """As `leaving`, for a service that would join the group as it is: nobody, if it is not loaded."""
         return self.leaving(service_id, group) if self.residence.groups.is_loaded(self._store.get("service", service_id)) else []
@@ -217,9 +238,9 @@ class ServingService:
         would be replaced."""
         record = self._store.get("service", service_id)
         target = self.rollout.target(record, changes)
-        if not record["desired_replicas"] or all(record[key] == target[key] for key in target):
+        if not record["desired_replicas"] or definition(record) == target:
             return None
-        return self._view(record), *await self.rollout.foresee(target)
+        return self._views.view(record), *await self.rollout.foresee(target)
 
     async def scale(self, service_id: str, replicas: int, send: Send = silent) -> Document:
         """Run a service with so many engines, and return when that is so. One that is stopped has them when it starts. It is not scaled by
@@ -324,16 +345,18 @@ class ServingService:
         model = self._model(model_id)
         chosen, id = await self._engines.catalog.fitting(model), slug(model_id)
         settings = self.residence.settings({"idle_unload_seconds": idle_unload_seconds, "unloaded": True})
-        definition = {"model_id": model_id, "engine": chosen, "options": {}}
-        record = {"id": id, "name": model_id, **definition, **settings, "desired_replicas": 0, "error": None, "created_at": now()}
+        defined = {"model_id": model_id, "engine": chosen, "options": {}}
+        record = {"id": id, "name": model_id, **defined, **settings, "desired_replicas": 0, "error": None, "created_at": now()}
         async with self.locks[id]:
             if not self._store.peek("service", id):
                 await self._store.insert("service", record | {"instance_id": instance_id(chosen, id)})
-                self._events.publish("service.created", {"service_id": id, **definition}, subject=id)
+                self._events.publish("service.created", {"service_id": id, **defined}, subject=id)
         return id
 
     def memory_bytes(self, service: Mapping[str, Any]) -> int:
-        """What its engines take, as admission reckons it."""
+        """What its engines take of this machine, as admission reckons it."""
+        if is_on_ray(service["options"]):
+            return 0
         _, _, each = self._engines.foresee(service["engine"], service["model_id"], service["options"])
         return (each or 0) * int(service["ready_replicas"])
 
@@ -352,13 +375,13 @@ class ServingService:
             return NotFound(f"no service called {service_id!r}", next=[{"unit": "inference.models", "arguments": {}}])
         if self.residence.is_coming(service_id):
             return None
-        service = self._view(record)
+        service = self._views.view(record)
         if service["status"] in ("starting", "running"):
             return None
         said = {"said": service["error"]} if service["error"] else {}
         why = f": {service['error']}" if service["error"] else ""
         explain = [{"unit": "event.explain", "arguments": {"subject": service_id}}] if service["error"] else []
-        calls = [_call("service.start", service_id), *explain]
+        calls = [call_of("service.start", service_id), *explain]
         return FailedPrecondition(f"the service {service_id} is {service['status']}{why}", hint="start it", next=calls, details=said)
 
     async def bring_up(self, service_id: str) -> None:
@@ -380,17 +403,17 @@ class ServingService:
         return await self._engines.start(*order, service_id=service_id, replica=each.number)
 
     async def bring_up_replicas(self, record: Document, send: Send, only: Replica | None = None) -> None:
-        was_ready = bool(self._view(record)["ready_replicas"])
+        was_ready = bool(self._views.view(record)["ready_replicas"])
         for each in asked(record) if only is None else (only,):
             await self.start_replica(record["id"], each, send)
         current = self._store.get("service", record["id"])
         if not current["desired_replicas"]:
-            await self._end(self._view(record), 10.0)  # stopped while it started
-            call = _call("service.start", record["id"])
+            await self._end(self._views.view(record), 10.0)  # stopped while it started
+            call = call_of("service.start", record["id"])
             raise FailedPrecondition(f"the service {record['id']} was stopped while it started", next=[call])
         self.residence.loaded(record["id"])
         if not was_ready:
-            payload = {"service_id": record["id"], "model_id": record["model_id"], "endpoints": self._view(current)["endpoints"]}
+            payload = {"service_id": record["id"], "model_id": record["model_id"], "endpoints": self._views.view(current)["endpoints"]}
             self._events.publish("service.started", payload, subject=record["id"])
 
     async def _wanted(self, service_id: str) -> Document:
@@ -407,36 +430,6 @@ class ServingService:
         self._events.publish("service.failed", payload, subject=record["id"])
 
     # Small things
-
-    def _view(self, record: Document) -> Document:
-        instances, known = self._instances(record), {each.id for each in asked(record)}
-        ready = [each for each in instances if each["status"] == "ready" and each["id"] in known]
-        if record["desired_replicas"]:
-            status = "failed" if record["error"] else "running" if ready else "starting"
-        else:
-            status = "stopping" if any(each["status"] in ALIVE for each in instances) else "stopped"
-        lane = self.turns.lanes.get(record["id"])
-        metrics = self.meters[record["id"]].read() | {"retried": self.turns.retried[record["id"]], "waiting": lane.waiting if lane else 0}
-        shown = {key: value for key, value in record.items() if key not in INNER}
-        return {
-            **self.residence.settings(record, shown=True),
-            **shown,
-            "status": status,
-            "health": self._health(record, ready),
-            "ready_replicas": len(ready),
-            "endpoints": [{"base_url": each["base_url"], "instance_id": each["id"], "tasks": each["tasks"]} for each in ready],
-            "placement": ready[0]["placement"] if ready else None,
-            "metrics": metrics,
-        }
-
-    def _health(self, record: Document, ready: Sequence[Document]) -> str:
-        """Of all its engines: as probes saw them, and degraded where one is missing, or does not answer, beside others that do."""
-        seen = [each["health"] for each in ready]
-        if not seen:
-            return "unknown"
-        if "healthy" in seen and ("unhealthy" in seen or len(seen) < record["desired_replicas"] or self.meters[record["id"]].is_slow):
-            return "degraded"
-        return "unhealthy" if "unhealthy" in seen else seen[0]
 
     def replicas(self, record: Mapping[str, Any], *, most: bool = False) -> Sequence[str]:
         """The ids of the engines it is to have now, or (most) of all that it may have had."""
@@ -456,17 +449,6 @@ class ServingService:
             repo = {"unit": "model.pull", "arguments": {"repo": model_id}}
             raise NotFound(str(error), hint=error.hint, next=[*error.next, repo], details=error.details) from error
 
-    def _refuse_other(self, old: Document, other: Mapping[str, Any]) -> None:
-        different = [key for key in other if old[key] != other[key]]
-        if different:
-            said = ", ".join(f"{key} is {old[key]!r}, not {other[key]!r}" for key in different)
-            change = {"unit": "service.update", "arguments": {"service_id": old["id"], **{key: other[key] for key in different}}}
-            raise AlreadyExists(
-                f"there is a service called {old['id']!r} already: {said}",
-                hint="service.update changes it; or give this one another name",
-                next=[change, _call("service.get", old["id"])],
-            )
-
 
 def wanted_replicas(record: Mapping[str, Any]) -> int:
     """How many engines it has when it runs."""
@@ -476,16 +458,3 @@ def wanted_replicas(record: Mapping[str, Any]) -> int:
 def _given(settings: Mapping[str, Any]) -> Document:
     """Those that were given; a group without a name is none."""
     return {key: (value or None) if key == "group" else value for key, value in settings.items() if value is not None}
-
-
-def _how_to_go_on(error: AimaError, service_id: str, gave_way: Sequence[str]) -> AimaError:
-    """The same error, which also names the calls that lead on from a failed service, and who made way for it."""
-    explain = {"unit": "event.explain", "arguments": {"subject": service_id}}
-    calls = [*error.next, explain, _call("service.start", service_id), _call("service.delete", service_id)]
-    hint = f"{error.hint or 'mend the cause'}; the service {service_id} stays as failed until it is started or deleted"
-    hint += f"; {', '.join(gave_way)}, which made way for it, is loaded again" if gave_way else ""
-    return type(error)(f"service {service_id}: {error}", hint=hint, next=calls, details=error.details)
-
-
-def _call(unit: str, service_id: str) -> Document:
-    return {"unit": unit, "arguments": {"service_id": service_id}}

@@ -157,7 +157,7 @@ def parsed(body: bytes) -> Any:
 
 def translated(address: Address, status: int, answer: Any, request: Any = None) -> AimaError:
     """An engine's refusal as ours, without what it quotes of the request: errors are repeated in many places."""
-    said = answer.get("error", {}) if isinstance(answer, dict) else {}
+    said = answer.get("error") or answer.get("detail") or {} if isinstance(answer, dict) else {}  # detail: FastAPI's own refusals
     said = said if isinstance(said, dict) else {"message": str(said)}
     message, kind = unsaid(str(said.get("message", f"HTTP {status}")), request), said.get("type")
     if kind == "exceed_context_size_error":

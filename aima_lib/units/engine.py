@@ -9,7 +9,7 @@ from typing import Any
 from aima_lib.gateway import Context
 from aima_lib.infra.change import Change
 from aima_lib.registry import handles, plans
-from aima_lib.services.containers import chosen
+from aima_lib.services.launching import chosen
 
 Result = Mapping[str, Any]
 

@@ -11,7 +11,7 @@ from aima_lib.gateway import Context
 from aima_lib.infra.change import Change
 from aima_lib.registry import handles, plans
 from aima_lib.services.autoscale import USUAL
-from aima_lib.services.containers import chosen
+from aima_lib.services.launching import chosen
 
 Result = Mapping[str, Any]
 
@@ -29,10 +29,11 @@ async def create_service(
     pinned: bool | None = None,
     priority: int | None = None,
     group: str | None = None,
+    make_room: bool = False,
 ) -> Result:
-    settings = {"idle_unload_seconds": idle_unload_seconds, "pinned": pinned, "priority": priority, "group": group}
-    how = chosen(options, launcher)
-    return {"service": await ctx.services.serving.create(model_id, name, engine, how, ctx.send, replicas=replicas, **settings)}
+    held: dict[str, Any] = {"idle_unload_seconds": idle_unload_seconds, "pinned": pinned, "priority": priority, "group": group}
+    order = model_id, name, engine, chosen(options, launcher), ctx.send
+    return {"service": await ctx.services.serving.create(*order, make_room=make_room, replicas=replicas, **held)}
 
 
 @handles("service.scale")
@@ -64,8 +65,8 @@ async def update_service(
 
 
 @handles("service.start")
-async def start_service(ctx: Context, service_id: str) -> Result:
-    return {"service": await ctx.services.serving.start(service_id, ctx.send)}
+async def start_service(ctx: Context, service_id: str, make_room: bool = False) -> Result:
+    return {"service": await ctx.services.serving.start(service_id, ctx.send, make_room)}
 
 
 @handles("service.stop")
@@ -115,9 +116,10 @@ async def plan_create(ctx: Context, given: Mapping[str, Any]) -> Change:
     wanted = given["model_id"], given.get("name"), given.get("engine"), chosen(given.get("options"), given.get("launcher"))
     id, old, needed = await ctx.services.serving.foresee(*wanted)
     group = given["group"] if given.get("group") is not None else (old or {}).get("group")
-    made_way = _made_way(ctx.services.serving.leaving(id, group))
+    leaving = ctx.services.serving.leaving(id, group)
     if old and old["status"] == "running":
-        return made_way
+        return _made_way(leaving)
+    made_way = await _room(ctx, (wanted[0], id, *wanted[2:]), given, leaving)
     return replace(made_way, creates=() if old else (("service", id),), starts=(("service", id),), memory_bytes=needed)
 
 
@@ -126,8 +128,9 @@ async def plan_start(ctx: Context, given: Mapping[str, Any]) -> Change:
     service = ctx.services.serving.get(given["service_id"])
     if service["status"] == "running":
         return Change()
-    _, _, needed = await ctx.services.serving.foresee(service["model_id"], service["id"], service["engine"], service["options"])
-    made_way = _made_way(ctx.services.serving.leaving(service["id"], service["group"]))
+    needed = await _needed(ctx, service)
+    order = service["model_id"], service["id"], service["engine"], service["options"]
+    made_way = await _room(ctx, order, given, ctx.services.serving.leaving(service["id"], service["group"]))
     return replace(made_way, starts=(("service", service["id"]),), memory_bytes=needed)
 
 
@@ -157,7 +160,7 @@ async def plan_scale(ctx: Context, given: Mapping[str, Any]) -> Change:
         return Change()
     if more < 0:
         return Change(stops=(("service", service["id"]),), freed_bytes=None)
-    _, _, needed = await ctx.services.serving.foresee(service["model_id"], service["id"], service["engine"], service["options"])
+    needed = await _needed(ctx, service)
     return Change(starts=(("service", service["id"]),), memory_bytes=None if needed is None else needed * more)
 
 
@@ -182,6 +185,25 @@ def _bounds(autoscale: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if bounds["min"] > bounds["max"]:
         raise InvalidArgument(f"autoscale.min: {bounds['min']} is more than max, {bounds['max']}")
     return bounds
+
+
+async def _needed(ctx: Context, service: Mapping[str, Any]) -> int | None:
+    """The memory that one engine of a service may take."""
+    order = service["model_id"], service["id"], service["engine"], service["options"]
+    return (await ctx.services.serving.foresee(*order))[2]
+
+
+async def _room(
+    ctx: Context, order: tuple[str, str, str | None, Mapping[str, Any]], given: Mapping[str, Any], leaving: Sequence[str]
+) -> Change:
+    """Who leaves for a service that is started: its group, and where memory is short those who would give it, if it is to make room."""
+    missing, victims = await ctx.services.serving.making_way(*order, priority=given.get("priority"))
+    if not missing or leaving:  # whose memory comes free
+        return _made_way(leaving)
+    if given.get("make_room"):
+        return _made_way(victims) if victims else Change(notes=("it does not fit into memory, whoever may be unloaded",))
+    without = f": it would with make_room, which unloads {', '.join(victims)}" if victims else ""
+    return Change(notes=(f"it does not fit into the memory that is free now{without}",))
 
 
 def _made_way(leaving: Sequence[str]) -> Change:

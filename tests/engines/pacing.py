@@ -27,7 +27,7 @@ grace_seconds = 1
 start_timeout_seconds = 30
 probe_seconds = 0.1
 probe_timeout_seconds = 0.5
-hung_seconds = 2
+hung_seconds = {hung}
 restart_limit = 3
 llama_server = "{server}"
 {engines}
@@ -45,18 +45,19 @@ def guest(name: str) -> Caller:
     return Caller(name, frozenset({"inference"}), None)
 
 
-def write(home: Home, folder: Path, engines: str = "", inference: str = "") -> None:
+def write(home: Home, folder: Path, engines: str = "", inference: str = "", hung: float = 2) -> None:
     """A configuration whose llama-server takes its time. The texts are more of it."""
     script = folder / "llama-server"
     script.write_text(f'#!/bin/sh\nexec {sys.executable} {Path(__file__).parents[1] / "paced_engine.py"} "$@"\n', encoding="utf-8")
     script.chmod(0o755)
-    (home.path / "config.toml").write_text(CONFIG.format(server=script, engines=engines, inference=inference) + ROOTS, encoding="utf-8")
+    text = CONFIG.format(server=script, engines=engines, inference=inference, hung=hung) + ROOTS
+    (home.path / "config.toml").write_text(text, encoding="utf-8")
 
 
 @asynccontextmanager
-async def paced(home: Home, fixtures: Path, folder: Path, engines: str = "", inference: str = "") -> AsyncIterator[Hosted]:
+async def paced(home: Home, fixtures: Path, folder: Path, engines: str = "", inference: str = "", hung: float = 2) -> AsyncIterator[Hosted]:
     """A hosted home, so configured; its services are deleted with it."""
-    write(home, folder, engines, inference)
+    write(home, folder, engines, inference, hung)
     async with runtime.host(home) as gateway:
         try:
             yield Hosted(gateway, fixtures)

@@ -1,7 +1,7 @@
 """Engines elsewhere, and servers of other names: each adapter against a small server that speaks the API which the real one documents.
 
-What was not run here: OpenAI's own endpoint, Ollama's server, vLLM, SGLang and transformers themselves. The options that are passed to the
-last three are those of vllm 0.32.0, sglang 0.5.23 and transformers 5.19.0, read in their packages.
+What was not run here: OpenAI's own endpoint, Ollama's server and SGLang. vllm 0.32.0 (for CPUs) and transformers 5.19.0 were run by hand with a
+tiny Llama, and what stands for them here does what they were seen to do; SGLang's options are those of 0.5.23, read in its package.
 """
 
 from __future__ import annotations
@@ -233,7 +233,14 @@ async def test_a_server_of_its_own_environment_is_started_with_a_key(
     (weights / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}), encoding="utf-8")
     await remote.call("model.import", path=str(weights), name=f"of-{engine}")
     instance = (await remote.call("engine.start", name=engine, model_id=f"of-{engine}", options=options))["instance"]
-    assert (await remote.call("inference.chat", model=instance["id"], messages=HELLO))["content"] == "hello"
+    said = await remote.call("inference.chat", model=instance["id"], messages=HELLO)
+    assert (said["content"], said["finish_reason"], said["usage"]["total_tokens"]) == ("hello", "stop", 2)
+    with pytest.raises(FailedPrecondition, match=f"of-{engine}.* can chat, complete, not embed") as refused:
+        await remote.call("inference.embed", model=instance["id"], input=["a"])
+    assert "embedding=true" not in str(refused.value.hint), "an option that it has not"
+    if engine == "transformers":
+        with pytest.raises(InvalidArgument, match="Unexpected fields in the request"):
+            await remote.call("inference.chat", model=instance["id"], messages=HELLO, top_k=3)
     log = "\n".join(await remote.gateway.services.engines.logs(instance["id"]))
     started = json.loads(log.partition("WORDS ")[2].partition("\n")[0])
     assert words.items() <= started.items()

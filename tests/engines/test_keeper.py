@@ -58,7 +58,7 @@ def test_nothing_is_left_one_second_after_the_grace(home: Home) -> None:
         killed = time.monotonic()
         until(lambda: not left(home, UNRULY), GRACE + 1.0, "the end of the tree")
         assert time.monotonic() - killed >= GRACE * 0.9, "it had its grace"
-    assert process.read_exit(home.path, "unruly") == {"returncode": -signal.SIGKILL, "reason": "no host"}
+    assert process.read_exit(home.path, "unruly") == {"returncode": -signal.SIGKILL, "reason": "no host", "oom": None}
 
 
 def test_an_engine_goes_on_when_a_host_comes_back_within_the_grace(home: Home) -> None:

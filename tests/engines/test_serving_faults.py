@@ -15,7 +15,7 @@ import anyio
 import psutil
 import pytest
 
-from aima_lib.errors import ResourceExhausted, Unavailable
+from aima_lib.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from aima_lib.infra.home import Home
 from aima_lib.services.ceiling import GIB, Ceiling
 from tests.engines.conftest import Hosted
@@ -169,6 +169,43 @@ async def test_two_models_that_do_not_fit_together_take_turns(hosted: Hosted) ->
     assert [each.error for each in results] == [None] * (64 * LOAD * 3)
     assert 1 <= swaps <= took / 0.5 + 1
     assert {event["payload"]["reason"] for event in hosted.events("service.unloaded")} == {"evicted"}
+
+
+async def test_a_start_makes_room_where_it_is_told_to_and_who_made_way_comes_back_if_it_fails(hosted: Hosted) -> None:
+    await serve(hosted, "tiny")
+    await hosted.tiny("other")
+    services, options = hosted.gateway.services, {"parallel": 4, "context_length": 256}
+    order = {"model_id": "other", "engine": "llama-server", "options": options}
+    await limited(hosted, 1.5)
+    assert (await hosted.gateway.plan("service.create", order))["changes"]["notes"] == [
+        "it does not fit into the memory that is free now: it would with make_room, which unloads tiny"
+    ]
+    plan = await hosted.gateway.plan("service.create", {**order, "make_room": True})
+    assert [each["id"] for each in plan["changes"]["stops"]] == ["tiny"]
+    with pytest.raises(ResourceExhausted) as refused:
+        await hosted.call("service.create", **order)
+    call = next(each for each in refused.value.next if each["unit"] == "service.start")
+    assert call["arguments"] == {"service_id": "other", "make_room": True}
+    said = list[Mapping[str, Any]]()
+
+    async def send(item: Mapping[str, Any]) -> None:
+        said.append(item)
+
+    started = await hosted.gateway.call(call["unit"], call["arguments"], send=send)
+    assert started["service"]["status"] == "running" and services.serving.get("tiny")["unloaded"]
+    assert "tiny leaves: other takes its memory" in [each["message"] for each in said]
+    assert (await ask(hosted, model="tiny", tokens=1)).error is None, "the next request brings it back"
+    broken = {"model_id": "other", "name": "broken", "engine": "llama-server", "options": {**options, "seed": 15}, "make_room": True}
+    with pytest.raises(FailedPrecondition, match="did not start") as failed:
+        await hosted.call("service.create", **broken)
+    assert "tiny, which made way for it, is loaded again" in str(failed.value.hint)
+    await hosted.until(lambda: services.serving.routes.ready("tiny"))
+    await hosted.call("service.update", service_id="tiny", pinned=True)
+    plan = await hosted.gateway.plan("service.start", {"service_id": "other", "make_room": True})
+    assert plan["changes"]["notes"] == ["it does not fit into memory, whoever may be unloaded"] and plan["changes"]["stops"] == []
+    with pytest.raises(ResourceExhausted) as pinned:
+        await hosted.call("service.start", service_id="other", make_room=True)
+    assert "would_fit_without" not in pinned.value.details and services.serving.routes.ready("tiny")
 
 
 async def test_who_is_pinned_or_worth_more_does_not_give_way(hosted: Hosted) -> None:

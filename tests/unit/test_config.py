@@ -21,10 +21,14 @@ def write(home: Path, text: str) -> Path:
     return home
 
 
+def usual(spec: Any) -> Any:
+    return {key: usual(each) for key, each in spec["properties"].items()} if "properties" in spec else spec["default"]
+
+
 def test_without_a_file_every_key_has_its_default(tmp_path: Path) -> None:
     settings = config.load(tmp_path)
     for section, spec in SCHEMA["properties"].items():
-        assert dict(settings[section]) == {key: each["default"] for key, each in spec["properties"].items()}
+        assert dict(settings[section]) == {key: usual(each) for key, each in spec["properties"].items()}
 
 
 def test_the_defaults_obey_the_schema_they_stand_in(tmp_path: Path) -> None:

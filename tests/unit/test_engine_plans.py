@@ -51,6 +51,20 @@ def test_llama_server_gets_its_key_by_file_and_the_whole_context_of_all_slots(tm
     assert launch.env["LD_LIBRARY_PATH"].split(os.pathsep)[0] == str(tmp_path)
 
 
+def test_a_model_is_spread_over_machines_that_the_owner_named() -> None:
+    engine = LlamaServer("/opt/llama-server", {"desk": "10.0.0.5:50052", "attic": "10.0.0.6:50052"})
+    launch = engine.plan(MODEL, PATH, CPU, {"threads": 2, "rpc": ["desk", "attic"]})
+    words = dict(zip(launch.argv[1:], launch.argv[2:], strict=False))
+    assert words["--rpc"] == "10.0.0.5:50052,10.0.0.6:50052"
+    assert "--n-gpu-layers" not in words, "what they lend counts as a GPU, and as much goes there as fits"
+    assert "--rpc" not in engine.plan(MODEL, PATH, CPU, {"threads": 2}).argv
+    with pytest.raises(InvalidArgument, match=r"config.toml names no elsewhere under \[engines.rpc_servers\]") as refused:
+        engine.plan(MODEL, PATH, CPU, {"threads": 2, "rpc": ["elsewhere"]})
+    assert refused.value.hint == "there are: desk, attic"
+    died = cause(["1.2 E ggml-rpc.cpp:712: Remote RPC server crashed or returned malformed response", "x"], -6, served=True)
+    assert died == "ggml-rpc.cpp:712: Remote RPC server crashed or returned malformed response (it was ended by SIGABRT)"
+
+
 def test_what_a_publisher_set_is_what_an_engine_begins_with(tmp_path: Path) -> None:
     model = MODEL | {"defaults": {"parameters": {"temperature": 0.7, "context_length": 8192, "stop": ["<|im_end|>"], "seed": 3}}}
     assert context_of(model, {}) == 8192 and context_of(model | {"context_length": 512}, {}) == 512
