@@ -14,15 +14,20 @@ from aima_lib import __version__, config, units
 from aima_lib.errors import AimaError, FailedPrecondition
 from aima_lib.flows.triggers import Triggers
 from aima_lib.gateway import Gateway
+from aima_lib.infra.docker import Docker
 from aima_lib.infra.egress import Egress
 from aima_lib.infra.events import Events
 from aima_lib.infra.home import Home
 from aima_lib.infra.retention import Retention
+from aima_lib.infra.roots import Roots
 from aima_lib.infra.store import Store
 from aima_lib.registry import Registry
 from aima_lib.runs import Runs
 from aima_lib.services import Services
 from aima_lib.services.allowance import Allowance
+from aima_lib.services.app import AppService
+from aima_lib.services.app_stack import Stack
+from aima_lib.services.app_watch import AppWatch
 from aima_lib.services.approvals import Approvals
 from aima_lib.services.audit import Audit
 from aima_lib.services.device import DeviceService
@@ -90,9 +95,11 @@ def _build(home: Home, settings: config.Config, registry: Registry, store: Store
     audit = Audit(home, store, settings["audit"]["retention_days"])
     installing, media = Installing(settings, home.path, engines.catalog, models), Media(settings, home.path, store, events)
     modalities = Modalities(inference, engines, media, allowance)
+    docker = Docker(settings, home.id)
+    apps = AppService(home, store, events, keys, secrets, docker, Stack(docker, Roots({}, home.path / "apps")))
     services = Services(
         settings, home, store, events, devices, models, engines, serving, inference, keys, secrets, VectorService(store), oauth, approvals,
-        audit, freeze, allowance, installing, media, modalities, telemetry,
+        audit, freeze, allowance, installing, media, modalities, docker, apps, telemetry,
     )  # fmt: skip
     return Gateway(registry, services, Runs(store, registry))
 
@@ -124,6 +131,8 @@ async def _running(gateway: Gateway, passing: bool, telemetry: Telemetry | None)
         gateway.runs.open(work, gateway.execute)
         if not passing:
             await loops.start(_kept_up, services.serving.reconciler.run)
+            await loops.start(_kept_up, AppWatch(services.config, services.store, services.events, services.docker, services.apps).run)
+            await loops.start(_kept_up, services.docker.run)
             if services.freeze.record is None and (taken := await gateway.runs.recover()):
                 log.info("took up again: %s", ", ".join(taken))
             await loops.start(_kept_up, Triggers(gateway).run)
@@ -134,6 +143,7 @@ async def _running(gateway: Gateway, passing: bool, telemetry: Telemetry | None)
             loops.cancel_scope.cancel()
             with anyio.CancelScope(shield=True):
                 await services.inference.close()
+                services.apps.stack.close()
                 if services.oauth is not None:
                     await services.oauth.close()
 

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from aima_lib.infra.docker import Docker
 from aima_lib.infra.events import Events
 from aima_lib.infra.home import Home
 from aima_lib.infra.store import Store
 from aima_lib.infra.trace import Tracer
 from aima_lib.services.allowance import Allowance
+from aima_lib.services.app import AppService
 from aima_lib.services.approvals import Approvals
 from aima_lib.services.audit import Audit
 from aima_lib.services.device import DeviceService
@@ -52,4 +54,6 @@ class Services:
     installing: Installing
     media: Media
     modalities: Modalities
+    docker: Docker
+    apps: AppService
     tracer: Tracer | None = None

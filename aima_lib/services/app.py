@@ -24,7 +24,6 @@ from aima_lib.services.app_ports import allotted, next_free
 from aima_lib.services.app_stack import Seen, Stack, host_ports
 from aima_lib.services.app_template import Template, builtins, changed, volumes_of
 from aima_lib.services.app_view import shown
-from aima_lib.services.device import DeviceService
 from aima_lib.services.keys import KeyService
 from aima_lib.services.secrets import SecretService
 
@@ -37,10 +36,10 @@ class AppService:
     """Every app of this home. A record says what is wanted; how an app is, is read off its containers."""
 
     def __init__(
-        self, home: Home, store: Store, events: Events, devices: DeviceService, keys: KeyService, secrets: SecretService, docker: Docker, stack: Stack
+        self, home: Home, store: Store, events: Events, keys: KeyService, secrets: SecretService, docker: Docker, stack: Stack
     ) -> None:
-        self._store, self._events, self._devices, self._docker = store, events, devices, docker
-        self.stack, self.links = stack, Links(lambda: (found := home.host()) and found.url)
+        self._store, self._events, self._docker = store, events, docker
+        self.stack, self.links = stack, Links(lambda: getattr(home.host(), "url", None))
         self.keeping = Keeping(home, store, keys, secrets)
         self.locks: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
         self.usage: dict[str, Mapping[str, Any]] = {}  # by container: what was measured last
@@ -76,7 +75,7 @@ class AppService:
 
     # Installing
 
-    async def foresee(self, template: Template, app_id: str, config: Mapping[str, Any]) -> tuple[Document | None, Template, list[str]]:
+    async def foresee(self, template: Template, app_id: str, config: Mapping[str, Any]) -> tuple[Document | None, Template, Sequence[str]]:
         """The app that is there, what would be installed, and its images that are not here. Raises as `install` does before it begins."""
         chosen, old = changed(template, config), self._store.peek("app", app_id)
         if old and old["phase"] != "uninstalled" and not _is_same(old, chosen, config):

@@ -202,7 +202,7 @@ class Stack:
     async def clear_data(self, record: Document) -> int | None:
         """Remove its volumes, and the images that were fetched for it and nobody uses; the bytes that gave back, None where Docker does not say."""
         for volume in await self._docker.ask(Daemon.volumes, record["id"]):
-            await self._docker.ask(Daemon.discard_volume, str(volume["Name"]))
+            await self._docker.ask(Daemon.remove_volume, str(volume["Name"]).removeprefix(f"aima-{self._docker.home_id}-"))
         for image in record["images"].values():
             if image.get("pulled"):
                 try:
@@ -213,7 +213,7 @@ class Stack:
 
     async def clear_strays(self, known: Sequence[str]) -> list[str]:
         """Remove containers and networks of apps that nobody knows; whose they were. Their volumes are data and stay."""
-        strays = {owner_of(full) for full in await self.seen()} | {owner for owner in await self._docker.ask(Daemon.network_owners)}
+        strays = {owner_of(full) for full in await self.seen()} | set(await self._docker.ask(Daemon.network_owners))
         unknown = sorted(strays - set(known))
         for app_id in unknown:
             await self.clear(app_id)

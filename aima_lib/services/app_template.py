@@ -113,7 +113,8 @@ def _twice(template: Template) -> Iterator[Finding]:
 def _targets(container: Mapping[str, Any], at: Path_) -> Iterator[Finding]:
     """Folders that hide the kernel's, the root or one another."""
     seen: set[str] = set()
-    rows = [((kind, place, "target"), row["target"]) for kind in ("volumes", "files") for place, row in enumerate(container.get(kind, ()))]
+    rows: list[tuple[Path_, str]] = []
+    rows += [((kind, place, "target"), row["target"]) for kind in ("volumes", "files") for place, row in enumerate(container.get(kind, ()))]
     rows += [(("tmpfs", place), target) for place, target in enumerate(container.get("tmpfs", ()))]
     for path, target in rows:
         if posixpath.normpath(target) != target or target == "/":

@@ -162,7 +162,7 @@ class AppWatch:
                 self._restarts.note(app_id, None)
 
     async def _measure(self, running: list[Seen]) -> None:
-        kept = {}
+        kept: dict[str, Mapping[str, Any]] = {}
         for each in running:
             try:
                 seconds, memory, _ = await self._apps.stack.usage(each.id)
