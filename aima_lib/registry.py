@@ -84,14 +84,33 @@ class Judge:
     def first_error(self, value: Any) -> str | None:
         """What is wrong with `value`, with its path, or None. Numbers JSON cannot carry are wrong too."""
         try:
-            if self._validator.is_valid(value):
-                return None
-            error = next(iter(self._validator.iter_errors(value)))
+            error = self._first(value)
         except (ValueError, TypeError) as unfit:
             return "not a JSON value" if self._private else f"not a JSON value: {unfit}"
+        if error is None:
+            return None
         where = ".".join(str(step) for step in error.instance_path)
-        message = LOGIN.sub("://***@", self._told(error) if self._private else str(error.message))
+        message = self._message(error)
         return f"{where}: {message}" if where else message
+
+    def unfit(self, value: Any) -> tuple[str, str] | None:
+        """The path of the first field that is wrong, one that nobody knows included, and what is wrong with it; or None."""
+        try:
+            error = self._first(value)
+        except (ValueError, TypeError):
+            return "", "not a JSON value"
+        if error is None:
+            return None
+        steps = [str(step) for step in error.instance_path]
+        if unexpected := getattr(error.kind, "unexpected", None):
+            return ".".join([*steps, known_key(unexpected[0])]), "there is no such field"
+        return ".".join(steps), self._message(error)
+
+    def _first(self, value: Any) -> Any:
+        return None if self._validator.is_valid(value) else next(iter(self._validator.iter_errors(value)))
+
+    def _message(self, error: Any) -> str:
+        return LOGIN.sub("://***@", self._told(error) if self._private else str(error.message))
 
     @staticmethod
     def _told(error: Any) -> str:

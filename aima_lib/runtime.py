@@ -83,7 +83,7 @@ async def host(home: Home, *, passing: bool = False, registry: Registry | None =
 
 def _build(home: Home, settings: config.Config, registry: Registry, store: Store, telemetry: Telemetry | None) -> Gateway:
     events = Events(store, {unit.name: unit for unit in registry.of("event")})
-    devices = DeviceService(settings, store, events)
+    devices, docker = DeviceService(settings, store, events), Docker(settings, home.id)
     secrets = SecretService(home, store)
     models = ModelService(settings, home.path, store, events, devices, secrets)
     engines = EngineService(settings, home.path, store, events, models, devices, secrets)
@@ -95,11 +95,10 @@ def _build(home: Home, settings: config.Config, registry: Registry, store: Store
     audit = Audit(home, store, settings["audit"]["retention_days"])
     installing, media = Installing(settings, home.path, engines.catalog, models), Media(settings, home.path, store, events)
     modalities = Modalities(inference, engines, media, allowance)
-    docker = Docker(settings, home.id)
     apps = AppService(home, store, events, keys, secrets, docker, Stack(docker, Roots({}, home.path / "apps")))
     services = Services(
         settings, home, store, events, devices, models, engines, serving, inference, keys, secrets, VectorService(store), oauth, approvals,
-        audit, freeze, allowance, installing, media, modalities, docker, apps, telemetry,
+        audit, freeze, allowance, installing, media, modalities, telemetry, docker, apps,
     )  # fmt: skip
     return Gateway(registry, services, Runs(store, registry))
 
@@ -124,6 +123,7 @@ async def _running(gateway: Gateway, passing: bool, telemetry: Telemetry | None)
         await loops.start(_kept_up, Retention(services.store, services.events, services.config["events"], *past).run)
         if telemetry is not None:
             await loops.start(_kept_up, telemetry.run)
+        await loops.start(_kept_up, services.docker.run)
         await services.devices.detect()
         await services.engines.adopt()
         for service in (services.devices, services.models, services.engines):
@@ -132,7 +132,6 @@ async def _running(gateway: Gateway, passing: bool, telemetry: Telemetry | None)
         if not passing:
             await loops.start(_kept_up, services.serving.reconciler.run)
             await loops.start(_kept_up, AppWatch(services.config, services.store, services.events, services.docker, services.apps).run)
-            await loops.start(_kept_up, services.docker.run)
             if services.freeze.record is None and (taken := await gateway.runs.recover()):
                 log.info("took up again: %s", ", ".join(taken))
             await loops.start(_kept_up, Triggers(gateway).run)

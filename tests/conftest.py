@@ -31,18 +31,19 @@ from tests.world import ROOTS, HostProcess, World, build_wheel, furnish, install
 # A suite started in the background of a shell ignores Ctrl-C, and so would every process that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-CONTRACT = "tests/contract/"
+WHOLE = ("tests/contract/", "tests/docker/")
 
 # Engines of tests die soon after their host, and nothing reaches beyond this machine.
 CONFIG = '[models.aliases]\nsmall-model = "tiny"\n[engines]\ngrace_seconds = 2\nespeak_ng = "{voice}"\n'
 
 
 class Modules(LoadScopeScheduling):  # type: ignore[misc]
-    """How the suite is divided (pytest -n): a module stays whole, and all of the contract, which counts in one world what it has exercised."""
+    """How the suite is divided (pytest -n): a module stays whole, and all of the contract, which counts in one world what it has exercised,
+    and all that shares a Docker daemon."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return CONTRACT if file.startswith(CONTRACT) else file
+        return next((folder for folder in WHOLE if file.startswith(folder)), file)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Modules:

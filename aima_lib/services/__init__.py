@@ -54,6 +54,6 @@ class Services:
     installing: Installing
     media: Media
     modalities: Modalities
+    tracer: Tracer | None
     docker: Docker
     apps: AppService
-    tracer: Tracer | None = None

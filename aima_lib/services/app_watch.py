@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -63,6 +64,9 @@ class AppWatch:
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Look at every app once a second, and when Docker says something, until cancelled."""
         task_status.started()
+        if self._store.count("app"):
+            with suppress(AimaError):
+                await self._apps.stack.seen()  # from now on Docker is listened to
         try:
             async with anyio.create_task_group() as repairs:
                 while True:
