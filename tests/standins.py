@@ -6,7 +6,7 @@ import io
 import shutil
 import tarfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import docker
 
@@ -27,6 +27,10 @@ def archive(files: Mapping[str, bytes]) -> io.BytesIO:
     """Files as a tar: programs in bin and the script may be run."""
     held = io.BytesIO()
     with tarfile.open(fileobj=held, mode="w") as tar:
+        for folder in sorted({str(folder) for name in files for folder in PurePosixPath(name).parents} - {"."}):
+            entry = tarfile.TarInfo(folder)
+            entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+            tar.addfile(entry)
         for name, content in files.items():
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode = len(content), 0o755

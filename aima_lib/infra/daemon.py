@@ -17,6 +17,7 @@ import socket as sockets
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from aima_lib.errors import AimaError, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted, Unavailable
@@ -231,8 +232,14 @@ class Daemon:
     def put_files(self, id: str, files: Mapping[str, bytes]) -> None:
         """Lay files into a container of this home before it starts, by their paths in it: root's, and everybody there may read them."""
         found = self.inspect(id)
-        with translated(self.socket):
-            self._api.put_archive(found["Id"], "/", archive(files))
+        folders = sorted({str(folder) for path in files for folder in PurePosixPath(path).parents} - {"/"})
+        with translated(self.socket):  # of folders that are there the owner and the mode stay
+            lacking = [folder for folder in folders if not self._holds(found["Id"], folder)]
+            self._api.put_archive(found["Id"], "/", archive(files, lacking))
+
+    def _holds(self, id: str, path: str) -> bool:
+        answer = self._api.head(f"{self._api.base_url}/v{self._api.api_version}/containers/{id}/archive", params={"path": path})
+        return bool(answer.status_code == 200)
 
     # Volumes and networks
 
@@ -306,10 +313,14 @@ class Daemon:
             raise FailedPrecondition(f"{what} is not this home's", hint="rename or remove it yourself")
 
 
-def archive(files: Mapping[str, bytes]) -> bytes:
-    """Files as a tar of the root, with their paths."""
+def archive(files: Mapping[str, bytes], folders: Sequence[str]) -> bytes:
+    """Folders, the upper first, and files as a tar of the root."""
     held = io.BytesIO()
     with tarfile.open(fileobj=held, mode="w") as tar:
+        for path in folders:
+            entry = tarfile.TarInfo(path.lstrip("/"))
+            entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+            tar.addfile(entry)
         for path, content in files.items():
             entry = tarfile.TarInfo(path.lstrip("/"))
             entry.size, entry.mode = len(content), 0o444
