@@ -56,7 +56,9 @@ def layer() -> bytes:
 
 def pages() -> set[str]:
     """What is asked of the templates' containers."""
-    found = {health["path"] for template in builtins().values() for each in template["containers"].values() if (health := each.get("health"))}
+    found = {
+        health["path"] for template in builtins().values() for each in template["containers"].values() if (health := each.get("health"))
+    }
     longer = {path for path in found if any(other.startswith(f"{path}/") for other in found)}
     return found - longer
 

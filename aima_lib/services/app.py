@@ -52,7 +52,9 @@ class AppService:
         """One app, as it is now. Raises NotFound."""
         return self._view(self._store.get("app", app_id), *await self._look())
 
-    async def list(self, status: str | None = None, category: str | None = None, limit: int = 100, offset: int = 0) -> tuple[Sequence[Document], int]:
+    async def list(
+        self, status: str | None = None, category: str | None = None, limit: int = 100, offset: int = 0
+    ) -> tuple[Sequence[Document], int]:
         """A page of apps, oldest first, and how many there are in all."""
         seen, why = await self._look()
         rows = [self._view(record, seen, why) for record in self._store.find("app")]
@@ -127,7 +129,9 @@ class AppService:
                     await self._undo_held(record)
                 raise _undone(error, app_id, bool(record["kept"])) from error
             record = await self._change(app_id, phase="installed", kept=False, run_id=None)
-        self._events.publish("app.installed", {"app_id": app_id, "template": record["template_name"], "ports": record["ports"]}, subject=app_id)
+        self._events.publish(
+            "app.installed", {"app_id": app_id, "template": record["template_name"], "ports": record["ports"]}, subject=app_id
+        )
         self._events.publish("app.started", {"app_id": app_id}, subject=app_id)
         return await self.get(app_id)
 
@@ -318,7 +322,9 @@ class AppService:
         self._events.publish("app.updated", {"app_id": app_id, "images": images}, subject=app_id)
         return await self.get(app_id)
 
-    def target(self, record: Document, template: Template | None, config: Mapping[str, Any] | None) -> tuple[Template, Template, Mapping[str, Any]]:
+    def target(
+        self, record: Document, template: Template | None, config: Mapping[str, Any] | None
+    ) -> tuple[Template, Template, Mapping[str, Any]]:
         """Of an update: the template, what the configuration makes of it, and that. Raises InvalidArgument."""
         given, base = record["config"] if config is None else config, template or self._base(record)
         return base, changed(base, given), given
@@ -333,7 +339,14 @@ class AppService:
         """What is wanted from now on, with what was."""
         ports, link_port = await self._allot(template, record["id"], config, record, host_ports(record))
         previous = {key: record[key] for key in SNAPSHOT}
-        changes: Document = {"base": dict(base), "template": dict(template), "config": dict(config), "ports": ports, "link_port": link_port, "previous": previous}
+        changes: Document = {
+            "base": dict(base),
+            "template": dict(template),
+            "config": dict(config),
+            "ports": ports,
+            "link_port": link_port,
+            "previous": previous,
+        }
         return await self._change(record["id"], phase="updating", run_id=run_id, generation=record["generation"] + 1, **changes)
 
     async def roll_back(self, app_id: str, why: str) -> None:
@@ -361,7 +374,11 @@ class AppService:
         async with self.locks[app_id]:
             record = self._store.get("app", app_id)
             if record["phase"] == "installing":
-                raise FailedPrecondition(f"{app_id} is being installed", hint="cancel its run", next=[{"unit": "run.cancel", "arguments": {"run_id": record["run_id"]}}])
+                raise FailedPrecondition(
+                    f"{app_id} is being installed",
+                    hint="cancel its run",
+                    next=[{"unit": "run.cancel", "arguments": {"run_id": record["run_id"]}}],
+                )
             record = await self._change(app_id, phase="uninstalling", desired=False, remove_data=remove_data, error=None)
             with anyio.CancelScope(shield=True):
                 await self._remove(record)
@@ -374,7 +391,8 @@ class AppService:
         await self.links.close(app_id)
         await self.keeping.revoke(record)
         await self.keeping.hide(record)
-        await self.stack.put_down(record)
+        if not record["remove_data"]:  # what it has written shall be whole
+            await self.stack.put_down(record)
         await self.stack.clear(app_id)
         self.forgive(app_id)
         data = bool(volumes_of(record["template"]) or record["template"].get("secrets"))
@@ -387,7 +405,7 @@ class AppService:
         self._events.publish("app.uninstalled", {"app_id": app_id, "data_removed": bool(record["remove_data"] or not data)}, subject=app_id)
 
     async def go_on(self, app_id: str) -> None:
-        """Finish what a host that died, or Docker when it went away, has left of an install, update or uninstall. For who holds its lock."""
+        """Finish what a host that died has left of an install, update or uninstall, or Docker going away. For who holds its lock."""
         record = self._store.peek("app", app_id)
         if record is None:
             return
@@ -410,7 +428,9 @@ class AppService:
         if record["phase"] == "uninstalled":
             install = {"unit": "app.install", "arguments": {"template": record["template_name"], "name": app_id}}
             raise FailedPrecondition(f"{app_id} is not installed; its data is here", hint="install it again", next=[install])
-        raise FailedPrecondition(f"{app_id} is {record['phase']}", hint="wait for that", next=[_wait(record["run_id"])] if record["run_id"] else [])
+        raise FailedPrecondition(
+            f"{app_id} is {record['phase']}", hint="wait for that", next=[_wait(record["run_id"])] if record["run_id"] else []
+        )
 
 
 def _is_same(record: Document, template: Template, config: Mapping[str, Any]) -> bool:
@@ -420,13 +440,19 @@ def _is_same(record: Document, template: Template, config: Mapping[str, Any]) ->
 def _other(old: Document) -> AlreadyExists:
     update = {"unit": "app.update", "arguments": {"app_id": old["id"]}}
     hint = "app.update changes it; or give this one another name"
-    return AlreadyExists(f"there is an app called {old['id']!r} already, by another template or configuration", hint=hint, next=[_call("app.get", old["id"]), update])
+    return AlreadyExists(
+        f"there is an app called {old['id']!r} already, by another template or configuration",
+        hint=hint,
+        next=[_call("app.get", old["id"]), update],
+    )
 
 
 def _undone(error: AimaError, app_id: str, kept: bool) -> AimaError:
     left = "its data from before is as it was" if kept else "what was made of it is gone again"
     calls = [call for call in error.next if call.get("unit") != "app.logs"]  # they went with the container
-    return type(error)(f"app {app_id} was not installed: {error}", hint=f"{error.hint or 'mend the cause'}; {left}", next=calls, details=error.details)
+    return type(error)(
+        f"app {app_id} was not installed: {error}", hint=f"{error.hint or 'mend the cause'}; {left}", next=calls, details=error.details
+    )
 
 
 def _call(unit: str, app_id: str) -> Document:
@@ -435,4 +461,3 @@ def _call(unit: str, app_id: str) -> Document:
 
 def _wait(run_id: str) -> Document:
     return {"unit": "run.wait", "arguments": {"run_id": run_id}}
-

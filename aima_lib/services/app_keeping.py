@@ -54,7 +54,7 @@ class Keeping:
         return self._home.path / "apps" / app_id
 
     async def key(self, record: Document, by: Caller) -> str:
-        """The id of the key that the app shows here; one that was lost, or made by a host that died in the midst of it, is revoked for another.
+        """The id of the key that the app shows here. One that was lost, or left by a host that died in the midst, is revoked for another.
 
         Raises:
             PermissionDenied: who installs it may not do itself what the key would let it do.

@@ -1,4 +1,4 @@
-"""How an app's containers reach this AIMA: a listener on the bridge of the app's own network, which hands on /v1 or /metrics and nothing else.
+"""How an app's containers reach this AIMA: a listener on the bridge of the app's own network, for /v1 or /metrics and nothing else.
 
 The host listens at loopback, where no container can come. Its gateway into the app's network is an address of this machine too, so one
 listener there, for that network's addresses alone, passes requests on to the host. The key that the app was given is judged by the host as
@@ -116,7 +116,11 @@ class _Relay:
         if len(parts) != 3 or parts[0] not in (b"GET", b"POST", b"HEAD", b"OPTIONS"):
             return False
         path = parts[1].partition(b"?")[0].decode("latin-1")
-        return ".." not in path and "//" not in path and any(path == one or (one.endswith("/") and path.startswith(one)) for one in self._paths)
+        return (
+            ".." not in path
+            and "//" not in path
+            and any(path == one or (one.endswith("/") and path.startswith(one)) for one in self._paths)
+        )
 
     async def _pass_on(self, line: bytes, rest: bytes, url: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         to = urlsplit(url)
@@ -145,7 +149,11 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 async def _refuse(writer: asyncio.StreamWriter, status: int, message: str) -> None:
     body = b'{"error":{"message":"%b","code":%d}}' % (message.encode(), status)
     reason = {404: b"Not Found", 503: b"Service Unavailable"}[status]
-    head = b"HTTP/1.1 %d %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % (status, reason, len(body))
+    head = b"HTTP/1.1 %d %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % (
+        status,
+        reason,
+        len(body),
+    )
     writer.write(head + body)
     await writer.drain()
 
@@ -161,4 +169,6 @@ def bridge_of(network: Mapping[str, object]) -> Bridge:
     for row in rows:
         if ":" not in str(row.get("Subnet", "")) and row.get("Gateway"):
             return Bridge(str(row["Gateway"]).partition("/")[0], str(row["Subnet"]))
-    raise FailedPrecondition(f"the network {network.get('Name')} has no gateway of IPv4", hint="config {link: false} installs the app without a link")
+    raise FailedPrecondition(
+        f"the network {network.get('Name')} has no gateway of IPv4", hint="config {link: false} installs the app without a link"
+    )

@@ -16,7 +16,7 @@ def allotted(
 ) -> dict[str, int]:
     """A port for each that the template has, by its name. Blocking.
 
-    asked: by whoever installs it. had: from before. others: those of other apps, and whose they are. own: those that its own containers hold.
+    asked: by whoever installs it. had: from before. others: those of other apps, and whose they are. own: those its own containers hold.
 
     Raises:
         FailedPrecondition: one that was asked for is somebody's.
@@ -33,7 +33,9 @@ def allotted(
             continue
         before = had.get(name)
         first = before or row.get("host") or max(row["container"], LOWEST)
-        given[name] = first if first in own or (before and first not in {*given.values(), *others}) else next_free(first, {*given.values(), *others})
+        given[name] = (
+            first if first in own or (before and first not in {*given.values(), *others}) else next_free(first, {*given.values(), *others})
+        )
     return given
 
 

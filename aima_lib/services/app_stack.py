@@ -144,7 +144,9 @@ class Stack:
                 raise DeadlineExceeded(why, hint="its log may say why", next=[_logs(record["id"])])
             if time.monotonic() - told > 2:
                 told = time.monotonic()
-                await send({"phase": "waiting", "message": f"{name} of {record['id']} runs; not well yet", "completed": None, "total": None})
+                await send(
+                    {"phase": "waiting", "message": f"{name} of {record['id']} runs; not well yet", "completed": None, "total": None}
+                )
             await anyio.sleep(BETWEEN)
 
     async def _ended(self, app_id: str, name: str, seen: Seen | None) -> AimaError:
@@ -199,17 +201,17 @@ class Stack:
                 await self._docker.ask(Daemon.remove, seen.id)
         await self._docker.ask(Daemon.remove_network, network_of(app_id))
 
-    async def clear_data(self, record: Document) -> int | None:
-        """Remove its volumes, and the images that were fetched for it and nobody uses; the bytes that gave back, None where Docker does not say."""
+    async def clear_data(self, record: Document) -> None:
+        """Remove its volumes, and the images that were fetched for it and nobody else uses."""
+        ours = f"aima-{self._docker.home_id}-"
         for volume in await self._docker.ask(Daemon.volumes, record["id"]):
-            await self._docker.ask(Daemon.remove_volume, str(volume["Name"]).removeprefix(f"aima-{self._docker.home_id}-"))
+            await self._docker.ask(Daemon.remove_volume, str(volume["Name"]).removeprefix(ours))
         for image in record["images"].values():
             if image.get("pulled"):
                 try:
                     await self._docker.ask(Daemon.remove_image, image["image"])
                 except (FailedPrecondition, NotFound):
                     pass  # somebody else uses it, or has removed it
-        return None
 
     async def clear_strays(self, known: Sequence[str]) -> list[str]:
         """Remove containers and networks of apps that nobody knows; whose they were. Their volumes are data and stay."""
@@ -246,8 +248,6 @@ class Stack:
 def owner_of(full: str) -> str:
     """The app that a container's name within the home belongs to."""
     return full.removeprefix("app-").partition("--")[0]
-
-
 
 
 def host_ports(record: Document) -> list[int]:

@@ -93,7 +93,10 @@ def findings(template: Any, *, ours: bool = False) -> Iterator[Finding]:
 
 def _foreign(container: Mapping[str, Any], at: Path_) -> Iterator[Finding]:
     if not DIGEST.search(container["image"]):
-        yield (*at, "image"), "a tag may be something else tomorrow: write name@sha256:… (`docker buildx imagetools inspect NAME:TAG` tells it)"
+        yield (
+            (*at, "image"),
+            "a tag may be something else tomorrow: write name@sha256:… (`docker buildx imagetools inspect NAME:TAG` tells it)",
+        )
     for place, file in enumerate(container.get("files", ())):
         if "source" in file:
             yield (*at, "files", place, "source"), "only templates that come with AIMA have files beside them: write content"
@@ -171,7 +174,9 @@ def changed(template: Template, config: Mapping[str, Any]) -> dict[str, Any]:
     for part in ("env", "images", "memory_bytes"):
         for name in config.get(part, {}):
             if name not in containers:
-                raise _unfit(f"{part}.{name}", f"{template['name']} has no such container", did_you_mean(name, containers) or _listed(containers))
+                raise _unfit(
+                    f"{part}.{name}", f"{template['name']} has no such container", did_you_mean(name, containers) or _listed(containers)
+                )
     for name, image in config.get("images", {}).items():
         containers[name]["image"] = image
     for name, size in config.get("memory_bytes", {}).items():
@@ -214,11 +219,29 @@ def volumes_of(template: Template) -> list[str]:
 
 # What containers become
 
-KEPT = ("entrypoint", "command", "user", "working_dir", "tmpfs", "read_only_root", "memory_bytes", "shm_bytes", "cpus", "pids_limit", "stop_seconds")
+KEPT = (
+    "entrypoint",
+    "command",
+    "user",
+    "working_dir",
+    "tmpfs",
+    "read_only_root",
+    "memory_bytes",
+    "shm_bytes",
+    "cpus",
+    "pids_limit",
+    "stop_seconds",
+)
 
 
 def spec_of(
-    app_id: str, name: str, template: Template, image_id: str, ports: Mapping[str, int], values: Mapping[str, str], gpus: Mapping[str, Any] | None
+    app_id: str,
+    name: str,
+    template: Template,
+    image_id: str,
+    ports: Mapping[str, int],
+    values: Mapping[str, str],
+    gpus: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """One of its containers as schemas/container.schema.json has it."""
     given = template["containers"][name]

@@ -113,7 +113,10 @@ def template_shown(template: Template) -> Document:
         **{key: template[key] for key in ("name", "title", "description", "category", "evidence")},
         "license": template.get("license"),
         "link": template.get("link"),
-        "images": [{"container": name, "image": each["image"], "digest": each["image"].partition("@")[2] or None} for name, each in containers.items()],
+        "images": [
+            {"container": name, "image": each["image"], "digest": each["image"].partition("@")[2] or None}
+            for name, each in containers.items()
+        ],
         "ports": [{"name": port["name"], "port": port.get("host"), "container_port": port["container"]} for _, port in ports_of(template)],
         "volumes": volumes_of(template),
         "logins": [name for name, wish in secrets.items() if wish.get("login")],

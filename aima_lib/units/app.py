@@ -96,14 +96,20 @@ async def plan_install(ctx: Context, given: Mapping[str, Any]) -> Change:
     notes = tuple(f"{image} is what the registry says it is when it is fetched, and from then on known by its digest" for image in tags)
     made = () if old else (("app", app_id),)
     return Change(
-        creates=(*made, *volumes, *links), starts=(("app", app_id),), download_bytes=None if lacking else 0, memory_bytes=_memory(chosen), notes=notes
+        creates=(*made, *volumes, *links),
+        starts=(("app", app_id),),
+        download_bytes=None if lacking else 0,
+        memory_bytes=_memory(chosen),
+        notes=notes,
     )
 
 
 @plans("app.update")
 async def plan_update(ctx: Context, given: Mapping[str, Any]) -> Change:
     app_id, template = given["app_id"], given.get("template")
-    chosen, lacking = await ctx.services.apps.foresee_update(app_id, None if template is None else _template(ctx, template), given.get("config"))
+    chosen, lacking = await ctx.services.apps.foresee_update(
+        app_id, None if template is None else _template(ctx, template), given.get("config")
+    )
     if chosen is None:
         return Change()
     here, note = (("app", app_id),), "its containers are replaced, and what the new ones do to its data stays done"
