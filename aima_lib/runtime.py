@@ -86,14 +86,17 @@ def _build(home: Home, settings: config.Config, registry: Registry, store: Store
     devices, docker = DeviceService(settings, store, events), Docker(settings, home.id)
     secrets = SecretService(home, store)
     models = ModelService(settings, home.path, store, events, devices, secrets)
-    engines = EngineService(settings, home.path, store, events, models, devices, secrets)
+    engines = EngineService(settings, home.path, store, events, models, devices, secrets, docker)
     serving = ServingService(settings, store, events, models, engines)
     inference = InferenceService(settings, store, events, engines, serving)
     allowance, freeze = Allowance(settings["budgets"], store), Freeze(store, events)
     keys, oauth = KeyService(home, store, events, allowance), OAuth.configured(settings, home)
     approvals = Approvals(settings["policy"], home, store, events)
     audit = Audit(home, store, settings["audit"]["retention_days"])
-    installing, media = Installing(settings, home.path, engines.catalog, models), Media(settings, home.path, store, events)
+    installing, media = (
+        Installing(settings, home.path, engines.catalog, models, engines.containers),
+        Media(settings, home.path, store, events),
+    )
     modalities = Modalities(inference, engines, media, allowance)
     apps = AppService(home, store, events, keys, secrets, docker, Stack(docker, Roots({}, home.path / "apps")))
     services = Services(

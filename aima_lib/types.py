@@ -166,6 +166,7 @@ class Engine(TypedDict):
     formats: list[str]
     tasks: list[Literal['chat', 'complete', 'embed', 'rerank', 'transcribe', 'synthesize', 'generate_image', 'generate_video', 'detect']]
     launchers: list[str]
+    container: NotRequired[dict[str, Any] | None]
     instances: list[EngineInstance]
 
 
@@ -189,6 +190,7 @@ class EngineFeatures(TypedDict):
 class EngineOptions(TypedDict):
     """How it runs, by the options that engine.features lists, e.g. context_length, parallel."""
 
+    launcher: NotRequired[Literal['process', 'docker']]
     context_length: NotRequired[int]
     parallel: NotRequired[int]
     threads: NotRequired[int]
@@ -238,6 +240,7 @@ class EngineInstance(TypedDict):
     health: Literal['healthy', 'unhealthy', 'unknown']
     pid: int | None
     keeper_pid: int | None
+    container_id: NotRequired[str | None]
     started_at: str
     ready_at: str | None
     base_url: str | None

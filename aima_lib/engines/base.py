@@ -116,7 +116,7 @@ def misfit(engine: Engine, model: Mapping[str, Any]) -> str | None:
 def refuse_unknown(engine: Engine, options: Mapping[str, Any]) -> None:
     """Raise InvalidArgument for the first option the engine does not understand."""
     for name in options:
-        if name not in engine.options:
+        if name not in engine.options and name != "launcher":
             hint = did_you_mean(name, engine.options) or f"it takes {', '.join(sorted(engine.options))}"
             call = {"unit": "engine.features", "arguments": {"name": engine.name}}
             raise InvalidArgument(f"{engine.name} has no option {name!r}", hint=hint, next=[call])

@@ -26,7 +26,7 @@ from aima_lib.engines.base import (
     tasks_of,
 )
 from aima_lib.engines.cause import illegal_instruction
-from aima_lib.infra.launch import FOLDER, PORT, Launch, environment
+from aima_lib.infra.launch import FOLDER, HOST, PORT, Launch, environment
 
 ASK_SECONDS = 10
 # What a request that says nothing gets, by the model's record and by llama-server; it takes no `stop` when it starts.
@@ -89,7 +89,7 @@ class LlamaServer(Engine):
     def plan(self, model: Mapping[str, Any], path: Path, device: Mapping[str, Any], options: Mapping[str, Any]) -> Launch:
         context, tasks = context_of(model, options), tasks_of(model, options)
         parallel, batch = int(options.get("parallel", 1)), str(batch_of(context, tasks, options))
-        argv = [self.binary or "llama-server", "--model", str(path), "--alias", str(model["id"]), "--host", "127.0.0.1", "--port", PORT]
+        argv = [self.binary or "llama-server", "--model", str(path), "--alias", str(model["id"]), "--host", HOST, "--port", PORT]
         argv += ["--api-key-file", f"{FOLDER}/key", "--ctx-size", str(context * parallel), "--parallel", str(parallel)]
         argv += ["--threads", str(options["threads"]), "--batch-size", batch, "--ubatch-size", batch, "--jinja", "--cache-ram", "0"]
         argv += ["--flash-attn", str(options.get("flash_attention", "auto")), "--no-slots"]

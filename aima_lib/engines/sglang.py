@@ -8,7 +8,7 @@ from typing import Any
 
 from aima_lib.engines.base import Install, context_of
 from aima_lib.engines.servers import KEYED, PythonServer
-from aima_lib.infra.launch import FOLDER, PORT, Launch
+from aima_lib.infra.launch import FOLDER, HOST, PORT, Launch
 
 
 class Sglang(PythonServer):
@@ -25,7 +25,7 @@ class Sglang(PythonServer):
     def plan(self, model: Mapping[str, Any], path: Path, device: Mapping[str, Any], options: Mapping[str, Any]) -> Launch:
         embeds = model.get("type") == "embedding"
         argv = [self.python, "-P", str(KEYED), FOLDER, "sglang.launch_server", "--model-path", str(path.parent)]
-        argv += ["--served-model-name", str(model["id"]), "--host", "127.0.0.1", "--port", PORT, "--log-level", "warning"]
+        argv += ["--served-model-name", str(model["id"]), "--host", HOST, "--port", PORT, "--log-level", "warning"]
         argv += ["--context-length", str(context_of(model, options)), "--max-running-requests", str(options.get("parallel", 16))]
         argv += ["--dtype", str(options.get("dtype", "auto")), "--tp-size", str(options.get("tensor_parallel", 1))]
         if "memory_fraction" in options:

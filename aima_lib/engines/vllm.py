@@ -8,7 +8,7 @@ from typing import Any
 
 from aima_lib.engines.base import Install, context_of
 from aima_lib.engines.servers import KEYED, PythonServer
-from aima_lib.infra.launch import FOLDER, PORT, Launch
+from aima_lib.infra.launch import FOLDER, HOST, PORT, Launch
 
 
 class Vllm(PythonServer):
@@ -26,7 +26,7 @@ class Vllm(PythonServer):
         kind = model.get("type")
         tasks = {"embedding": ("embed",), "rerank": ("rerank",)}.get(str(kind), ("chat", "complete"))
         argv = [self.python, "-P", str(KEYED), FOLDER, "vllm.entrypoints.cli.main", "serve", str(path.parent)]
-        argv += ["--served-model-name", str(model["id"]), "--host", "127.0.0.1", "--port", PORT]
+        argv += ["--served-model-name", str(model["id"]), "--host", HOST, "--port", PORT]
         argv += ["--max-model-len", str(context_of(model, options)), "--max-num-seqs", str(options.get("parallel", 16))]
         argv += ["--dtype", str(options.get("dtype", "auto")), "--tensor-parallel-size", str(options.get("tensor_parallel", 1))]
         if "memory_fraction" in options:

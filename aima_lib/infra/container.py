@@ -146,6 +146,7 @@ def _host_config(spec: Spec, home_id: str) -> dict[str, Any]:
         "SecurityOpt": ["no-new-privileges"],
         "Privileged": False,
         "IpcMode": "private",
+        "CgroupnsMode": "private",
         "PidsLimit": spec.get("pids_limit", PIDS),
         "Mounts": mounts,
         "PortBindings": {

@@ -167,6 +167,15 @@ class Daemon:
         with translated(self.socket):
             return [dict(row) for row in self._api.containers(all=True, filters={"label": marks})]
 
+    def publisher(self, port: int) -> str | None:
+        """Whose container, anybody's, holds a TCP port of this machine. It is only looked at."""
+        with translated(self.socket):
+            rows = self._api.containers()
+        for row in rows:
+            if any(each.get("PublicPort") == port and each.get("Type") == "tcp" for each in row.get("Ports") or ()):
+                return "the container " + ", ".join(str(name).lstrip("/") for name in row.get("Names") or [row["Id"][:12]])
+        return None
+
     def start(self, id: str) -> None:
         """Start a container of this home; nothing happens when it runs.
 

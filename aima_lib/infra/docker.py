@@ -103,6 +103,10 @@ class Docker:
         except AimaError:
             return None
 
+    def need(self) -> None:
+        """Have it watched from now on, though nobody has asked it anything yet."""
+        self._needed.set()
+
     def listen(self, heard: Listener) -> None:
         """Have every Happening told to `heard`, in order; one that fails with an AimaError is passed over."""
         self._listeners.append(heard)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-FOLDER, PORT = "{folder}", "{port}"
+FOLDER, PORT, HOST = "{folder}", "{port}", "{host}"
 # What an engine may see of the host's environment.
 PASSED = frozenset(
     {
@@ -23,10 +23,12 @@ SECRETIVE = re.compile("KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH", re.IGNORECASE)
 class Launch:
     """Everything needed to start an engine and know that it is up.
 
-    In `argv`, `{folder}` is the instance's private folder and `{port}` the port the launcher chose. `files` are written into that
-    folder, readable by the owner alone, before the start; `secrets` too, each the content of the secret of that name. With `announces`
-    the engine chooses its port and says so in ready.json. `probe` is a path whose POST computes a little, where the tasks have none that
-    does. `discreet` are patterns of lines of its output that repeat a request: of those the log keeps what comes before the pattern.
+    In `argv`, `{folder}` is the instance's private folder, `{port}` the port the launcher chose and `{host}` the address to listen at.
+    `files` are written into that folder, readable by the owner alone, before the start; `secrets` too, each the content of the secret of
+    that name. With `announces` the engine chooses its port and says so in ready.json. `probe` is a path whose POST computes a little,
+    where the tasks have none that does. `discreet` are patterns of lines of its output that repeat a request: of those the log keeps what
+    comes before the pattern.
+    `last_words` are seconds that its end may take beyond what its stop was given, where it has something of its own to end.
     """
 
     argv: tuple[str, ...]
@@ -38,6 +40,7 @@ class Launch:
     announces: bool = False
     probe: str | None = None
     discreet: tuple[str, ...] = ()
+    last_words: float = 0.0
 
 
 def environment() -> dict[str, str]:

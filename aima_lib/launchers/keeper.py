@@ -4,7 +4,7 @@ It starts the engine that launch.json in the folder describes, keeps its log, an
 its home has a live host, or gets one back within the grace; otherwise the keeper ends the whole tree and itself. Small on purpose
 (the standard library and psutil), and of one thread: Linux kills a child with a death signal when the *thread* that forked it ends.
 
-launch.json: {argv, log, home, grace_seconds}. Writes state.json once the engine runs and exit.json when all is over.
+launch.json: {argv, log, home, grace_seconds, discreet, last_words}. Writes state.json once the engine runs and exit.json when all is over.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class Keeper:
             return
         self._say("state.json", self._state())
         reason, patience = self._watch()
-        self._end_tree(patience)
+        self._end_tree(patience + float(self.spec.get("last_words", 0)))
         self._pump(0)
         self._end(self.child.returncode, reason)
 

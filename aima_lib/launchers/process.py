@@ -22,7 +22,7 @@ import psutil
 from aima_lib.errors import FailedPrecondition, Unavailable
 from aima_lib.infra.blobs import disk_error
 from aima_lib.infra.home import Home, is_alive, write_private
-from aima_lib.infra.launch import FOLDER, PORT, Launch, environment
+from aima_lib.infra.launch import FOLDER, HOST, PORT, Launch, environment
 
 KEEPER = Path(__file__).with_name("keeper.py")
 KEEPER_SECONDS = 10
@@ -78,10 +78,10 @@ def start(home: Path, instance: str, launch: Launch, key: str, grace_seconds: fl
     if not hasattr(os, "fork"):
         raise Unavailable("process engines need Linux or macOS", hint="use a remote engine, or run AIMA under WSL")
     folder = folder_of(home, instance)
-    chosen = port or (None if launch.announces else _free_port())
-    argv = [part.replace(FOLDER, str(folder)).replace(PORT, str(chosen)) for part in launch.argv]
+    chosen = port or (None if launch.announces else free_port())
+    argv = [part.replace(FOLDER, str(folder)).replace(PORT, str(chosen)).replace(HOST, "127.0.0.1") for part in launch.argv]
     spec = {"argv": argv, "log": str(log_of(home, instance)), "home": str(home), "grace_seconds": grace_seconds}
-    spec["discreet"] = [*launch.discreet]
+    spec |= {"discreet": [*launch.discreet], "last_words": launch.last_words}
     try:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, mode=0o700)
@@ -140,6 +140,17 @@ def read_ready(home: Path, instance: str) -> dict[str, Any] | None:
     return _read(folder_of(home, instance) / "ready.json")
 
 
+def read_inner(home: Path, instance: str) -> dict[str, Any] | None:
+    """Of a container: {container_id, pid, create_time} of its first process; pid is None where it is not seen from here."""
+    return _read(folder_of(home, instance) / "inner.json")
+
+
+def read_why(home: Path, instance: str) -> str | None:
+    """What ended it, where that is known better than its log tells."""
+    found = _read(folder_of(home, instance) / "why.json")
+    return str(found["why"]) if found else None
+
+
 def read_key(home: Path, instance: str) -> str:
     """The engine's API key for this start.
 
@@ -173,7 +184,7 @@ def stop(home: Path, instance: str, timeout_seconds: float) -> int:
             write_private(folder / "stop.json", json.dumps({"timeout_seconds": timeout_seconds}))
         except OSError:  # a full disk, say: an engine must end all the same
             _signal(keeper, signal.SIGTERM)
-        _wait([keeper], timeout_seconds + 3)
+        _wait([keeper], timeout_seconds + 3 + float((_read(folder / "launch.json") or {}).get("last_words", 0)))
     left = marked(home, instance)
     for process in left:
         _signal(process, signal.SIGKILL)
@@ -217,7 +228,8 @@ def _listener(port: int) -> str | None:
     return None
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A loopback port that nobody has now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -226,6 +238,9 @@ def _free_port() -> int:
 def _tree(home: Path, instance: str) -> list[psutil.Process]:
     kept = read_state(home, instance)
     engine = _process(kept.pid, kept.create_time) if kept else None
+    inner = read_inner(home, instance) if engine else None
+    if inner:  # what stands for it is none of it
+        engine = _process(inner["pid"], inner["create_time"]) if inner["pid"] else None
     try:
         return [engine, *engine.children(recursive=True)] if engine else []
     except psutil.Error:

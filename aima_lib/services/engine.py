@@ -19,6 +19,7 @@ from aima_lib.engines.roster import roster
 from aima_lib.errors import AimaError, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted, Unavailable
 from aima_lib.infra import lineage
 from aima_lib.infra.clock import moment, now
+from aima_lib.infra.docker import Docker
 from aima_lib.infra.events import Events
 from aima_lib.infra.launch import Launch
 from aima_lib.infra.progress import Send, silent
@@ -28,6 +29,7 @@ from aima_lib.names import did_you_mean, instance_id, replica_id, slug
 from aima_lib.services import placement
 from aima_lib.services.admission import Admission
 from aima_lib.services.ceiling import Ceiling
+from aima_lib.services.containers import Containers, is_contained
 from aima_lib.services.device import DeviceService
 from aima_lib.services.engine_calls import logs_call, port_of, start_call
 from aima_lib.services.engine_catalog import EngineCatalog
@@ -59,6 +61,7 @@ class EngineService:
         models: ModelService,
         devices: DeviceService,
         secrets: SecretService,
+        docker: Docker,
     ) -> None:
         self._settings, self._home, self._store = config["engines"], home, store
         self._models, self._devices, self._secrets = models, devices, secrets
@@ -69,9 +72,9 @@ class EngineService:
         self._admission = Admission(devices, self._measurements, float(self._settings["memory_reserve_fraction"]))
         self._locks: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
         self._probes = Probes(float(self._settings["probe_seconds"]))
-        self.wire = Wire()
-        self.catalog = EngineCatalog(roster(config, home), store, self.wire)
-        parts = self.catalog, devices, self._measuring, self._news, self._probes
+        self.wire, self.containers = Wire(), Containers(config, home, store, docker, models)
+        self.catalog = EngineCatalog(roster(config, home), store, self.wire, self.containers)
+        parts = self.catalog, self.containers, devices, self._measuring, self._news, self._probes
         self._loading = Loading(self._settings, home, store, self.wire, *parts)
 
     # What there is
@@ -173,7 +176,7 @@ class EngineService:
         id, model = instance_id(name, model_id), self._model(model_id)
         found = self._store.peek("instance", id)
         device, _ = placement.choose(self._devices.devices(), options)
-        needed = self._measurements.high_bytes(model, name, self.catalog.version(name), device, options)
+        needed = self._measurements.high_bytes(model, name, self.catalog.version(name, options), device, options)
         return id, bool(found and found["status"] in ALIVE), needed
 
     def needed_bytes(self, name: str, model_id: str, options: Mapping[str, Any]) -> int | None:
@@ -243,15 +246,16 @@ class EngineService:
     async def _launch(
         self, engine: Engine, model: Document, options: Mapping[str, Any], id: str, port: int | None, service_id: str | None, send: Send
     ) -> Document:
-        await self.catalog.refuse_absent(engine)
+        await self.catalog.refuse_absent(engine, options)
         if port is not None and (holder := await anyio.to_thread.run_sync(process.port_holder, port)):
+            holder = await self.containers.holder(port) or holder if is_contained(options) else holder
             taken = {"port": port, "holder": holder}
             raise FailedPrecondition(f"port {port} is taken by {holder}", hint="ask for another, or for none", details=taken)
         device, fallback = placement.choose(await self._devices.known(), options, engine.devices)
         retry = start_call(engine.name, model["id"], options, service_id)
         alive = [each for each in self._store.find("instance") if each["status"] in ALIVE and each["id"] != id]
         self._ceiling.refuse(self.needed_bytes(engine.name, model["id"], options), model["id"], device["id"], alive, self.needed_bytes)
-        which = (engine.name, self.catalog.version(engine.name))
+        which = (engine.name, self.catalog.version(engine.name, options))
         async with self._admission.admitted(id, model, which, device["id"], options, retry):
             await self._measuring.expect(id, device["id"])
             return await self._begin(engine, model, options, id, port, service_id, device["id"], fallback, send)
@@ -274,6 +278,9 @@ class EngineService:
         key, grace = secrets.token_urlsafe(32), float(self._settings["grace_seconds"])
         with anyio.CancelScope(shield=True):  # a moment; a caller that leaves is heard in `_until_ready`, which clears up
             try:
+                if is_contained(options):
+                    port = port or process.free_port()
+                    launch = await self.containers.wrap(document, launch, model, self._devices.device(device_id), port)
                 kept, chosen = await anyio.to_thread.run_sync(process.start, self._home, id, launch, key, grace, port)
             except AimaError as error:
                 await self._loading.fail(document, str(error), send)
@@ -326,7 +333,7 @@ class EngineService:
     async def _end(self, instance: Document, timeout_seconds: float, reason: str) -> int:
         with anyio.CancelScope(shield=True):
             await self._measuring.look(instance)
-            stop = partial(anyio.to_thread.run_sync, process.stop, self._home, instance["id"], timeout_seconds)
+            stop = partial(self.containers.stop, instance, timeout_seconds)
             freed = await self._measuring.freeing(instance, stop)
             await self._store.update("instance", instance["id"], status="stopped", **GONE)
         self._news.stopped(instance, reason, freed)
@@ -349,6 +356,7 @@ class EngineService:
 
     async def adopt(self) -> None:
         """After the host's start: take back the engines that live, close the records of those that do not."""
+        self.containers.need()
         for instance in self._store.find("instance"):
             if instance["status"] not in ALIVE:
                 continue
@@ -409,7 +417,7 @@ class EngineService:
         """Record the end of an instance nobody stopped, and end what may be left of it."""
         why = self._loading.cause(instance["id"])
         over = process.read_exit(self._home, instance["id"]) or {}
-        await anyio.to_thread.run_sync(process.stop, self._home, instance["id"], 0.0)
+        await self.containers.stop(instance, 0.0)
         lost = over.get("reason") == "no host"
         await self._store.update("instance", instance["id"], status="stopped" if lost else "failed", error=why, **GONE)
         with lineage.after(None if lost else self._news.error(instance, why)):
@@ -437,7 +445,7 @@ class EngineService:
             current = self._store.peek("instance", id)
             if current is None or current["status"] != "ready" or current["pid"] != instance["pid"]:
                 return
-            await anyio.to_thread.run_sync(process.stop, self._home, id, 0.0)
+            await self.containers.stop(instance, 0.0)
             await self._store.update("instance", id, status="failed", error=why, **GONE)
         self._probes.forget(id)
         self._news.error(instance, why)

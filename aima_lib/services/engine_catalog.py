@@ -13,6 +13,7 @@ from aima_lib.errors import FailedPrecondition, NotFound, Unavailable
 from aima_lib.infra.kinds import ABILITIES
 from aima_lib.infra.store import Document, Store
 from aima_lib.names import did_you_mean, nearest
+from aima_lib.services.containers import Containers, is_contained
 from aima_lib.services.wire import Address, Wire
 
 FOUND_SECONDS = 30.0
@@ -27,8 +28,8 @@ TASK_TYPES = {
 class EngineCatalog:
     """The adapters, and what is known of each on this machine."""
 
-    def __init__(self, engines: Mapping[str, Engine], store: Store, wire: Wire) -> None:
-        self._engines, self._store, self._wire = engines, store, wire
+    def __init__(self, engines: Mapping[str, Engine], store: Store, wire: Wire, containers: Containers) -> None:
+        self._engines, self._store, self._wire, self._containers = engines, store, wire, containers
         self._found: dict[str, tuple[float, Found]] = {}
 
     def adapter(self, name: str) -> Engine:
@@ -51,19 +52,21 @@ class EngineCatalog:
     async def get(self, name: str) -> Document:
         """See EngineService.engine."""
         engine = self.adapter(name)
-        found = await self.find(name)
+        found, contained = await self.find(name), await self._containers.found(name)
         instances = self._store.find("instance", engine=name)
         running = any(instance["status"] in ALIVE for instance in instances)
+        installed = found.installed or bool(contained and contained["available"])
         return {
             "name": name,
             "title": engine.title,
             "version": found.version,
-            "installed": found.installed,
-            "status": "running" if running else "available" if found.installed else "unavailable",
+            "installed": installed,
+            "status": "running" if running else "available" if installed else "unavailable",
             "reason": found.reason,
             "formats": [*engine.formats],
             "tasks": [*engine.tasks],
-            "launchers": ["process"],
+            "launchers": self._containers.launchers(name, found.installed),
+            "container": contained,
             "instances": instances,
         }
 
@@ -93,13 +96,18 @@ class EngineCatalog:
                 ]  # fmt: skip
         return rows
 
-    def version(self, name: str) -> str | None:
-        """The version that was found last; None before anybody looked."""
+    def version(self, name: str, options: Mapping[str, Any]) -> str | None:
+        """The version that was found last, or the image of a container; None before anybody looked."""
+        if is_contained(options):
+            return self._containers.image(name)
         known = self._found.get(name)
         return known[1].version if known else None
 
-    async def refuse_absent(self, engine: Engine) -> None:
-        """Raise FailedPrecondition, with the reason, when the engine is not installed now."""
+    async def refuse_absent(self, engine: Engine, options: Mapping[str, Any]) -> None:
+        """Raise FailedPrecondition, with the reason, when the engine is not installed now; Unavailable when the Docker it needs is away."""
+        if is_contained(options):
+            await self._containers.refuse_absent(engine.name)
+            return
         self.forget(engine.name)
         found = await self.find(engine.name)
         if not found.installed:

@@ -26,6 +26,7 @@ from aima_lib.infra.home import write_private
 from aima_lib.infra.launch import environment
 from aima_lib.infra.progress import Send
 from aima_lib.infra.store import Document
+from aima_lib.services.containers import DOCKER, Containers
 from aima_lib.services.engine_catalog import EngineCatalog
 from aima_lib.services.model import ModelService
 
@@ -49,21 +50,24 @@ FREEZE = "import json; from importlib.metadata import distributions as d; print(
 class Installing:
     """What `engine.install` does. Two calls for one engine wait for each other."""
 
-    def __init__(self, config: Mapping[str, Any], home: Path, catalog: EngineCatalog, models: ModelService) -> None:
+    def __init__(self, config: Mapping[str, Any], home: Path, catalog: EngineCatalog, models: ModelService, containers: Containers) -> None:
         self._index, self._home, self._catalog, self._models = config["sources"]["pypi_index"], home, catalog, models
+        self._containers = containers
         self._own = Environments(home / "engines")
         self._locks: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
 
-    async def install(self, name: str, version: str | None, send: Send) -> Document:
-        """Bring an engine here, unless it is.
+    async def install(self, name: str, version: str | None, launcher: str, send: Send) -> Document:
+        """Bring an engine here, unless it is: its environment, or for the launcher docker its image.
 
         Raises:
-            NotFound: no such engine.
+            NotFound: no such engine, or no registry has its image.
             FailedPrecondition: it is a program of the system's, which is not there, or nothing AIMA can fetch.
             ResourceExhausted: the disk has no room for it.
             Unavailable: the index did not give it; what it said is in the message.
         """
         engine, made = self._catalog.adapter(name), False
+        if launcher == DOCKER:
+            return await self._install_image(name, version, send)
         async with self._locks[name]:
             if engine.install is not None and not await self._is_here(engine, version):
                 await self._make(engine, engine.install, version, send)
@@ -80,9 +84,19 @@ class Installing:
         path = str(own.folder) if own else getattr(engine, "binary", None)
         return {"engine": name, "version": found.version, "path": path, "packages": packages, "model_id": model, "installed": made}
 
-    async def foresee(self, name: str, version: str | None) -> tuple[bool, int, str | None]:
+    async def _install_image(self, name: str, version: str | None, send: Send) -> Document:
+        if version is not None:
+            raise InvalidArgument("an image's version is its digest, which config.toml names", hint="leave version out")
+        async with self._locks[name]:
+            image, made = await self._containers.install(name, send)
+        digest = image.rpartition("@")[2]
+        return {"engine": name, "version": digest, "path": image, "packages": [], "model_id": None, "installed": made}
+
+    async def foresee(self, name: str, version: str | None, launcher: str) -> tuple[bool, int, str | None]:
         """Whether something would be fetched, how much of the disk it may take, and the model that would be registered."""
         engine = self._catalog.adapter(name)
+        if launcher == DOCKER:
+            return not await self._containers.is_here(name), 0, None
         fetches = engine.install is not None and not await self._is_here(engine, version)
         model = engine.builtin.id if engine.builtin and not self._models.has(engine.builtin.id) else None
         return fetches, engine.install.disk_bytes if engine.install and fetches else 0, model

@@ -16,6 +16,7 @@ from aima_lib.infra.progress import Send, silent
 from aima_lib.infra.store import Document, Store
 from aima_lib.launchers import process
 from aima_lib.services import placement
+from aima_lib.services.containers import Containers
 from aima_lib.services.device import DeviceService
 from aima_lib.services.engine_calls import logs_call
 from aima_lib.services.engine_catalog import EngineCatalog, calls_tools
@@ -25,7 +26,10 @@ from aima_lib.services.probes import Probes
 from aima_lib.services.readiness import says_a_token, tried
 from aima_lib.services.wire import Address, Wire
 
-GONE: Document = {"health": "unknown", "pid": None, "keeper_pid": None, "base_url": None, "tasks": [], "tools": None, "json_schema": None}
+GONE: Document = {
+    "health": "unknown", "pid": None, "keeper_pid": None, "base_url": None, "tasks": [], "tools": None, "json_schema": None,
+    "container_id": None,
+}  # fmt: skip
 
 
 class Loading:
@@ -38,6 +42,7 @@ class Loading:
         store: Store,
         wire: Wire,
         catalog: EngineCatalog,
+        containers: Containers,
         devices: DeviceService,
         measuring: Measuring,
         news: EngineNews,
@@ -45,6 +50,7 @@ class Loading:
     ) -> None:
         self._settings, self._home, self._store, self._wire = settings, home, store, wire
         self._catalog, self._devices, self._measuring, self._news, self._probes = catalog, devices, measuring, news, probes
+        self._containers = containers
 
     async def until_ready(self, document: Document, launch: Launch, port: int | None, send: Send) -> Document:
         """Wait for the first token. Whatever else happens, a cancelled caller too, nothing of the start is left.
@@ -101,7 +107,8 @@ class Loading:
     async def _mark_ready(self, document: Document, launch: Launch, address: Address) -> Document:
         engine = self._catalog.adapter(document["engine"])
         announced = process.read_ready(self._home, document["id"])
-        gpus = None if announced else await anyio.to_thread.run_sync(engine.gpus)
+        inner = process.read_inner(self._home, document["id"])
+        gpus = None if announced or inner else await anyio.to_thread.run_sync(engine.gpus)
         placed = placement.observed(document, self._devices.devices(), announced, gpus)
         properties = await self._wire.get(address, "/props", timeout=5)
         able = {"tools": calls_tools(properties[1]), "json_schema": None}
@@ -109,11 +116,12 @@ class Loading:
             able[what] = await tried(self._wire, address, launch.alias, what) if able[what] is None else able[what]
         ready = await self._store.update(
             "instance", document["id"], status="ready", health="healthy", ready_at=now(), base_url=address.base_url,
-            tasks=list(launch.tasks), device=placed["device"], placement=placed, error=None, **able,
+            tasks=list(launch.tasks), device=placed["device"], placement=placed, error=None,
+            container_id=inner and inner["container_id"], **able,
         )  # fmt: skip
         self._probes.forget(ready["id"])
         self._news.started(ready, adopted=False)
-        await self._measuring.started(ready, self._catalog.version(ready["engine"]))
+        await self._measuring.started(ready, self._catalog.version(ready["engine"], ready["options"]))
         return ready
 
     async def give_up(self, document: Document) -> None:
@@ -121,7 +129,7 @@ class Loading:
         kept = process.read_state(self._home, document["id"])
         alive = kept is not None and kept.is_running()
         why = "it was given up before its first token" if alive else self.cause(document["id"])
-        await anyio.to_thread.run_sync(process.stop, self._home, document["id"], 0.0)
+        await self._containers.stop(document, 0.0)
         await self.fail(document, why, silent)
 
     async def fail(self, document: Document, why: str, send: Send) -> None:
@@ -132,6 +140,8 @@ class Loading:
 
     def cause(self, id: str) -> str:
         """Why an instance ended, in one line."""
+        if why := process.read_why(self._home, id):
+            return why
         over = process.read_exit(self._home, id) or {}
         if over.get("reason") == "no host":
             return "its keeper ended it: the home had no host for longer than engines.grace_seconds"

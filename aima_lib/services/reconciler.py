@@ -85,6 +85,8 @@ class Reconciler:
                 continue
             if found and found["status"] == "failed":
                 self._restarts.note(id, found["started_at"])
+            if self._engines.containers.is_away(each.options):
+                continue  # once Docker is back it is started again
             if self._restarts.is_due(id) and id not in self._given_up:
                 repairs.start_soon(self._repair, record["id"], each)
 
@@ -118,6 +120,8 @@ class Reconciler:
             await self._serving.bring_up_replicas(record, silent, only=each)
         except AimaError as error:
             log.warning("service %s: %s", record["id"], error)
+            if isinstance(error, Unavailable) and self._engines.containers.is_away(each.options):
+                return  # not its own death
             after = self._store.peek("instance", id)
             is_new = after is not None and after != instance
             self._restarts.note(id, after["started_at"] if after and is_new else None)

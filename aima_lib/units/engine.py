@@ -9,6 +9,7 @@ from typing import Any
 from aima_lib.gateway import Context
 from aima_lib.infra.change import Change
 from aima_lib.registry import handles, plans
+from aima_lib.services.containers import chosen
 
 Result = Mapping[str, Any]
 
@@ -24,13 +25,15 @@ async def get_engine(ctx: Context, name: str) -> Result:
 
 
 @handles("engine.start")
-async def start_engine(ctx: Context, name: str, model_id: str, options: Mapping[str, Any] | None = None, port: int | None = None) -> Result:
-    return {"instance": await ctx.services.engines.start(name, model_id, options, port, ctx.send)}
+async def start_engine(
+    ctx: Context, name: str, model_id: str, options: Mapping[str, Any] | None = None, launcher: str | None = None, port: int | None = None
+) -> Result:
+    return {"instance": await ctx.services.engines.start(name, model_id, chosen(options, launcher), port, ctx.send)}
 
 
 @handles("engine.install")
-async def install_engine(ctx: Context, name: str, version: str | None = None, launcher: str = "process") -> Result:  # noqa: ARG001
-    return await ctx.services.installing.install(name, version, ctx.send)
+async def install_engine(ctx: Context, name: str, version: str | None = None, launcher: str = "process") -> Result:
+    return await ctx.services.installing.install(name, version, launcher, ctx.send)
 
 
 @handles("engine.stop")
@@ -69,13 +72,13 @@ async def engine_by_name(ctx: Context, name: str) -> Result:
 
 @plans("engine.start")
 async def plan_start(ctx: Context, given: Mapping[str, Any]) -> Change:
-    id, runs, needed = ctx.services.engines.foresee(given["name"], given["model_id"], given.get("options") or {})
+    id, runs, needed = ctx.services.engines.foresee(given["name"], given["model_id"], chosen(given.get("options"), given.get("launcher")))
     return Change() if runs else Change(starts=(("instance", id),), memory_bytes=needed)
 
 
 @plans("engine.install")
 async def plan_install(ctx: Context, given: Mapping[str, Any]) -> Change:
-    fetches, size, model = await ctx.services.installing.foresee(given["name"], given.get("version"))
+    fetches, size, model = await ctx.services.installing.foresee(given["name"], given.get("version"), given.get("launcher", "process"))
     things = [("engine", given["name"])] if fetches else []
     return Change(creates=(*things, *([("model", model)] if model else [])), download_bytes=size)
 

@@ -11,6 +11,7 @@ from aima_lib.gateway import Context
 from aima_lib.infra.change import Change
 from aima_lib.registry import handles, plans
 from aima_lib.services.autoscale import USUAL
+from aima_lib.services.containers import chosen
 
 Result = Mapping[str, Any]
 
@@ -22,6 +23,7 @@ async def create_service(
     name: str | None = None,
     engine: str | None = None,
     options: Mapping[str, Any] | None = None,
+    launcher: str | None = None,
     replicas: int | None = None,
     idle_unload_seconds: float | None = None,
     pinned: bool | None = None,
@@ -29,7 +31,8 @@ async def create_service(
     group: str | None = None,
 ) -> Result:
     settings = {"idle_unload_seconds": idle_unload_seconds, "pinned": pinned, "priority": priority, "group": group}
-    return {"service": await ctx.services.serving.create(model_id, name, engine, options, ctx.send, replicas=replicas, **settings)}
+    how = chosen(options, launcher)
+    return {"service": await ctx.services.serving.create(model_id, name, engine, how, ctx.send, replicas=replicas, **settings)}
 
 
 @handles("service.scale")
@@ -52,7 +55,7 @@ async def update_service(
     probe_seconds: float = 30,
     drain_seconds: float = 60,
 ) -> Result:
-    changes = {"model_id": model_id, "engine": engine, "options": options}
+    changes = {"model_id": model_id, "engine": engine, "options": None if options is None else chosen(options)}
     held = {"idle_unload_seconds": idle_unload_seconds, "pinned": pinned, "priority": priority, "group": group}
     settings = {**held, "autoscale": _bounds(autoscale)}
     serving = ctx.services.serving
@@ -109,7 +112,7 @@ async def service_by_id(ctx: Context, service_id: str) -> Result:
 
 @plans("service.create")
 async def plan_create(ctx: Context, given: Mapping[str, Any]) -> Change:
-    wanted = given["model_id"], given.get("name"), given.get("engine"), given.get("options") or {}
+    wanted = given["model_id"], given.get("name"), given.get("engine"), chosen(given.get("options"), given.get("launcher"))
     id, old, needed = await ctx.services.serving.foresee(*wanted)
     group = given["group"] if given.get("group") is not None else (old or {}).get("group")
     made_way = _made_way(ctx.services.serving.leaving(id, group))
@@ -131,6 +134,7 @@ async def plan_start(ctx: Context, given: Mapping[str, Any]) -> Change:
 @plans("service.update")
 async def plan_update(ctx: Context, given: Mapping[str, Any]) -> Change:
     changes, bounds = {key: given.get(key) for key in ("model_id", "engine", "options")}, _bounds(given.get("autoscale"))
+    changes["options"] = None if changes["options"] is None else chosen(changes["options"])
     more = (f"it will have {bounds['min']} to {bounds['max']} engines as requests need them",) if bounds else ()
     found = await ctx.services.serving.foresee_update(given["service_id"], changes)
     made_way = _made_way(ctx.services.serving.leaving_to_join(given["service_id"], given.get("group")))

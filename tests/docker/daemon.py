@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 import signal
 import socket
@@ -17,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import docker
 import docker.errors
@@ -72,6 +74,22 @@ class Dockerd:
         """The SDK's own client: how a test does what a person would do with the docker command."""
         return docker.APIClient(base_url=f"unix://{self.socket}", version="auto", timeout=30)
 
+    def inspect(self, id: str) -> dict[str, Any]:
+        """What the daemon knows of a container."""
+        api = self.api()
+        try:
+            return dict(api.inspect_container(id))
+        finally:
+            api.close()
+
+    def containers(self) -> list[str]:
+        """The names of all containers, those that have ended too."""
+        api = self.api()
+        try:
+            return sorted(row["Names"][0].lstrip("/") for row in api.containers(all=True))
+        finally:
+            api.close()
+
     def stop(self, number: int = signal.SIGTERM) -> None:
         """End it, and by SIGTERM its containers too."""
         if self._process is not None:
@@ -79,22 +97,26 @@ class Dockerd:
             self._process.wait(30)
             self._process = None
 
-    def build(self, files: Mapping[str, Path | bytes], *lines: str, base: str = "scratch") -> str:
-        """An image of files, by their paths in it, and lines of a Dockerfile; its id, sha256:…."""
-        context = io.BytesIO()
-        with tarfile.open(fileobj=context, mode="w") as archive:
+    def build(self, files: Mapping[str, Path | bytes | str], *lines: str) -> str:
+        """An image of one layer: files and folders by their paths in it, a text for a link, and lines of a Dockerfile such as ENTRYPOINT and
+        EXPOSE; its id, sha256:…."""
+        packed = self.folder / "image.tar"
+        with tarfile.open(packed, mode="w") as archive:
+            for folder in sorted({str(above).lstrip("/") for name in files for above in Path(name).parents} - {""}):
+                entry = tarfile.TarInfo(folder)  # else the daemon makes it, for its own eyes alone
+                entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+                archive.addfile(entry)
             for name, content in files.items():
-                _add(archive, f"files{name}", content)
-            _add(archive, "Dockerfile", "\n".join([f"FROM {base}", "COPY files/ /", *lines]).encode())
-        context.seek(0)
+                _add(archive, name.lstrip("/"), content)
         api = self.api()
         try:
-            said = list(api.build(fileobj=context, custom_context=True, rm=True, decode=True))
-            ids = [line["aux"]["ID"] for line in said if "ID" in line.get("aux", {})]
-            assert ids, said[-3:]
-            return str(ids[-1])
+            said = str(api.import_image_from_file(str(packed), changes=list(lines)))
         finally:
             api.close()
+            packed.unlink()
+        found = re.search(r"sha256:[0-9a-f]{64}", said)
+        assert found, said
+        return found[0]
 
     def close(self) -> None:
         if self._process is not None and self._answers():
@@ -107,11 +129,18 @@ class Dockerd:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _add(archive: tarfile.TarFile, name: str, content: Path | bytes) -> None:
+LEFT_OUT = ("/site-packages", "/test", "/idlelib", "/__pycache__", "/ensurepip", "/lib2to3", "/tkinter", "/turtledemo")
+
+
+def _add(archive: tarfile.TarFile, name: str, content: Path | bytes | str) -> None:
     if isinstance(content, Path):
-        archive.add(content.resolve(), name)
+        archive.add(content.resolve(), name, filter=lambda entry: None if entry.name[len(name) :].endswith(LEFT_OUT) else entry)
         return
     entry = tarfile.TarInfo(name)
+    if isinstance(content, str):
+        entry.type, entry.linkname = tarfile.SYMTYPE, content
+        archive.addfile(entry)
+        return
     entry.size, entry.mode = len(content), 0o755
     archive.addfile(entry, io.BytesIO(content))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from pathlib import Path
@@ -44,6 +45,7 @@ def main() -> None:
     except RuntimeError as error:
         sys.exit(f"E {error}")
     print(f"main: server is listening on {server.listening_address}", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # the first process of a container is not ended by it otherwise
     signal.pause()
 
 
