@@ -39,10 +39,12 @@ def archive(files: Mapping[str, bytes]) -> io.BytesIO:
     return held
 
 
-def layer() -> bytes:
-    """The one layer of them all: busybox, and every page that a template's health asks for."""
+def layer(more: Mapping[str, bytes] | None = None, script: str = SERVE) -> bytes:
+    """The one layer of them all: busybox, and every page that a template's health asks for. Or of these files alone."""
+    if more is not None:
+        return archive(more).getvalue()
     assert BUSYBOX is not None
-    files = {"bin/busybox": Path(BUSYBOX).read_bytes(), "serve": SERVE.encode(), "usr/bin/code-server": SERVE.encode()}
+    files = {"bin/busybox": Path(BUSYBOX).read_bytes(), "serve": script.encode(), "usr/bin/code-server": SERVE.encode()}
     files |= {f"www/{page.strip('/')}": b"well\n" for page in pages() if page.strip("/")}
     files |= {"www/index.html": b"a page\n", "tmp/.keep": b""}
     held = archive(files)
@@ -63,11 +65,11 @@ def pages() -> set[str]:
     return found - longer
 
 
-def stand_in(api: docker.APIClient, reference: str, ports: Sequence[int] = (), *changes: str) -> str:
+def stand_in(api: docker.APIClient, reference: str, ports: Sequence[int] = (), *changes: str, script: str = SERVE) -> str:
     """An image called `reference` that listens on these ports. Its id."""
     name, _, tag = reference.rpartition(":")
     told = [f"ENV PORTS={' '.join(map(str, ports))!r}", 'ENTRYPOINT ["/bin/sh", "/serve"]', *changes]
-    api.import_image_from_data(layer(), repository=name, tag=tag, changes=told)
+    api.import_image_from_data(layer(script=script), repository=name, tag=tag, changes=told)
     return str(api.inspect_image(reference)["Id"])
 
 

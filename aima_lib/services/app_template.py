@@ -18,7 +18,7 @@ from aima_lib.registry import PACKAGE, SCHEMAS
 
 FOLDER = PACKAGE / "apps"
 WORD = re.compile(r"\$\{([a-z]+)\.([^${}]{0,64})\}")
-DIGEST = re.compile(r"@sha256:[0-9a-f]{64}$")
+DIGEST = re.compile(r"(?:^|@)sha256:[0-9a-f]{64}$")
 KERNELS = ("/proc", "/sys", "/dev")
 ENV_BYTES = 1 << 20
 LINK_SECRET = "aima_key"  # the name, among its secrets, of the key that it shows here
