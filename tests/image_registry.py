@@ -48,7 +48,9 @@ class Images:
         about["rootfs"] = {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}" for layer in layers]}
         kept = [{"mediaType": LAYER, **self.keep(gzip.compress(layer, 1))} for layer in layers]
         whole = {"schemaVersion": 2, "mediaType": MANIFEST, "layers": kept}
-        digest = str(self.keep(json.dumps({**whole, "config": {"mediaType": CONFIG, **self.keep(json.dumps(about).encode())}}).encode())["digest"])
+        digest = str(
+            self.keep(json.dumps({**whole, "config": {"mediaType": CONFIG, **self.keep(json.dumps(about).encode())}}).encode())["digest"]
+        )
         self.manifests[name, tag] = self.manifests[name, digest] = digest
         return digest
 

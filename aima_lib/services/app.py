@@ -119,6 +119,7 @@ class AppService:
             if old and old["phase"] == "uninstalling":
                 raise FailedPrecondition(f"{app_id} is being uninstalled", hint="install it again when that is done")
             self._gpus(chosen)
+            await self.stack.seen()  # where Docker is away nothing is begun
             known = old and old["phase"] == "installing"
             record = old if old and known else await self._begin(old, template, chosen, app_id, config, run_id)
             try:

@@ -15,7 +15,9 @@ def test_everything_that_is_offered_was_exercised(world: World, dockerd: str | N
     if not collected >= WHOLE:
         pytest.skip("a part of the contract suite says nothing about the whole")
     world.note(world.host.counted())
-    apps = {name for name in REGISTRY if dockerd and name.startswith("app.")}  # without Docker most of them are refused, and nothing happens
+    apps = {
+        name for name in REGISTRY if dockerd and name.startswith("app.")
+    }  # without Docker most of them are refused, and nothing happens
     missing = sorted(name for name in set(REGISTRY) - apps if not world.ledger.get(name))
     assert not missing, f"nothing has exercised: {', '.join(missing)}"
 

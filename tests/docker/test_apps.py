@@ -109,7 +109,7 @@ async def test_open_webui_reaches_v1_with_a_key_of_its_own_and_nothing_else(proc
         for path in ("/units/app/list", "/metrics", "/v1/../units/app/list", "//v1/models", "/health"):
             assert asked(api, id, place, path, "$OPENAI_API_KEY").startswith("HTTP/1.1 404"), path
         body = '{\\"model\\": \\"nobody\\", \\"messages\\": [{\\"role\\": \\"user\\", \\"content\\": \\"hi\\"}]}'
-        post = f"POST /v1/chat/completions HTTP/1.1\\r\\nHost: x\\r\\nAuthorization: Bearer $OPENAI_API_KEY\\r\\nContent-Type: application/json\\r\\n"
+        post = "POST /v1/chat/completions HTTP/1.1\\r\\nHost: x\\r\\nAuthorization: Bearer $OPENAI_API_KEY\\r\\nContent-Type: application/json\\r\\n"
         post += f"Content-Length: {len(body.replace(chr(92), ''))}\\r\\n\\r\\n{body}"
         answer = within(api, id, f'printf "{post}" | nc -w 5 {place.replace(":", " ")}')
         assert "404" in answer.splitlines()[0] and "nobody" in answer, answer
