@@ -98,7 +98,7 @@ def _build(home: Home, settings: config.Config, registry: Registry, store: Store
         Media(settings, home.path, store, events),
     )
     modalities = Modalities(inference, engines, media, allowance)
-    apps = AppService(home, store, events, keys, secrets, docker, Stack(docker, Roots({}, home.path / "apps")))
+    apps = AppService(settings, home, store, events, devices, keys, secrets, docker, Stack(docker, Roots({}, home.path / "apps")))
     services = Services(
         settings, home, store, events, devices, models, engines, serving, inference, keys, secrets, VectorService(store), oauth, approvals,
         audit, freeze, allowance, installing, media, modalities, telemetry, docker, apps,

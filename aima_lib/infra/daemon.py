@@ -16,11 +16,11 @@ import os
 import socket as sockets
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from aima_lib.errors import AimaError, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted, Unavailable
+from aima_lib.errors import AimaError, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted, Unavailable
 from aima_lib.infra.container import HOME, KIND, NAME, Spec, api_body, labels, named
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def socket_of(configured: str | None, environ: Mapping[str, str] | None = None) 
     """The daemon's socket: the configuration's, else DOCKER_HOST's, else the usual one.
 
     Raises:
-        Unavailable: DOCKER_HOST names something that is no unix socket.
+        Away: DOCKER_HOST names something that is no unix socket.
     """
     host = (os.environ if environ is None else environ).get("DOCKER_HOST", "")
     if configured:
@@ -43,7 +43,7 @@ def socket_of(configured: str | None, environ: Mapping[str, str] | None = None) 
     if not host:
         return USUAL
     if not host.startswith("unix:///"):
-        raise Unavailable(f"DOCKER_HOST is {host.partition('://')[0]}://…, and AIMA speaks to Docker over a unix socket only", hint=AWAY)
+        raise Away(f"DOCKER_HOST is {host.partition('://')[0]}://…, and AIMA speaks to Docker over a unix socket only", hint=AWAY)
     return host.removeprefix("unix://")
 
 
@@ -51,7 +51,7 @@ class Daemon:
     """One connection pool to the daemon, for one home. Every method blocks, for `seconds` at most where it does not say otherwise.
 
     Raises, whatever is asked:
-        Unavailable: the daemon is not there, or did not answer in time.
+        Away: the daemon is not there, or did not answer in time.
         FailedPrecondition: the SDK is not installed, or the daemon refused.
     """
 
@@ -101,17 +101,21 @@ class Daemon:
             return None
 
     def pulling(self, name: str, seconds: float) -> Any:
-        """The lines of a pull, each within `seconds`; `close()` from another thread ends it, and the daemon's work with it.
+        """The lines of a pull, each within `seconds`; `cut` ends it from another thread, and the daemon's work with it.
 
         Not by the SDK's own call: its stream cannot be closed, and it would look for the user's credentials and run their programs.
         """
+        import requests
         from docker.types import CancellableStream
         from docker.utils.json_stream import json_stream
 
         repository, _, digest = name.partition("@")
         url = f"{self._api.base_url}/v{self._api.api_version}/images/create"
         with translated(self.socket):
-            answer = self._api.post(url, params={"fromImage": repository, "tag": digest}, stream=True, timeout=(self.seconds, seconds))
+            try:
+                answer = self._api.post(url, params={"fromImage": repository, "tag": digest}, stream=True, timeout=(self.seconds, seconds))
+            except requests.exceptions.ReadTimeout as error:
+                raise unpulled(f"nothing came of {name} for {seconds:g} s: timed out") from error
             if answer.status_code >= 400:
                 raise unpulled(_message(answer.text))
             return CancellableStream(json_stream(answer.iter_content(None)), answer)
@@ -201,13 +205,18 @@ class Daemon:
         except NotFound:
             pass
 
-    def wait(self, id: str, seconds: float) -> int | None:
-        """The status it ended with; None when it still runs after so long."""
+    def gone(self, id: str, seconds: float) -> None:
+        """Raise NotFound where a container is removed within the time."""
+        if self.wait(id, seconds, "removed") is not None:
+            raise NotFound(f"the container {id[:12]} is removed")
+
+    def wait(self, id: str, seconds: float, until: str = "not-running") -> int | None:
+        """The status it ended with; None when that is not so after the time."""
         import requests
 
         try:
             with translated(self.socket, passing=(requests.exceptions.ReadTimeout, requests.exceptions.ConnectionError)):
-                return int(self._api.wait(id, timeout=seconds)["StatusCode"])
+                return int(self._api.wait(id, timeout=seconds, condition=until)["StatusCode"])
         except requests.exceptions.ReadTimeout:
             return None
         except requests.exceptions.ConnectionError as error:
@@ -337,6 +346,14 @@ def archive(files: Mapping[str, bytes], folders: Sequence[str]) -> bytes:
     return held.getvalue()
 
 
+def cut(stream: Any) -> None:
+    """End a stream of the SDK's, whoever reads it, and let go of its connection, which `close()` alone leaves to chance."""
+    response = getattr(stream, "_response", None)
+    for close in (stream.close, *([response.close] if response is not None else [])):
+        with suppress(OSError, AttributeError):  # it has ended
+            close()
+
+
 @contextmanager
 def translated(socket: str, passing: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """What the SDK raises, as our errors; those of `passing` go through as they are.
@@ -358,6 +375,12 @@ def translated(socket: str, passing: tuple[type[Exception], ...] = ()) -> Iterat
         raise refused(error.status_code or 0, str(error.explanation or error)) from error
     except (docker.errors.DockerException, requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
         raise away(socket, error) from error
+
+
+def present(socket: str) -> None:
+    """Raise Unavailable where no socket is: known without the SDK."""
+    if not os.path.exists(socket):
+        raise Away(f"there is no Docker at {socket}", hint=AWAY)
 
 
 def refused(status: int, said: str) -> AimaError:
@@ -391,17 +414,19 @@ def _message(text: str) -> str:
         return text[:1000]
 
 
-def away(socket: str, error: Exception) -> AimaError:
+class Away(Unavailable):
+    """The daemon itself is not there, or does not answer."""
+
+
+def away(socket: str, error: Exception) -> Away:
     """Why nothing answers at the socket."""
     said = str(error)
     if "timed out" in said.lower():
-        return DeadlineExceeded(f"Docker at {socket} did not answer in time", hint="is its machine short of memory, or its disk slow?")
+        return Away(f"Docker at {socket} did not answer in time", hint="is its machine short of memory, or its disk slow?")
     if not os.path.exists(socket):
-        return Unavailable(f"there is no Docker at {socket}", hint=AWAY)
+        return Away(f"there is no Docker at {socket}", hint=AWAY)
     if not os.access(socket, os.R_OK | os.W_OK):
-        return Unavailable(
-            f"Docker's socket {socket} may not be used by this user", hint="add the user to the group docker, and log in anew"
-        )
+        return Away(f"Docker's socket {socket} may not be used by this user", hint="add the user to the group docker, and log in anew")
     if f"Errno {errno.ECONNREFUSED}" in said:
-        return Unavailable(f"Docker at {socket} does not run: its socket is there, and nobody listens", hint=AWAY)
-    return Unavailable(f"Docker at {socket} went away: {said[:300]}", hint=AWAY)
+        return Away(f"Docker at {socket} does not run: its socket is there, and nobody listens", hint=AWAY)
+    return Away(f"Docker at {socket} went away: {said[:300]}", hint=AWAY)

@@ -1,8 +1,9 @@
 """Docker as the rest of AIMA sees it: asked in threads, watched in one task, away and back again without a restart of AIMA.
 
 Its events become `Happening`s for whoever listens, within a moment: `die`, `oom`, `health_status` and the like of this home's containers,
-and `connected` whenever the stream begins anew, when what was known must be compared with what is. A pull that was cut off goes on from
-the layers that are whole: that is the daemon's doing, a layer in its midst begins anew.
+and `connected` whenever the stream begins anew, when what was known must be compared with what is. Whether a pull that was cut off
+goes on from the layers that were whole is the daemon's to decide: containerd's store keeps them; Docker's own (20.10 was tried) keeps only
+those that an image here has.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -21,7 +21,7 @@ from anyio.abc import TaskStatus
 
 from aima_lib.errors import AimaError, DeadlineExceeded, FailedPrecondition, InvalidArgument, Unavailable
 from aima_lib.infra.container import GENERATION, HOME, KIND, NAME, Spec
-from aima_lib.infra.daemon import USUAL, Answer, Daemon, socket_of, translated
+from aima_lib.infra.daemon import USUAL, Answer, Away, Daemon, cut, present, socket_of, translated
 from aima_lib.infra.layers import Layers
 from aima_lib.infra.progress import Send, silent
 
@@ -82,9 +82,10 @@ class Docker:
         """Whether it is there: {available, reason, hint, socket, version, api_version}; asked now."""
         hint = None
         try:
+            present(socket_of(self._socket))
             self._version = await self.ask(Daemon.version, seconds=PING_LIMIT)
         except AimaError as error:
-            hint = error.hint
+            self._reason, hint = str(error), error.hint
         there = not self.is_away
         return {
             "available": there,
@@ -125,9 +126,9 @@ class Docker:
             with anyio.fail_after(limit + 1):
                 found = await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._limiter)
         except TimeoutError as error:
-            self._forget("it does not answer")
+            self._forget(f"Docker did not answer within {limit:g} s")
             raise DeadlineExceeded(f"Docker did not answer within {limit:g} s", hint="is its machine short of memory?") from error
-        except (Unavailable, DeadlineExceeded) as error:
+        except Away as error:
             self._forget(str(error))
             raise
         except FailedPrecondition as error:
@@ -144,7 +145,14 @@ class Docker:
         return self._daemon
 
     def _forget(self, why: str) -> None:
-        self._reason, self._daemon = why, None
+        self._reason = why
+        self.close()
+
+    def close(self) -> None:
+        """Let its connections go; the next who asks makes another."""
+        old, self._daemon = self._daemon, None
+        if old is not None:
+            old.close()
 
     async def create(self, spec: Spec, kind: str, name: str, generation: str = "") -> str:
         """See Daemon.create. `spec` is what container.judged returned; its image is looked up under the names that its mirrors gave it."""
@@ -155,10 +163,10 @@ class Docker:
 
     # Images
 
-    async def image(self, name: str) -> Answer | None:
+    async def image(self, name: str, seconds: float | None = None) -> Answer | None:
         """The image called name@sha256:… or sha256:…, if it is here."""
         for each in self._names(name):
-            if (found := await self.ask(Daemon.image, each)) is not None:
+            if (found := await self.ask(Daemon.image, each, seconds=seconds)) is not None:
                 return found
         return None
 
@@ -208,14 +216,14 @@ class Docker:
 
     async def _pull(self, name: str, send: Send) -> None:
         layers, last, advanced = Layers(name), 0.0, time.monotonic()
-        async with self._stream(partial(Daemon.pulling, name=name, seconds=self._stall)) as lines:
+        async with self._stream(partial(Daemon.pulling, name=name, seconds=self._stall + 1), self._stall + 2) as lines:
             while True:
                 try:
                     with anyio.fail_after(max(0.1, advanced + self._stall - time.monotonic())):
                         line = await anext(lines, None)
                 except TimeoutError as error:
                     message = f"the pull of {name} has not gone on for {self._stall:g} s: {layers.message}"
-                    raise Unavailable(message, hint="try again: layers that are whole are kept") from error
+                    raise Unavailable(message, hint="try again, or name another registry for it under [docker] mirrors") from error
                 if line is None:
                     break
                 if layers.take(line):
@@ -257,14 +265,17 @@ class Docker:
         task_status.started()
         await self._needed.wait()
         wait = FIRST_WAIT
-        while True:
-            began = time.monotonic()
-            try:
-                await self._watch()
-            except* AimaError as group:
-                self._reason = self._reason or str(group.exceptions[0])
-            wait = FIRST_WAIT if time.monotonic() - began > LONGEST_WAIT else min(wait * 2, LONGEST_WAIT)
-            await anyio.sleep(wait)
+        try:
+            while True:
+                began = time.monotonic()
+                try:
+                    await self._watch()
+                except* AimaError as group:
+                    self._reason = self._reason or str(group.exceptions[0])
+                wait = FIRST_WAIT if time.monotonic() - began > LONGEST_WAIT else min(wait * 2, LONGEST_WAIT)
+                await anyio.sleep(wait)
+        finally:
+            self.close()
 
     async def _watch(self) -> None:
         self._version = await self.ask(Daemon.version, seconds=PING_LIMIT)
@@ -302,24 +313,23 @@ class Docker:
             except AimaError as error:
                 log.warning("%s of %s was not dealt with: %s", happening.action, happening.name or "Docker", error)
 
-    def _stream(self, begin: Callable[[Daemon], Any]) -> Stream:
-        return Stream(self, begin, self._streams)
+    def _stream(self, begin: Callable[[Daemon], Any], seconds: float | None = None) -> Stream:
+        return Stream(self, begin, self._streams, seconds)
 
 
 class Stream:
     """What a stream of the SDK's yields, one item a time from a thread. Leaving the block closes its connection, which ends the thread."""
 
-    def __init__(self, docker: Docker, begin: Callable[[Daemon], Any], limiter: anyio.CapacityLimiter) -> None:
-        self._docker, self._begin, self._limiter = docker, begin, limiter
+    def __init__(self, docker: Docker, begin: Callable[[Daemon], Any], limiter: anyio.CapacityLimiter, seconds: float | None) -> None:
+        self._docker, self._begin, self._limiter, self._seconds = docker, begin, limiter, seconds
         self._items: Any = None
 
     async def __aenter__(self) -> Stream:
-        self._items = await self._docker.ask(self._begin)
+        self._items = await self._docker.ask(self._begin, seconds=self._seconds)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        with suppress(OSError, AttributeError):  # it has ended
-            self._items.close()  # a shutdown of its socket: a moment, and also for one who is cancelled
+        cut(self._items)  # a shutdown of its socket: a moment, and also for one who is cancelled
 
     def __aiter__(self) -> Stream:
         return self

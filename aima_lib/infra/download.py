@@ -18,7 +18,7 @@ from anyio import from_thread, to_thread
 
 from aima_lib.errors import Unavailable
 from aima_lib.infra.blobs import need_room
-from aima_lib.infra.egress import Again
+from aima_lib.infra.egress import Again, Rest
 from aima_lib.infra.line import Place
 from aima_lib.infra.places import shown
 from aima_lib.infra.ranges import Ranges
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 NOTHING = re.compile(r"bytes \*/(\d+)")
 BATCH = 2 << 20
+SLICE, SLICE_SECONDS = 16 << 20, 0.25
 SLOWEST = 1024  # bytes a second: what drips more slowly than this for as long as a stall may last is one
 
 
@@ -57,6 +58,26 @@ class Pace:
     segment: int = 32 << 20  # at least; of large files more, up to `longest_segment`
     longest_segment: int = 256 << 20
     stall_seconds: float = 30
+
+
+class Flow:
+    """How fast a response comes."""
+
+    def __init__(self, url: str, stall_seconds: float) -> None:
+        self._url, self._stall = url, stall_seconds
+        self._since, self._got = time.monotonic(), 0
+
+    def check(self, count: int) -> None:
+        """So many bytes came. Raises Again when it drips for as long as a stall may last."""
+        self._got += count
+        if (waited := time.monotonic() - self._since) > self._stall:
+            if self._got < SLOWEST * waited:
+                raise Again(f"{shown(self._url)} sends {self._got} bytes in {waited:.0f} s", hint="name another mirror")
+            self._since, self._got = time.monotonic(), 0
+
+    def pause(self, seconds: float) -> None:
+        """So long nothing was asked of it."""
+        self._since += seconds
 
 
 @dataclass(slots=True)
@@ -277,35 +298,45 @@ class Download:
     async def _receive(self, response: Response, number: int, limit: int | None) -> None:
         """The body into the segment, which may hold `limit` bytes in all; what a server sends beyond a range that was asked for is left."""
         batch: list[bytes] = []
-        size, ranges = 0, self._ranges
-        window, got = time.monotonic(), 0
+        size, ranges, flow = 0, self._ranges, Flow(self.url, self.pace.stall_seconds)
         try:
             async for chunk in self.web.body(response):
-                room = None if limit is None else limit - ranges.counts[number] - size
-                if room is not None and len(chunk) > room:
-                    if ranges.bounds(number)[1] == ranges.total:
-                        batch.clear()
-                        raise Mismatch(f"{shown(self.url)} sends more than its {limit} bytes", hint="name another mirror")
-                    chunk = chunk[:room]
-                batch.append(chunk)
-                size += len(chunk)
-                got += len(chunk)
-                if size >= BATCH:
+                coming = chunk.left if isinstance(chunk, Rest) else len(chunk)
+                room = coming if limit is None else limit - ranges.counts[number] - size
+                if coming > room and ranges.bounds(number)[1] == ranges.total:
+                    batch.clear()
+                    raise Mismatch(f"{shown(self.url)} sends more than its {limit} bytes", hint="name another mirror")
+                if isinstance(chunk, Rest) or size >= BATCH:
                     full, batch, size = batch, [], 0
                     await to_thread.run_sync(ranges.write, number, full)
-                    self._gained(full)
-                if (waited := time.monotonic() - window) > self.pace.stall_seconds:
-                    if got < SLOWEST * waited:
-                        raise Again(f"{shown(self.url)} sends {got} bytes in {waited:.0f} s", hint="name another mirror")
-                    window, got = time.monotonic(), 0
-                before = time.monotonic()
-                await self.throttle.let_pass(len(chunk), self.place)
-                window += time.monotonic() - before
+                    self._gained(sum(map(len, full)))
+                if isinstance(chunk, Rest):
+                    await self._take(chunk, number, min(room, coming), flow)
+                    break
+                batch.append(chunk[:room])
+                size += len(batch[-1])
+                flow.check(len(batch[-1]))
+                flow.pause(await self.throttle.let_pass(len(batch[-1]), self.place))
         finally:
             if batch:  # what came before a reset counts, else a link that breaks every 100 KB never gets further
-                ranges.write(number, batch)
-                self._gained(batch)
+                self._gained(ranges.write(number, batch))
         self._refuse_short(number)
+
+    async def _take(self, rest: Rest, number: int, left: int, flow: Flow) -> None:
+        """So much of the rest into the segment, by a thread, which is left often enough to be told to stop."""
+        while left:
+            most, here = self.throttle.at_once(min(left, SLICE)), self._ranges.counts[number]
+            until = time.monotonic() + SLICE_SECONDS
+            try:
+                await to_thread.run_sync(
+                    self._ranges.take, number, lambda buffer, until=until: _within(rest, buffer, until), most, limiter=self.throttle.threads
+                )
+            finally:
+                count = self._ranges.counts[number] - here
+                self._gained(count)
+            left -= count
+            flow.check(count)
+            flow.pause(await self.throttle.let_pass(count, self.place))
 
     def _refuse_short(self, number: int) -> None:
         """Raise Again when a response ended before its segment did."""
@@ -324,8 +355,8 @@ class Download:
             else:
                 await news.wait()
 
-    def _gained(self, batch: list[bytes]) -> None:
-        self.step(sum(map(len, batch)))
+    def _gained(self, count: int) -> None:
+        self.step(count)
         self._tell()
 
     def _tell(self) -> None:
@@ -346,6 +377,11 @@ class Download:
         have, whole = self._ranges.have, self.size or self._ranges.total or "unknown"
         kept = f"{have} of {whole} bytes of it are kept, the next pull goes on from there"
         return Interrupted(f"{error}; {kept}", hint=error.hint, next=error.next, details={**error.details, "kept_bytes": have})
+
+
+def _within(rest: Rest, buffer: memoryview, until: float) -> int:
+    seconds = until - time.monotonic()
+    return rest.fill(buffer, seconds) if seconds > 0 else 0
 
 
 def first_of(error: BaseException) -> BaseException:

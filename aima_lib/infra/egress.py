@@ -11,6 +11,7 @@ here; a name that only the proxy can resolve is the proxy's to judge.
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from ipaddress import ip_address, ip_network
@@ -41,8 +42,10 @@ if TYPE_CHECKING:
     import httpx
     from httpx import Response as Response
 
+    from aima_lib.infra.link import Link
+
 MOST_REDIRECTS, MOST_ADDRESSES = 5, 8
-WIDE, DIRECT = 1 << 20, 4 << 20
+DIRECT = 512 << 10  # of a body; a connection less is cheaper than copying so much
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 HARMLESS = frozenset({"accept", "accept-encoding", "range", "if-range", "user-agent"})
 SAID = {"User-Agent": "aima", "Accept": "*/*", "Accept-Encoding": "gzip, deflate"}
@@ -52,6 +55,34 @@ class Again(Unavailable):
     """Worth another try at once; `wait_seconds` is what the server asked for."""
 
     wait_seconds: float | None = None
+
+
+class Rest:
+    """What is left of a long body. Threads take it, one after the other."""
+
+    def __init__(self, link: Link, left: int, name: str, stall_seconds: float) -> None:
+        self.left = left
+        self._link, self._name, self._stall = link, name, stall_seconds
+        self._silent = 0.0
+
+    def fill(self, buffer: memoryview, seconds: float) -> int:
+        """Bytes of it into a buffer; none when none came for so long. Blocks.
+
+        Raises:
+            Again: it ended too soon, or no byte came for longer than a stall may last.
+        """
+        began = time.monotonic()
+        try:
+            count = self._link.fill(buffer[: self.left], seconds)
+        except OSError as error:
+            raise Again(f"{self._name} could not be read: {error}", hint=ELSEWHERE) from error
+        if count is None:
+            raise Again(f"{self._name} ended {self.left} bytes too soon", hint=ELSEWHERE)
+        self._silent = 0.0 if count else self._silent + time.monotonic() - began
+        if self._silent > self._stall:
+            raise Again(f"{self._name}: no byte for {self._stall:g} s", hint=ELSEWHERE)
+        self.left -= count
+        return count
 
 
 class Egress:
@@ -144,30 +175,20 @@ class Egress:
             target = after
         raise InvalidArgument(f"{shown(url)}: more than {MOST_REDIRECTS} redirects", hint="name another mirror")
 
-    async def body(self, response: Response) -> AsyncIterator[bytes]:
-        """The body as it comes, within `open`. A long one is taken from the connection itself once its beginning was parsed.
-
-        A parser copies each byte five times, which costs more than fetching it. Such a connection is not used again.
-
-        Raises:
-            Again: it ends too soon.
+    async def body(self, response: Response) -> AsyncIterator[bytes | Rest]:
+        """The body as it comes, within `open`. Of a long one only the beginning: then the rest, for a thread to take from the connection,
+        which is not used again.
         """
-        length, stream = response.headers.get("content-length", ""), response.extensions.get("network_stream")
-        left = int(length) if length.isdigit() and stream is not None and "transfer-encoding" not in response.headers else 0
+        length, link = response.headers.get("content-length", ""), response.extensions.get("network_stream")
+        is_direct = length.isdigit() and "transfer-encoding" not in response.headers and hasattr(link, "fill")
+        left = int(length) if is_direct else 0
         async with aclosing(response.aiter_raw()) as chunks:  # type: ignore[type-var]
             async for chunk in chunks:
                 yield chunk
                 left -= len(chunk)
-                if left < DIRECT:
-                    continue
-                assert stream is not None
-                while left:
-                    chunk = await stream.read(min(WIDE, left), self._stall)
-                    if not chunk:
-                        raise Again(f"{shown(str(response.request.url))} ended {left} bytes too soon", hint=ELSEWHERE)
-                    yield chunk
-                    left -= len(chunk)
-                return
+                if link is not None and left >= DIRECT:
+                    yield Rest(link, left, shown(str(response.request.url)), self._stall)
+                    return
 
     async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> int:
         """The status that a POST is answered with. A redirect is an answer like any other, and not followed. Raises as `open` does."""
@@ -233,32 +254,16 @@ def _pinned(addresses: Callable[[str, int], Awaitable[Sequence[Address]]]) -> ht
     import httpcore
     import httpx
 
-    class Wide(httpcore.AsyncNetworkStream):
-        """A stream that takes all that is there: a fourth of the wakings for a body of gigabytes."""
-
-        def __init__(self, inner: httpcore.AsyncNetworkStream) -> None:
-            self._inner = inner
-
-        async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-            return await self._inner.read(max(max_bytes, WIDE), timeout)
-
-        async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-            await self._inner.write(buffer, timeout)
-
-        async def start_tls(
-            self, ssl_context: Any, server_hostname: str | None = None, timeout: float | None = None
-        ) -> httpcore.AsyncNetworkStream:
-            return Wide(await self._inner.start_tls(ssl_context, server_hostname, timeout))
-
-        async def aclose(self) -> None:
-            await self._inner.aclose()
-
-        def get_extra_info(self, info: str) -> Any:
-            return self._inner.get_extra_info(info)
+    from aima_lib.infra.link import dialled
 
     class Dialer(httpcore.AnyIOBackend):
         async def connect_tcp(
-            self, host: str, port: int, timeout: float | None = None, local_address: str | None = None, socket_options: Any = None
+            self,
+            host: str,
+            port: int,
+            timeout: float | None = None,
+            local_address: str | None = None,  # noqa: ARG002
+            socket_options: Any = None,  # noqa: ARG002
         ) -> httpcore.AsyncNetworkStream:
             failed: Exception = httpcore.ConnectError(f"{host} has no address")
             try:
@@ -269,9 +274,8 @@ def _pinned(addresses: Callable[[str, int], Awaitable[Sequence[Address]]]) -> ht
             except OSError as error:
                 raise httpcore.ConnectError(str(error)) from error
             for address in found:
-                share = timeout and timeout / len(found)
                 try:
-                    return Wide(await super().connect_tcp(str(address), port, share, local_address, socket_options))
+                    return await dialled(str(address), port, timeout and timeout / len(found))
                 except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                     failed = error
             raise failed

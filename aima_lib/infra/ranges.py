@@ -21,6 +21,7 @@ COUNT = struct.Struct("<Q")
 UNBOUNDED = 1 << 62
 BLOCK = 1 << 20
 AT_ONCE = 64 << 20
+PIECE, NOTED = 256 << 10, 2 << 20
 
 
 class Ranges:
@@ -117,16 +118,38 @@ class Ranges:
 
     def write(self, number: int, pieces: Sequence[bytes]) -> int:
         """Add bytes to a segment; returns how many."""
-        start = self.bounds(number)[0]
         before = self.counts[number]
         for piece in pieces:
-            view = memoryview(piece)
-            while view:
-                done = os.pwrite(self._file, view, start + self.counts[number])
-                self.counts[number] += done
-                view = view[done:]
-        os.pwrite(self._notes, COUNT.pack(self.counts[number]), self._offset + COUNT.size * number)
+            self._put(number, memoryview(piece))
+        self._note(number)
         return self.counts[number] - before
+
+    def take(self, number: int, fill: Callable[[memoryview], int], most: int) -> int:
+        """Add up to so many bytes to a segment as `fill` brings them into a buffer, until it brings none; returns how many. What came
+        before `fill` fails is there.
+        """
+        buffer, taken, noted = memoryview(bytearray(min(PIECE, most))), 0, 0
+        try:
+            while taken < most and (count := fill(buffer[: most - taken])):
+                self._put(number, buffer[:count])
+                taken += count
+                if taken - noted >= NOTED:
+                    self._note(number)
+                    noted = taken
+        finally:
+            self._note(number)
+        write_back(self._file, self.bounds(number)[0] + self.counts[number] - taken, taken)
+        return taken
+
+    def _put(self, number: int, view: memoryview) -> None:
+        start = self.bounds(number)[0]
+        while view:
+            done = os.pwrite(self._file, view, start + self.counts[number])
+            self.counts[number] += done
+            view = view[done:]
+
+    def _note(self, number: int) -> None:
+        os.pwrite(self._notes, COUNT.pack(self.counts[number]), self._offset + COUNT.size * number)
 
     def close_at(self, size: int) -> None:
         """The source has ended: the size is known now."""
@@ -181,6 +204,14 @@ def arrived(path: Path) -> int:
         return sum(found[0] for found in COUNT.iter_unpack(counts[: len(counts) // 8 * 8]))
     except OSError:
         return 0
+
+
+def write_back(descriptor: int, start: int, size: int) -> None:
+    """Have these bytes go to the disk now, where the system can be told, and not wait for it: syncing the whole at the end takes less."""
+    if sys.platform == "linux":
+        call = ctypes.CDLL(None).sync_file_range
+        call.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+        call(descriptor, start, size, 2)  # SYNC_FILE_RANGE_WRITE
 
 
 def reserve(descriptor: int, size: int) -> None:

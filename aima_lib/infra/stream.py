@@ -100,14 +100,14 @@ def driven(work: Coroutine[Any, Any, Result]) -> Result:
     raise RuntimeError("this work waits for an event loop, and there is none")
 
 
-def is_readable(connection: socket.socket) -> bool:
-    """Whether reading would give something at once: bytes, the end, or an error."""
+def is_readable(connection: socket.socket, seconds: float = 0) -> bool:
+    """Whether reading would give something within so many seconds, or at once: bytes, the end, or an error."""
     import select
 
     if connection.fileno() < 0:
         return True
     if not hasattr(select, "poll"):
-        return bool(select.select([connection], [], [], 0)[0])
+        return bool(select.select([connection], [], [], seconds)[0])
     poll = select.poll()
     poll.register(connection, select.POLLIN)
-    return bool(poll.poll(0))
+    return bool(poll.poll(seconds * 1000))

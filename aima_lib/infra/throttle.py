@@ -18,16 +18,21 @@ class Throttle:
 
     def __init__(self, bytes_per_second: float | None = None, connections: int = 12) -> None:
         self._rate, self._lanes = bytes_per_second, Line(connections)
+        self.threads = anyio.CapacityLimiter(connections)  # their own: slow links hold them, and others need some too
         self._free = self._free_behind = 0.0
 
     def connection(self, place: Place) -> AbstractAsyncContextManager[None]:
         """One of the connections."""
         return self._lanes.turn(place)
 
-    async def let_pass(self, count: int, place: Place) -> None:
-        """Wait until so many bytes more are within the rate."""
+    def at_once(self, most: int) -> int:
+        """How many bytes to ask for at a time, of at most so many."""
+        return most if self._rate is None else max(1, min(most, int(self._rate * BURST_SECONDS)))
+
+    async def let_pass(self, count: int, place: Place) -> float:
+        """Wait until so many bytes more are within the rate; returns the seconds that took."""
         if self._rate is None:
-            return
+            return 0
         moment = time.monotonic()
         due = self._free = max(self._free, moment - BURST_SECONDS) + count / self._rate
         if place.priority < self._lanes.urgency:
@@ -35,3 +40,4 @@ class Throttle:
             due = max(due, self._free_behind)
         if due > moment:
             await anyio.sleep(due - moment)
+        return time.monotonic() - moment

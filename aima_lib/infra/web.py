@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from aima_lib.errors import AimaError, FailedPrecondition, NotFound, PermissionDenied, Unavailable
-from aima_lib.infra.egress import Again, Egress
+from aima_lib.infra.egress import Again, Egress, Rest
 from aima_lib.infra.places import shown
 
 if TYPE_CHECKING:
@@ -54,8 +54,8 @@ class Web:
                 raise refusal(response.status_code, url, response.headers)
             yield response
 
-    def body(self, response: Response) -> AsyncIterator[bytes]:
-        """The body of what `stream` gave, as it comes. Raises Again when it ends too soon."""
+    def body(self, response: Response) -> AsyncIterator[bytes | Rest]:
+        """The body of what `stream` gave, as it comes: see Egress.body."""
         return self._egress.body(response)
 
     async def get(self, url: str, headers: Mapping[str, str] | None = None, most: int = LARGEST_PAGE) -> Page:

@@ -19,12 +19,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from aima_lib.errors import AimaError, DeadlineExceeded, NotFound, Unavailable
-from aima_lib.infra.daemon import Daemon
+from aima_lib.errors import AimaError, NotFound
+from aima_lib.infra.daemon import Away, Daemon
 from aima_lib.infra.home import create_time, is_alive
 
 KIND = "engine"  # as in launchers/docker.py, which would import what this process has no use for
-WAIT_SECONDS, AWAY_SECONDS, REMOVED_SECONDS = 30.0, 0.5, 0.5
+WAIT_SECONDS, AWAY_SECONDS, REMOVED_SECONDS = 30.0, 0.5, 0.4
 POLITE = 2.0
 
 
@@ -58,9 +58,9 @@ class Attached:
         self.over.wait()
         if self.told:
             self._end()
+            self._remove()
         threads[0].join(POLITE)  # its last words
-        self._remove()
-        return self.status
+        return self.status  # one that ended by itself is removed by the host, which hears of it the sooner
 
     def _hear(self, number: int, frame: object) -> None:  # noqa: ARG002
         self.told = True
@@ -93,7 +93,7 @@ class Attached:
                 self._explain(status)
             except NotFound:
                 self._say("its container was removed by somebody else")
-            except (Unavailable, DeadlineExceeded):
+            except Away:
                 if self._lives():
                     self.over.wait(AWAY_SECONDS)
                     continue
@@ -119,8 +119,7 @@ class Attached:
         elif state.get("Error"):
             self._say(str(state["Error"])[:500])
         elif status in (137, 143) and not self.told:
-            self.over.wait(REMOVED_SECONDS)  # one that is being removed is killed first
-            self.daemon.inspect(self.id)
+            self.daemon.gone(self.id, REMOVED_SECONDS)  # one that is being removed is killed first
             self._say(f"it was ended by {'SIGKILL' if status == 137 else 'SIGTERM'}: somebody ended its container, or Docker itself")
 
     def _end(self) -> None:

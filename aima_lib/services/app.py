@@ -18,12 +18,14 @@ from aima_lib.infra.events import Events
 from aima_lib.infra.home import Home
 from aima_lib.infra.progress import Send, silent
 from aima_lib.infra.store import Document, Store
+from aima_lib.services.app_gpus import Gpus
 from aima_lib.services.app_keeping import Keeping
 from aima_lib.services.app_link import Links
 from aima_lib.services.app_ports import allotted, next_free
 from aima_lib.services.app_stack import Seen, Stack, host_ports
 from aima_lib.services.app_template import Template, builtins, changed, volumes_of
 from aima_lib.services.app_view import shown
+from aima_lib.services.device import DeviceService
 from aima_lib.services.keys import KeyService
 from aima_lib.services.secrets import SecretService
 
@@ -36,9 +38,19 @@ class AppService:
     """Every app of this home. A record says what is wanted; how an app is, is read off its containers."""
 
     def __init__(
-        self, home: Home, store: Store, events: Events, keys: KeyService, secrets: SecretService, docker: Docker, stack: Stack
+        self,
+        config: Mapping[str, Any],
+        home: Home,
+        store: Store,
+        events: Events,
+        devices: DeviceService,
+        keys: KeyService,
+        secrets: SecretService,
+        docker: Docker,
+        stack: Stack,
     ) -> None:
         self._store, self._events, self._docker = store, events, docker
+        self._gpus = Gpus(config, devices, docker)
         self.stack, self.links = stack, Links(lambda: getattr(home.host(), "url", None))
         self.keeping = Keeping(home, store, keys, secrets)
         self.locks: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
@@ -82,7 +94,7 @@ class AppService:
         chosen, old = changed(template, config), self._store.peek("app", app_id)
         if old and old["phase"] != "uninstalled" and not _is_same(old, chosen, config):
             raise _other(old)
-        self._gpus(chosen)
+        self._gpus.needed(chosen)
         lacking = [each["image"] for each in chosen["containers"].values() if await self._docker.image(each["image"]) is None]
         return old, chosen, lacking
 
@@ -118,7 +130,7 @@ class AppService:
                 raise FailedPrecondition(f"{app_id} is being installed by the run {old['run_id']}", next=[_wait(old["run_id"])])
             if old and old["phase"] == "uninstalling":
                 raise FailedPrecondition(f"{app_id} is being uninstalled", hint="install it again when that is done")
-            self._gpus(chosen)
+            self._gpus.needed(chosen)
             await self.stack.seen()  # where Docker is away nothing is begun
             known = old and old["phase"] == "installing"
             record = old if old and known else await self._begin(old, template, chosen, app_id, config, run_id)
@@ -207,22 +219,7 @@ class AppService:
         if bridge is not None:
             await self.links.keep(record["id"], record["template"]["link"], bridge, record["link_port"])
         values = self.keeping.values(record, bridge)
-        await self.stack.bring_up(record, values, self._gpus(record["template"]), send)
-
-    def _gpus(self, template: Template) -> Mapping[str, Any] | None:
-        """The request for this machine's GPUs; None where there are none.
-
-        Raises:
-            FailedPrecondition: one of its containers needs one, and there is none.
-        """
-        wishes = [each.get("gpu") for each in template["containers"].values()]
-        found = [row for row in self._store.find("device") if row["type"] == "gpu" and row["vendor"] == "nvidia"]
-        if not any(wishes) or not found:
-            if "required" in wishes:
-                hint = "it has been asked from this machine's drivers: device.detect looks again"
-                raise FailedPrecondition(f"{template['name']} needs an NVIDIA GPU, and this machine has none", hint=hint)
-            return None
-        return {"how": "runtime" if any(row["source"] == "tegra" for row in found) else "request"}
+        await self.stack.bring_up(record, values, await self._gpus.request(record["template"]), send)
 
     async def undo(self, app_id: str, run_id: str) -> None:
         """Take back what an install that was cancelled has made."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import anyio
 import anyio.to_thread
 
 from aima_lib.errors import AimaError, FailedPrecondition, InvalidArgument, NotFound
@@ -24,6 +26,7 @@ from aima_lib.launchers import process
 from aima_lib.services.model import ModelService
 
 log = logging.getLogger(__name__)
+LOOK_SECONDS, HURRY_SECONDS, HURRIED = 5.0, 2.0, 0.05
 DOCKER, PROCESS, OPTION = "docker", "process", "launcher"
 ALIVE = ("starting", "ready")
 
@@ -55,6 +58,7 @@ class Containers:
         self._home, self._store, self._docker, self._models = home, store, docker, models
         self._gpus, self._seconds = config["docker"]["gpus"], float(config["docker"]["call_seconds"])
         self._roots = Roots({**config["files"]["roots"], "aima": str(launcher.OWN)}, home)
+        self._news, self._hurried_until = anyio.Event(), 0.0
         docker.listen(self._hear)
 
     def need(self) -> None:
@@ -80,7 +84,7 @@ class Containers:
         if (image := self.image(name)) is None:
             return None
         try:
-            here = await self._docker.image(image)
+            here = await self._docker.image(image, LOOK_SECONDS)
             return {
                 "image": image,
                 "available": here is not None,
@@ -140,21 +144,9 @@ class Containers:
         files = [self._models.path(model).parent / str(file["name"]) for file in model["files"]]
         rootless = any("rootless" in str(option) for option in info.get("SecurityOptions") or ())
         user = "0:0" if rootless else f"{os.getuid()}:{os.getgid()}"
-        folder, gpus = process.folder_of(self._home, instance["id"]), self._requested(device, info)
+        folder, gpus = process.folder_of(self._home, instance["id"]), gpu_request(device, info, self._gpus)
         work = partial(launcher.contained, launch, settings, files, self._roots, daemon, folder=folder, port=port, user=user, gpus=gpus)
         return await anyio.to_thread.run_sync(work)
-
-    def _requested(self, device: Mapping[str, Any], info: Mapping[str, Any]) -> Document | None:
-        """How Docker is asked for a GPU."""
-        if device["type"] != "gpu":
-            return None
-        runtimes, how = info.get("Runtimes") or {}, self._gpus
-        if how == "auto":
-            jetson, knows = device["source"] == "jetson", bool(info.get("CDISpecDirs"))
-            how = "runtime" if jetson and "nvidia" in runtimes else "cdi" if knows and "nvidia" not in runtimes else "request"
-        if how == "cdi":
-            return {"how": how, "ids": [f"nvidia.com/gpu={device['uuid'] or 'all'}"]}
-        return {"how": how, **({"ids": [device["uuid"]]} if device["uuid"] else {})}
 
     async def holder(self, port: int) -> str | None:
         """Whose container holds a port of this machine, anybody's; None when none does, or nobody knows."""
@@ -180,9 +172,23 @@ class Containers:
         except AimaError as error:
             log.warning("the container of %s may be left, and is removed later: %s", instance_id, error)
 
+    # Watching
+
+    async def pause(self, seconds: float) -> None:
+        """Wait so long; or hardly, where a container of an engine has died a moment ago and what stands for it is about to say why."""
+        if time.monotonic() < self._hurried_until:
+            await anyio.sleep(HURRIED)
+            return
+        with anyio.move_on_after(seconds):
+            await self._news.wait()
+
     async def _hear(self, happening: Happening) -> None:
         if happening.action == "connected":
             await self.sweep()
+        elif happening.action == "die" and happening.kind == launcher.KIND:
+            self._hurried_until = time.monotonic() + HURRY_SECONDS
+            self._news.set()
+            self._news = anyio.Event()
 
     async def sweep(self) -> None:
         """Remove containers of engines that no instance stands for: what stood for them was killed, or Docker was away when they ended."""
@@ -193,3 +199,16 @@ class Containers:
             if not lives:
                 log.warning("removing the container of %s, which nothing stands for", marks.get(NAME))
                 await self._docker.ask(Daemon.remove, row["Id"])
+
+
+def gpu_request(device: Mapping[str, Any], info: Mapping[str, Any], how: str) -> Document | None:
+    """How Docker is asked for a device, as [docker] gpus says; None for one that is no GPU. info: what Docker says of itself."""
+    if device["type"] != "gpu":
+        return None
+    runtimes = info.get("Runtimes") or {}
+    if how == "auto":
+        jetson, knows = device["source"] == "tegra", bool(info.get("CDISpecDirs"))
+        how = "runtime" if jetson and "nvidia" in runtimes else "cdi" if knows and "nvidia" not in runtimes else "request"
+    if how == "cdi":
+        return {"how": how, "ids": [f"nvidia.com/gpu={device['uuid'] or 'all'}"]}
+    return {"how": how, **({"ids": [device["uuid"]]} if device["uuid"] else {})}

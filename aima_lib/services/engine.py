@@ -378,7 +378,7 @@ class EngineService:
                 for instance in self._store.find("instance"):
                     if instance["status"] in ALIVE and not self._locks[instance["id"]].locked():
                         await self._watch(instance, starts)
-                await anyio.sleep(WATCH_SECONDS)
+                await self.containers.pause(WATCH_SECONDS)
 
     async def _watch(self, instance: Document, starts: TaskGroup) -> None:
         kept = process.read_state(self._home, instance["id"])

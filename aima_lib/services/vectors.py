@@ -12,6 +12,7 @@ import json
 import math
 from array import array
 from collections.abc import Mapping, Sequence
+from functools import cache
 from operator import mul
 from typing import Any
 
@@ -23,11 +24,6 @@ from aima_lib.errors import InvalidArgument, NotFound, ResourceExhausted
 from aima_lib.infra.clock import now
 from aima_lib.infra.store import Document, Store
 from aima_lib.names import did_you_mean, nearest
-
-try:
-    import sqlite_vec
-except ImportError:
-    sqlite_vec = None
 
 MOST_BYTES = 2 << 30  # embeddings of one collection: what a search reads
 MOST = 1_000  # collections
@@ -153,15 +149,25 @@ class VectorService:
         db = apsw.Connection(str(self._store.path), flags=apsw.SQLITE_OPEN_READONLY)
         try:
             db.set_busy_timeout(5_000)
-            if sqlite_vec is None:
+            if (extension := _extension()) is None:
                 db.create_scalar_function("vec_distance_cosine", _distance, 2, deterministic=True)
             else:
                 db.enable_load_extension(True)
-                db.load_extension(sqlite_vec.loadable_path())
+                db.load_extension(extension)
                 db.enable_load_extension(False)
             return list(db.execute(sql, values))
         finally:
             db.close()
+
+
+@cache
+def _extension() -> str | None:
+    """Where sqlite-vec is, or None. Asked for at the first search: it brings numpy along, where that is installed."""
+    try:
+        import sqlite_vec
+    except ImportError:
+        return None
+    return str(sqlite_vec.loadable_path())
 
 
 def _insert(db: apsw.Connection, name: str, dimensions: int, rows: list[tuple[str, str, bytes, str | None]]) -> Document:

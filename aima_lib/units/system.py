@@ -46,7 +46,7 @@ async def describe_system(ctx: Context) -> Mapping[str, Any]:
 async def check_system(ctx: Context) -> Mapping[str, Any]:
     units = [await _probe(ctx, unit) for unit in ctx.registry.of("command", "query") if unit.name != "system.doctor"]
     units.append({"name": "system.doctor", "status": "exercised", "reason": "this call", "code": "ok"})
-    checks = [await _check_devices(ctx), await _check_engines(ctx), _check_disk(ctx), _check_frozen(ctx)]
+    checks = [await _check_devices(ctx), await _check_engines(ctx), await _check_docker(ctx), _check_disk(ctx), _check_frozen(ctx)]
     broken = [unit["name"] for unit in units if unit["status"] == "broken"]
     return {"healthy": not broken and all(check["status"] != "failed" for check in checks), "checks": checks, "units": units}
 
@@ -91,6 +91,20 @@ async def _check_engines(ctx: Context) -> dict[str, Any]:
         "name": "engines",
         "status": "failed",
         "message": "no engine is installed: pip install 'aima[llamacpp]', or put llama-server on PATH",
+    }
+
+
+async def _check_docker(ctx: Context) -> dict[str, Any]:
+    """A machine without Docker is well, unless something here is meant to be a container."""
+    state = await ctx.services.docker.state()
+    if state["available"]:
+        return {"name": "docker", "status": "ok", "message": f"Docker {state['version']} answers at {state['socket']}"}
+    wanted = bool(ctx.services.config["engines"]["images"])
+    message = f"{state['reason']}: {state['hint']}" if wanted and state["hint"] else str(state["reason"])
+    return {
+        "name": "docker",
+        "status": "warning" if wanted else "ok",
+        "message": message if wanted else f"{message}; nothing here needs it",
     }
 
 

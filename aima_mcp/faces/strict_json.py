@@ -18,7 +18,7 @@ def read(body: bytes) -> Any:
         InvalidArgument: not UTF-8, not JSON, a key twice, NaN or Infinity, half a surrogate pair, NUL, or nested deeper than 64.
     """
     try:
-        value = json.loads(body.decode("utf-8"), object_pairs_hook=_object, parse_constant=_constant, parse_float=_float)
+        value = READS.decode(body.decode("utf-8"))
         if body.count(b"[") + body.count(b"{") > DEEPEST:
             _refuse_depth(value)
         if b"\\u" in body:
@@ -40,7 +40,7 @@ def read(body: bytes) -> Any:
 
 def write(value: Any) -> bytes:
     """`value` as compact UTF-8. A file name the system could not decode becomes question marks, not a broken reply."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8", "replace")
+    return WRITES.encode(value).encode("utf-8", "replace")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -75,3 +75,8 @@ def _refuse_depth(value: Any) -> None:
         inner = [item for item in level if isinstance(item, dict | list)]
         level = [child for item in inner for child in (item.values() if isinstance(item, dict) else item)]
         depth += 1
+
+
+# Made once: json.loads and json.dumps with options of their own make one for each call.
+READS = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_float=_float)
+WRITES = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)

@@ -2,7 +2,8 @@
 
     python tests/bench/mcp_http.py [python of an environment that has fastmcp]
 
-Each client is a bare socket that knows the answer's length: what is timed is the server. About a minute.
+Each client is a bare socket that knows the answer's length: what is timed is the server. Told are the median time of a call, and the
+server's CPU a call, of which its rate under load is the inverse and which other work on the machine disturbs less. About two minutes.
 """
 
 from __future__ import annotations
@@ -146,14 +147,22 @@ class Asker:
         return head + b"\r\n\r\n" + body
 
 
-def median(asker: Asker, method: str, params: dict[str, Any], *, modern: bool, calls: int) -> float:
+def median(asker: Asker, method: str, params: dict[str, Any], *, modern: bool, calls: int, pid: int) -> tuple[float, float]:
+    """Microseconds: the median time of a call, and the server's CPU for one."""
     taken = []
+    before = cpu(pid)
     for _ in range(calls):
         began = time.perf_counter()
         answer = asker.post(method, params, modern=modern)
         taken.append(time.perf_counter() - began)
+    spent = cpu(pid) - before
     assert b'"isError":true' not in answer.replace(b" ", b""), answer
-    return statistics.median(taken)
+    return statistics.median(taken) * 1e6, spent / calls * 1e6
+
+
+def cpu(pid: int) -> float:
+    """Seconds that all of a process's threads have computed."""
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in Path(f"/proc/{pid}/task").iterdir()) / 1e9
 
 
 def main(fast: str | None) -> None:
@@ -163,12 +172,12 @@ def main(fast: str | None) -> None:
     pythons = {"ours": sys.executable, "bare": sys.executable} | ({"fastmcp": fast} if fast else {})
     key = mint()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "BENCH_KEY": key}
-    ports, processes = {}, []
+    ports, processes = {}, {}
     for name, python in pythons.items():
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             ports[name] = free.getsockname()[1]
-        processes.append(subprocess.Popen([python, __file__, name, str(ports[name])], env=environment))
+        processes[name] = subprocess.Popen([python, __file__, name, str(ports[name])], env=environment)
     try:
         for port in ports.values():
             wait(port)
@@ -184,16 +193,17 @@ def main(fast: str | None) -> None:
                     print(f"{name} does not speak {era}")
                     del askers[name]
             for method, params, calls in (("tools/call", call, CALLS), ("tools/list", {}, CALLS // 8)):
-                found: dict[str, list[float]] = {name: [] for name in askers}
+                found: dict[str, list[tuple[float, float]]] = {name: [] for name in askers}
                 for _ in range(ROUNDS):
                     for name, asker in askers.items():
-                        found[name].append(median(asker, method, params, modern=modern, calls=calls))
-                took = {name: statistics.median(times) * 1e6 for name, times in found.items()}
-                said = ", ".join(f"{name} {value:.0f} µs" for name, value in took.items())
-                ratios = ", ".join(f"{took[name] / took['ours']:.2f} × the rate of {name}" for name in took if name != "ours")
-                print(f"{era} {method:<11} {said}; ours has {ratios}", flush=True)
+                        found[name].append(median(asker, method, params, modern=modern, calls=calls, pid=processes[name].pid))
+                for place, what in enumerate(("time", "CPU")):
+                    took = {name: statistics.median(one[place] for one in measured) for name, measured in found.items()}
+                    said = ", ".join(f"{name} {value:.0f} µs" for name, value in took.items())
+                    ratios = ", ".join(f"{took[name] / took['ours']:.2f} × the rate of {name}" for name in took if name != "ours")
+                    print(f"{era} {method:<11} {what:<4} {said}; ours has {ratios}", flush=True)
     finally:
-        for process in processes:
+        for process in processes.values():
             process.terminate()
             process.wait()
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import Any
 
 import docker
 import pytest
 
 from aima_lib.errors import AlreadyExists, FailedPrecondition, NotFound
+from tests.contract.watching import HttpWatch
 from tests.docker.daemon import Dockerd
 from tests.standins import stand_in
 from tests.world import World, until
@@ -121,6 +122,10 @@ def test_data_stays_until_it_is_asked_for(world: World, api: docker.APIClient) -
 def test_the_app_can_be_watched_as_a_resource(world: World) -> None:
     read = world.http.get("/units/app/get", params={"app_id": "drill"}).json()
     assert read["app"]["title"] == "MinIO"
-    assert world.aima.read("aima://app/drill")["app"]["id"] == "drill"
+    with ExitStack() as stack:
+        watch = HttpWatch(stack, world.http, "aima://app/drill")
+        assert watch.first["app"]["status"] == "running"
+        world.call("app.stop", app_id="drill")
+        assert watch.update()["app"]["status"] == "stopped"
     with pytest.raises(NotFound):
         world.call("app.logs", app_id="drll")

@@ -24,7 +24,7 @@ from tests.world import HostProcess, agree, until
 
 pytestmark = pytest.mark.crash
 MIB = 1 << 20
-KILLS = int(os.environ.get("AIMA_KILLS", "8"))
+KILLS = int(os.environ.get("AIMA_KILLS", "5"))
 SIZE, RATE = 100 * MIB, 12 * MIB  # four segments, each at that rate
 REPO, FILE = "aima/large-GGUF", "large-f32.gguf"
 CDN_PATH = f"/{REPO}/{FILE}"

@@ -43,6 +43,10 @@ class Dockerd:
         return f"{', '.join(absent)} is not installed (apt install docker.io iproute2)" if absent else None
 
     def start(self) -> None:
+        data = self.folder / "data"
+        if not data.exists():  # in memory where that may be: this driver copies an image for each container
+            data.mkdir()
+            subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3g", "tmpfs", data], check=False, capture_output=True)
         net = os.getpid() % 200
         subprocess.run(["ip", "link", "add", self._bridge, "type", "bridge"], check=False, capture_output=True)
         subprocess.run(["ip", "addr", "replace", f"10.213.{net}.1/24", "dev", self._bridge], check=True)
@@ -90,6 +94,35 @@ class Dockerd:
         finally:
             api.close()
 
+    def run(self, image: str, command: Sequence[str], name: str, port: int | None = None) -> str:
+        """A container of a stranger's; its id."""
+        api = self.api()
+        try:
+            held = api.create_host_config(port_bindings={80: ("127.0.0.1", port)} if port else None)
+            made = api.create_container(image, list(command), name=name, ports=[80] if port else None, host_config=held)
+            api.start(made["Id"])
+            return str(made["Id"])
+        finally:
+            api.close()
+
+    def rename(self, id: str, name: str) -> None:
+        api = self.api()
+        api.rename(id, name)
+        api.close()
+
+    def remove(self, id: str) -> None:
+        api = self.api()
+        api.remove_container(id, force=True)
+        api.close()
+
+    def happened(self, id: str) -> list[dict[str, Any]]:
+        """What the daemon told of a container so far."""
+        api = self.api()
+        try:
+            return list(api.events(since=0, until=int(time.time()) + 1, filters={"container": id}, decode=True))
+        finally:
+            api.close()
+
     def stop(self, number: int = signal.SIGTERM) -> None:
         """End it, and by SIGTERM its containers too."""
         if self._process is not None:
@@ -126,6 +159,7 @@ class Dockerd:
             api.close()
         self.stop()
         subprocess.run(["ip", "link", "del", self._bridge], check=False, capture_output=True)
+        subprocess.run(["umount", self.folder / "data"], check=False, capture_output=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

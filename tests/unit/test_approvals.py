@@ -23,7 +23,7 @@ from tests.world import ROOTS
 pytestmark = pytest.mark.anyio
 GUEST = Caller("guest", frozenset({"read", "write", "delete"}))
 ADMIN = Caller("deputy", frozenset({"admin"}))
-ATTEMPTS = int(os.environ.get("AIMA_ATTEMPTS", "300"))
+ATTEMPTS = int(os.environ.get("AIMA_ATTEMPTS", "150"))
 
 
 class World:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import random
+import socket
 import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from anyio import to_thread
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -289,6 +292,71 @@ async def test_tls_is_checked_by_name_though_the_connection_goes_by_address(tmp_
         assert asked == ["h.test"] and server.asked[0][1] == f"h.test:{server.port}"
         with pytest.raises(Again, match="certificate"):
             await fetched(egress, f"https://other.test:{server.port}/")
+
+
+# A long body, of which a thread takes the rest
+
+
+def long_server(connection: socket.socket, body: bytes, sent: int, gone: threading.Event) -> None:
+    """Answers one request with the beginning of a body, then closes, or says nothing more until `gone`."""
+    with connection:
+        connection.recv(65_536)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body[:sent])
+        gone.wait(20)
+
+
+@asynccontextmanager
+async def long_body(folder: Path, body: bytes, sent: int, *, secure: bool, ends: bool) -> AsyncIterator[tuple[Egress, str]]:
+    trusted, context = certificate(folder, "h.test")
+    gone = threading.Event()
+    with pytest.MonkeyPatch.context() as patch, socket.create_server(("127.0.0.1", 0)) as listener:
+        patch.setenv("SSL_CERT_FILE", str(trusted))
+        if ends:
+            gone.set()
+
+        def serve() -> None:
+            plain = listener.accept()[0]
+            long_server(context.wrap_socket(plain, server_side=True) if secure else plain, body, sent, gone)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        egress = Egress(["127.0.0.1/32"], resolve=Names(h_test=[["127.0.0.1"]]), stall_seconds=0.3)
+        try:
+            yield egress, f"{'https' if secure else 'http'}://h.test:{listener.getsockname()[1]}/"
+        finally:
+            gone.set()
+            thread.join(20)
+            await egress.close()
+
+
+async def taken(egress: Egress, url: str) -> tuple[bytes, int]:
+    """A body, and how many of its bytes a thread took."""
+    whole, by_thread = bytearray(), 0
+    async with egress.open(url, {}) as answer:
+        async for piece in egress.body(answer):
+            if isinstance(piece, bytes):
+                whole += piece
+                continue
+            buffer = memoryview(bytearray(100_000))
+            while piece.left:
+                count = await to_thread.run_sync(piece.fill, buffer, 0.1)
+                whole += buffer[:count]
+                by_thread += count
+    return bytes(whole), by_thread
+
+
+@pytest.mark.parametrize("secure", [False, True])
+async def test_a_long_body_comes_whole_or_not_at_all(tmp_path: Path, secure: bool) -> None:
+    body = random.Random(3).randbytes(5_000_000)
+    async with long_body(tmp_path, body, len(body), secure=secure, ends=True) as (egress, url):
+        found, by_thread = await taken(egress, url)
+        assert found == body and by_thread > 3_000_000
+    async with long_body(tmp_path, body, 4_000_000, secure=secure, ends=True) as (egress, url):
+        with pytest.raises(Again, match=r"ended 1000000 bytes too soon|could not be read"):
+            await taken(egress, url)
+    async with long_body(tmp_path, body, 4_000_000, secure=secure, ends=False) as (egress, url):
+        with pytest.raises(Again, match=r"no byte for 0\.3 s"):
+            await taken(egress, url)
 
 
 # Redirects

@@ -29,7 +29,7 @@ async def put(hosted: Gateway, **vectors: list[float]) -> dict[str, Any]:
 @pytest.mark.parametrize("native", [True, False])
 async def test_the_nearest_come_first_whoever_compares(hosted: Gateway, monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
     if not native:
-        monkeypatch.setattr(module, "sqlite_vec", None)
+        monkeypatch.setattr(module, "_extension", lambda: None)
     chance = random.Random(1)
     vectors = {f"v{place}": [chance.gauss(0, 1) for _ in range(24)] for place in range(200)}
     assert (await put(hosted, **vectors))["count"] == 200

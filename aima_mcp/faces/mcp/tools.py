@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import mcp_types as types
-from mcp.server.context import HandlerResult
+from mcp.server.context import CallNext, HandlerResult
 from mcp.server.lowlevel import Server
 from mcp.shared.jsonrpc_dispatcher import progress_token_from_params
+from mcp_types.methods import validate_client_request
+from pydantic import ValidationError
 
 from aima_lib.door import Caller, Door
 from aima_lib.errors import AimaError, ApprovalRequired, FailedPrecondition, InvalidArgument, NotFound
@@ -37,27 +39,35 @@ class Tools:
         self._tasks = Tasks(door, self, kept_seconds)
         units = sorted(door.registry.of("command", "query"), key=lambda unit: unit.name)
         self._units = {wire_name(unit.name): unit for unit in units}
-        self._lists: dict[frozenset[str], dict[str, Any]] = {}
+        self._lists: dict[tuple[frozenset[str], str], HandlerResult] = {}
 
     def register(self, server: Server[Watch]) -> None:
         """Let the server answer for them."""
+        server.middleware.append(self.remembered)
         server.add_request_handler("tools/list", types.PaginatedRequestParams, self.list)
         server.add_request_handler("tools/call", types.CallToolRequestParams, self.call)
         self._tasks.register(server)
 
     async def list(self, ctx: Ctx, params: types.PaginatedRequestParams) -> HandlerResult:
+        """What this caller may call of the profile."""
         refuse_cursor(params)
         caller = caller_of(ctx)
-        if caller.scopes not in self._lists:
-            self._lists[caller.scopes] = self._listed(caller)
-        return self._lists[caller.scopes]
-
-    def _listed(self, caller: Caller) -> dict[str, Any]:
-        """What this caller may call of the profile: the same for all who hold the same scopes, as long as the server lives."""
         chosen = [unit for unit in self._units.values() if unit.name in self._profile.units and caller.may(unit.definition["scope"])]
         tools = [tool(unit, self._profile.outputs) for unit in chosen]
         listed = types.ListToolsResult.model_validate({**COMPLETE, "tools": tools})
         return listed.model_dump(by_alias=True, mode="json", exclude_none=True, exclude_unset=True)
+
+    async def remembered(self, ctx: Ctx, call_next: CallNext) -> HandlerResult:
+        """Middleware: the list as it went over the wire, again: judging and copying a hundred definitions is most of its cost.
+
+        It is the same for all who hold the same scopes, as long as the server lives.
+        """
+        if not _asks_for_tools(ctx):
+            return await call_next(ctx)
+        key = caller_of(ctx).scopes, ctx.protocol_version
+        if key not in self._lists:
+            self._lists[key] = await call_next(ctx)
+        return self._lists[key]
 
     async def call(self, ctx: Ctx, params: types.CallToolRequestParams) -> HandlerResult:
         unit = self._units.get(params.name)
@@ -126,6 +136,17 @@ class Tools:
     def _unknown(self, name: str) -> NotFound:
         hint = did_you_mean(name, self._units) or "tools/list names them; unit_search finds one by words"
         return NotFound(f"no tool called {name!r}", hint=hint, details={"nearest": nearest(name, self._units)})
+
+
+def _asks_for_tools(ctx: Ctx) -> bool:
+    """Whether this is a good `tools/list`, and a client's that may ask."""
+    if ctx.method != "tools/list" or (ctx.params or {}).keys() - {"_meta"} or ctx.session.client_capabilities is None:
+        return False
+    try:
+        validate_client_request(ctx.method, ctx.protocol_version, ctx.params)
+    except ValidationError:
+        return False
+    return True
 
 
 def _text(ctx: Ctx, name: str) -> str | None:
