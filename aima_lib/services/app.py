@@ -11,7 +11,7 @@ import anyio
 from anyio import to_thread
 
 from aima_lib.door import Caller
-from aima_lib.errors import AimaError, AlreadyExists, FailedPrecondition, Unavailable
+from aima_lib.errors import AimaError, AlreadyExists, DeadlineExceeded, FailedPrecondition, Unavailable
 from aima_lib.infra.clock import now, parse
 from aima_lib.infra.docker import Docker
 from aima_lib.infra.events import Events
@@ -31,7 +31,7 @@ from aima_lib.services.secrets import SecretService
 
 log = logging.getLogger(__name__)
 LINK_PORT = 18400
-SNAPSHOT = ("base", "template", "template_name", "config", "images", "ports", "link_port")
+SNAPSHOT = ("base", "template", "template_name", "config", "generation", "images", "ports", "link_port")
 
 
 class AppService:
@@ -162,7 +162,8 @@ class AppService:
             "base": dict(base),
             "template": dict(template),
             "config": dict(config),
-            "generation": int(had.get("generation", 0)) + 1,
+            "generation": int(had.get("generations", 0)) + 1,  # what its containers are marked with
+            "generations": int(had.get("generations", 0)) + 1,  # how many there were
             "images": {},
             "ports": ports,
             "link_port": link_port,
@@ -315,7 +316,9 @@ class AppService:
                     await self.roll_back(app_id, str(error))
                 hint = f"{error.hint or 'mend the cause'}; {app_id} runs as before"
                 raise type(error)(f"app {app_id}: {error}", hint=hint, next=error.next, details=error.details) from error
+            outdated = _only(record["previous"]["images"], record["images"])
             record = await self._change(app_id, phase="installed", previous=None, error=None, run_id=None)
+            await self.stack.drop_images(outdated)
         images = {name: each["digest"] or each["image_id"] for name, each in record["images"].items()}
         self._events.publish("app.updated", {"app_id": app_id, "images": images}, subject=app_id)
         return await self.get(app_id)
@@ -345,21 +348,24 @@ class AppService:
             "link_port": link_port,
             "previous": previous,
         }
-        return await self._change(record["id"], phase="updating", run_id=run_id, generation=record["generation"] + 1, **changes)
+        number = record["generations"] + 1
+        return await self._change(record["id"], phase="updating", run_id=run_id, generation=number, generations=number, **changes)
 
     async def roll_back(self, app_id: str, why: str) -> None:
-        """Run an app as it was before its update. For who holds its lock."""
+        """Run an app as it was before its update; containers that were not replaced yet go on. For who holds its lock."""
         record = self._store.get("app", app_id)
-        before = dict(record["previous"])
-        record = await self._change(app_id, **before, phase="installed", previous=None, run_id=None, generation=record["generation"] + 1)
+        before, fetched = dict(record["previous"]), record["images"]
+        record = await self._change(app_id, **before, phase="installed", previous=None, run_id=None)
         self._events.publish("app.rolled_back", {"app_id": app_id, "cause": why}, subject=app_id)
-        if record["desired"]:
-            try:
-                await self._raise(await self._prepare(record, None, silent), silent)
-            except Unavailable as error:  # the reconciler goes on with it
-                log.warning("%s runs as before when Docker is back: %s", app_id, error)
-            except AimaError as error:
-                await self.fail(app_id, f"as it was before its update it does not start either: {error}")
+        try:
+            if record["desired"]:
+                record = await self._prepare(record, None, silent)
+                await self._raise(record, silent)
+            await self.stack.drop_images(_only(fetched, record["images"]))
+        except (Unavailable, DeadlineExceeded) as error:  # the reconciler goes on with it
+            log.warning("%s is as before, and is brought up by the reconciler: %s", app_id, error)
+        except AimaError as error:
+            await self.fail(app_id, f"as it was before its update it does not start either: {error}")
 
     # Leaving
 
@@ -429,6 +435,12 @@ class AppService:
         raise FailedPrecondition(
             f"{app_id} is {record['phase']}", hint="wait for that", next=[_wait(record["run_id"])] if record["run_id"] else []
         )
+
+
+def _only(images: Mapping[str, Document], others: Mapping[str, Document]) -> Sequence[Document]:
+    """Images that the others are not."""
+    known = {each["image_id"] for each in others.values()}
+    return [each for each in images.values() if each["image_id"] not in known]
 
 
 def _is_same(record: Document, template: Template, config: Mapping[str, Any]) -> bool:

@@ -206,7 +206,11 @@ class Stack:
         ours = f"aima-{self._docker.home_id}-"
         for volume in await self._docker.ask(Daemon.volumes, record["id"]):
             await self._docker.ask(Daemon.remove_volume, str(volume["Name"]).removeprefix(ours))
-        for image in record["images"].values():
+        await self.drop_images([*record["images"].values()])
+
+    async def drop_images(self, images: Sequence[Document]) -> None:
+        """Remove those that were fetched for an app, where nobody else uses them."""
+        for image in images:
             if image.get("pulled"):
                 try:
                     await self._docker.ask(Daemon.remove_image, image["image"])

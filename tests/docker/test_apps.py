@@ -31,8 +31,8 @@ from tests.standins import SERVE, layer, stand_in, stand_ins
 from tests.world import HostProcess, agreed_to, contents, until
 
 CYCLES = int(os.environ.get("AIMA_CYCLES", "3"))
-STEPS = ("recorded", "network", "volume", "key", "container", "running", "uninstalling")
-USUAL = ("key", "running", "uninstalling")  # the others with AIMA_CYCLES beyond the default
+STEPS = ("recorded", "network", "volume", "key", "container", "running", "updating", "uninstalling")
+USUAL = ("running", "uninstalling")  # the others with AIMA_CYCLES beyond the default
 
 pytestmark = pytest.mark.anyio
 
@@ -306,6 +306,7 @@ def _at(step: str, api: docker.APIClient, home: Home) -> Callable[[], bool]:
         "key": lambda: any(name.startswith("key/app") for name in set(contents(home)) - before),
         "container": lambda: bool(api.containers(all=True, filters=mark)),
         "running": lambda: bool(api.containers(filters=mark)),
+        "updating": lambda: bool(api.containers(all=True, filters={"label": [mark["label"], "aima.generation=2"]})),
         "uninstalling": lambda: not api.containers(filters=mark),
     }[step]
 
@@ -343,6 +344,9 @@ containers:
                 with pytest.raises(httpx.TimeoutException):
                     http.post(path, json=body, headers={"Aima-Token": token}, timeout=0.05)
             else:
+                if step == "updating":
+                    http.post(path, json=body).raise_for_status()
+                    path, body = "/units/app/update", {"app_id": "qdrant", "config": {"env": {"web": {"NEWER": "yes"}}}}
                 http.post(path, json=body, headers={"Prefer": "respond-async"}).raise_for_status()
             until(reached, what=step)
         process.kill()
@@ -354,29 +358,28 @@ containers:
             get = lambda http=http: http.get("/units/app/get", params={"app_id": "qdrant"}).json().get("app", {})  # noqa: E731
             until(lambda get=get: get().get("status") == "running", what=f"the app, after {step}")
             assert len(api.containers(all=True, filters={"label": f"aima.home={process.home.id}"})) == 1
+            if step == "updating":
+                assert "NEWER=yes" in api.inspect_container(get()["containers"][0]["container_id"])["Config"]["Env"]
             keys = http.get("/units/key/list", params={"status": "active"}).json()["keys"]
             assert [key["id"] for key in keys] == [get()["link"]["key_id"]]
             agreed_to(http, "app/uninstall", {"app_id": "qdrant", "remove_data": True})
         assert left(api, process.home) == []
 
 
-def test_apps_outlive_hosts_and_a_restart_of_the_machine(process: HostProcess, api: docker.APIClient) -> None:
-    with process.client() as http:
+async def test_apps_outlive_hosts_and_a_restart_of_the_machine(home: Home, api: docker.APIClient, anyio_backend: str) -> None:
+    async with host(home) as first:
         for name in ("one", "two"):
-            http.post("/units/app/install", json={"template": "qdrant", "name": name}).raise_for_status()
-        http.post("/units/app/stop", json={"app_id": "two"}).raise_for_status()
-        before = http.get("/units/app/get", params={"app_id": "one"}).json()["app"]["containers"][0]
-    process.kill()
-    process.start()
-    with process.client() as http:
-        after = http.get("/units/app/get", params={"app_id": "one"}).json()["app"]
-        assert (after["status"], after["containers"][0]) == ("running", before)
-    process.kill()
-    api.stop(before["container_id"], timeout=1)  # as a machine that goes down does
-    process.start()
-    with process.client() as http:
-        until(lambda: http.get("/units/app/get", params={"app_id": "one"}).json()["app"]["status"] == "running", what="the app")
-        assert http.get("/units/app/get", params={"app_id": "two"}).json()["app"]["status"] == "stopped"
+            await first.call("app.install", {"template": "qdrant", "name": name})
+        await first.call("app.stop", {"app_id": "two"})
+        before = (await first.call("app.get", {"app_id": "one"}))["app"]["containers"]
+    async with host(home) as second:
+        after = (await second.call("app.get", {"app_id": "one"}))["app"]
+        assert (after["status"], after["containers"]) == ("running", before)
+    api.stop(before[0]["container_id"], timeout=1)  # as a machine that goes down does
+    async with host(home) as third:
+        await _until(lambda: api.containers(filters={"id": before[0]["container_id"]}))
+        assert third.services.events.latest("app.restarted", "one") is not None
+        assert (await third.call("app.get", {"app_id": "two"}))["app"]["status"] == "stopped"
         for name in ("one", "two"):
-            agreed_to(http, "app/uninstall", {"app_id": name, "remove_data": True})
-    assert left(api, process.home) == []
+            await removed(third, name)
+    assert left(api, home) == []
