@@ -19,11 +19,15 @@ from aima_lib.infra.egress import Egress
 from aima_lib.infra.events import Events
 from aima_lib.infra.home import Home
 from aima_lib.infra.retention import Retention
+from aima_lib.infra.roots import Roots
 from aima_lib.infra.store import Store
 from aima_lib.registry import Registry
 from aima_lib.runs import Runs
 from aima_lib.services import Services
 from aima_lib.services.allowance import Allowance
+from aima_lib.services.app import AppService
+from aima_lib.services.app_stack import Stack
+from aima_lib.services.app_watch import AppWatch
 from aima_lib.services.approvals import Approvals
 from aima_lib.services.audit import Audit
 from aima_lib.services.device import DeviceService
@@ -94,9 +98,10 @@ def _build(home: Home, settings: config.Config, registry: Registry, store: Store
         Media(settings, home.path, store, events),
     )
     modalities = Modalities(inference, engines, media, allowance)
+    apps = AppService(settings, home, store, events, devices, keys, secrets, docker, Stack(docker, Roots({}, home.path / "apps")))
     services = Services(
         settings, home, store, events, devices, models, engines, serving, inference, keys, secrets, VectorService(store), oauth, approvals,
-        audit, freeze, allowance, installing, media, modalities, telemetry, docker,
+        audit, freeze, allowance, installing, media, modalities, telemetry, docker, apps,
     )  # fmt: skip
     return Gateway(registry, services, Runs(store, registry))
 
@@ -129,6 +134,7 @@ async def _running(gateway: Gateway, passing: bool, telemetry: Telemetry | None)
         gateway.runs.open(work, gateway.execute)
         if not passing:
             await loops.start(_kept_up, services.serving.reconciler.run)
+            await loops.start(_kept_up, AppWatch(services.config, services.store, services.events, services.docker, services.apps).run)
             if services.freeze.record is None and (taken := await gateway.runs.recover()):
                 log.info("took up again: %s", ", ".join(taken))
             await loops.start(_kept_up, Triggers(gateway).run)
@@ -139,6 +145,7 @@ async def _running(gateway: Gateway, passing: bool, telemetry: Telemetry | None)
             loops.cancel_scope.cancel()
             with anyio.CancelScope(shield=True):
                 await services.inference.close()
+                services.apps.stack.close()
                 if services.oauth is not None:
                     await services.oauth.close()
 

@@ -5,6 +5,47 @@ from __future__ import annotations
 from typing import Any, Literal, NotRequired, TypedDict
 
 
+class App(TypedDict):
+    """A Docker application that is installed, or was and left data."""
+
+    id: str
+    name: str
+    template: str
+    title: str
+    category: str
+    status: Literal['installing', 'starting', 'running', 'stopping', 'stopped', 'failed', 'updating', 'uninstalling', 'uninstalled', 'unknown']
+    reason: str | None
+    url: str | None
+    ports: list[dict[str, Any]]
+    volumes: list[dict[str, Any]]
+    containers: list[dict[str, Any]]
+    link: dict[str, Any] | None
+    logins: list[dict[str, Any]]
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+    restarts: int
+    created_at: str
+    updated_at: str
+
+
+class AppTemplate(TypedDict):
+    """An application that can be installed."""
+
+    name: str
+    title: str
+    description: str
+    category: str
+    license: str | None
+    evidence: str
+    link: str | None
+    images: list[dict[str, Any]]
+    ports: list[dict[str, Any]]
+    volumes: list[str]
+    logins: list[str]
+    gpu: Literal['no', 'optional', 'required']
+    memory_bytes: int | None
+
+
 class AuditEntry(TypedDict):
     """One line of the audit log."""
 
@@ -511,6 +552,64 @@ class VectorCollection(TypedDict):
     count: int
     created_at: str
     updated_at: str
+
+
+class AppGetResult(TypedDict):
+    """AppGetResult"""
+
+    app: App
+
+
+class AppInstallResult(TypedDict):
+    """AppInstallResult"""
+
+    app: App
+
+
+class AppListResult(TypedDict):
+    """AppListResult"""
+
+    apps: list[App]
+    total: int
+
+
+class AppLogsResult(TypedDict):
+    """AppLogsResult"""
+
+    lines: list[str]
+
+
+class AppStartResult(TypedDict):
+    """AppStartResult"""
+
+    app: App
+
+
+class AppStopResult(TypedDict):
+    """AppStopResult"""
+
+    app: App
+
+
+class AppTemplatesResult(TypedDict):
+    """AppTemplatesResult"""
+
+    templates: list[AppTemplate]
+    total: int
+
+
+class AppUninstallResult(TypedDict):
+    """AppUninstallResult"""
+
+    app_id: str
+    data_removed: bool
+    kept_volumes: list[str]
+
+
+class AppUpdateResult(TypedDict):
+    """AppUpdateResult"""
+
+    app: App
 
 
 class ApprovalApproveResult(TypedDict):

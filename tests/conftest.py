@@ -21,6 +21,7 @@ from aima_lib.gateway import Gateway  # noqa: E402
 from aima_lib.infra.home import Home  # noqa: E402
 from aima_lib.infra.store import Store  # noqa: E402
 from aima_lib.runtime import host  # noqa: E402
+from tests.docker.daemon import Dockerd  # noqa: E402
 from tests.hub import Hub  # noqa: E402
 from tests.hub import furnish as fill  # noqa: E402
 from tests.playthings import wheel_members, write_toys, write_voice  # noqa: E402
@@ -34,7 +35,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 WHOLE = ("tests/contract/", "tests/docker/")
 
 # Engines of tests die soon after their host, and nothing reaches beyond this machine.
-CONFIG = '[models.aliases]\nsmall-model = "tiny"\n[engines]\ngrace_seconds = 2\nespeak_ng = "{voice}"\n'
+CONFIG = '[models.aliases]\nsmall-model = "tiny"\n[engines]\ngrace_seconds = 2\nespeak_ng = "{voice}"\n[docker]\nsocket = "{socket}"\n'
 
 
 class Modules(LoadScopeScheduling):  # type: ignore[misc]
@@ -120,9 +121,17 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def config(hub: Hub, fixtures: Path) -> str:
+def world_docker() -> Iterator[Dockerd]:
+    """The Docker daemon that hosts of tests look for. Nobody has started it: a test that needs it does (`tests/contract/conftest.py`)."""
+    daemon = Dockerd()
+    yield daemon
+    daemon.close()
+
+
+@pytest.fixture(scope="session")
+def config(hub: Hub, fixtures: Path, world_docker: Dockerd) -> str:
     """config.toml of a test's host."""
-    return CONFIG.format(voice=fixtures / "espeak-ng") + hub.config
+    return CONFIG.format(voice=fixtures / "espeak-ng", socket=world_docker.socket) + hub.config
 
 
 @pytest.fixture(scope="session")

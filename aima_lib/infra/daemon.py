@@ -10,11 +10,14 @@ What carries not this home's label is a stranger's: it is never started, stopped
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import socket as sockets
+import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from aima_lib.errors import AimaError, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted, Unavailable
@@ -237,6 +240,25 @@ class Daemon:
             sample: Answer = self._api.stats(found["Id"], stream=False)
             return sample
 
+    def sample(self, id: str) -> Answer:
+        """What it takes now, at once; of processor time the count since its start."""
+        found = self.inspect(id)
+        with translated(self.socket):
+            sample: Answer = self._api.stats(found["Id"], stream=False, one_shot=True)
+            return sample
+
+    def put_files(self, id: str, files: Mapping[str, bytes]) -> None:
+        """Lay files into a container of this home before it starts, by their paths in it: root's, and everybody there may read them."""
+        found = self.inspect(id)
+        folders = sorted({str(folder) for path in files for folder in PurePosixPath(path).parents} - {"/"})
+        with translated(self.socket):  # of folders that are there the owner and the mode stay
+            lacking = [folder for folder in folders if not self._holds(found["Id"], folder)]
+            self._api.put_archive(found["Id"], "/", archive(files, lacking))
+
+    def _holds(self, id: str, path: str) -> bool:
+        answer = self._api.head(f"{self._api.base_url}/v{self._api.api_version}/containers/{id}/archive", params={"path": path})
+        return bool(answer.status_code == 200)
+
     # Volumes and networks
 
     def keep_volume(self, name: str, owner: str) -> str:
@@ -290,9 +312,38 @@ class Daemon:
         except NotFound:
             pass
 
+    def network(self, name: str) -> Answer:
+        """What Docker says of a network of this home. Raises NotFound, FailedPrecondition when it is somebody else's."""
+        wanted = named(self.home_id, name)
+        with translated(self.socket):
+            found: Answer = self._api.inspect_network(wanted)
+        self._refuse_strange(found, f"the network {wanted}")
+        return found
+
+    def network_owners(self) -> Sequence[str]:
+        """Whose networks of this home's there are."""
+        with translated(self.socket):
+            found = self._api.networks(filters={"label": f"{HOME}={self.home_id}"})
+        return sorted({str((row.get("Labels") or {}).get(NAME)) for row in found})
+
     def _refuse_strange(self, found: Mapping[str, Any], what: str) -> None:
         if (found.get("Labels") or {}).get(HOME) != self.home_id:
             raise FailedPrecondition(f"{what} is not this home's", hint="rename or remove it yourself")
+
+
+def archive(files: Mapping[str, bytes], folders: Sequence[str]) -> bytes:
+    """Folders, the upper first, and files as a tar of the root."""
+    held = io.BytesIO()
+    with tarfile.open(fileobj=held, mode="w") as tar:
+        for path in folders:
+            entry = tarfile.TarInfo(path.lstrip("/"))
+            entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+            tar.addfile(entry)
+        for path, content in files.items():
+            entry = tarfile.TarInfo(path.lstrip("/"))
+            entry.size, entry.mode = len(content), 0o444
+            tar.addfile(entry, io.BytesIO(content))
+    return held.getvalue()
 
 
 def cut(stream: Any) -> None:

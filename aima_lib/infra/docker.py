@@ -171,8 +171,11 @@ class Docker:
         return None
 
     def _names(self, name: str) -> list[str]:
-        """What an image may be called here: from the mirrors that the configuration names for its registry, and by its own name."""
-        if name.startswith("sha256:"):
+        """What an image may be called here: from the mirrors that the configuration names for its registry, and by its own name.
+
+        A tag is its registry's word alone: what a mirror says of it cannot be checked.
+        """
+        if name.startswith("sha256:") or "@" not in name:
             return [name]
         registry, path = _registry(name)
         return [*(f"{mirror}/{path}" for mirror in self._mirrors.get(registry, ())), name]
@@ -233,6 +236,8 @@ class Docker:
     async def _verified(self, pulled: str, wanted: str) -> Answer:
         """The image that came, if it is the one that was wanted: Docker has checked every layer against the digest, we check the digest."""
         found, digest = await self.ask(Daemon.image, pulled), wanted.rpartition("@")[2]
+        if found is not None and "@" not in wanted:  # a tag: whoever asked for it goes by the digest from then on
+            return found
         if found is None or not any(each.endswith(f"@{digest}") for each in found.get("RepoDigests") or ()):
             raise FailedPrecondition(
                 f"what was pulled as {pulled} is not {digest}", hint="a registry or mirror that does this is not to be trusted"

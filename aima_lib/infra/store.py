@@ -29,7 +29,7 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 GROUP = 512
 NAMED = 1000  # of so many, the newest, the nearest are named
 # The unit that lists the documents of a kind.
-LISTED_BY = {kind: f"{kind}.list" for kind in ("model", "service", "run", "key", "secret", "pipeline", "benchmark")}
+LISTED_BY = {kind: f"{kind}.list" for kind in ("model", "service", "run", "key", "secret", "pipeline", "app", "benchmark")}
 LISTED_BY |= {"instance": "engine.list", "plan": "approval.list"}
 
 

@@ -12,6 +12,7 @@ from aima_lib.infra.home import Home
 from aima_lib.infra.store import Store
 from aima_lib.infra.trace import Tracer
 from aima_lib.services.allowance import Allowance
+from aima_lib.services.app import AppService
 from aima_lib.services.approvals import Approvals
 from aima_lib.services.audit import Audit
 from aima_lib.services.device import DeviceService
@@ -55,3 +56,4 @@ class Services:
     modalities: Modalities
     tracer: Tracer | None
     docker: Docker
+    apps: AppService

@@ -125,21 +125,9 @@ class Containers:
         files = [self._models.path(model).parent / str(file["name"]) for file in model["files"]]
         rootless = any("rootless" in str(option) for option in info.get("SecurityOptions") or ())
         user = "0:0" if rootless else f"{os.getuid()}:{os.getgid()}"
-        folder, gpus = process.folder_of(self._home, instance["id"]), self._requested(device, info)
+        folder, gpus = process.folder_of(self._home, instance["id"]), gpu_request(device, info, self._gpus)
         work = partial(launcher.contained, launch, settings, files, self._roots, daemon, folder=folder, port=port, user=user, gpus=gpus)
         return await anyio.to_thread.run_sync(work)
-
-    def _requested(self, device: Mapping[str, Any], info: Mapping[str, Any]) -> Document | None:
-        """How Docker is asked for a GPU."""
-        if device["type"] != "gpu":
-            return None
-        runtimes, how = info.get("Runtimes") or {}, self._gpus
-        if how == "auto":
-            jetson, knows = device["source"] == "jetson", bool(info.get("CDISpecDirs"))
-            how = "runtime" if jetson and "nvidia" in runtimes else "cdi" if knows and "nvidia" not in runtimes else "request"
-        if how == "cdi":
-            return {"how": how, "ids": [f"nvidia.com/gpu={device['uuid'] or 'all'}"]}
-        return {"how": how, **({"ids": [device["uuid"]]} if device["uuid"] else {})}
 
     async def holder(self, port: int) -> str | None:
         """Whose container holds a port of this machine, anybody's; None when none does, or nobody knows."""
@@ -192,3 +180,16 @@ class Containers:
             if not lives:
                 log.warning("removing the container of %s, which nothing stands for", marks.get(NAME))
                 await self._docker.ask(Daemon.remove, row["Id"])
+
+
+def gpu_request(device: Mapping[str, Any], info: Mapping[str, Any], how: str) -> Document | None:
+    """How Docker is asked for a device, as [docker] gpus says; None for one that is no GPU. info: what Docker says of itself."""
+    if device["type"] != "gpu":
+        return None
+    runtimes = info.get("Runtimes") or {}
+    if how == "auto":
+        jetson, knows = device["source"] == "tegra", bool(info.get("CDISpecDirs"))
+        how = "runtime" if jetson and "nvidia" in runtimes else "cdi" if knows and "nvidia" not in runtimes else "request"
+    if how == "cdi":
+        return {"how": how, "ids": [f"nvidia.com/gpu={device['uuid'] or 'all'}"]}
+    return {"how": how, **({"ids": [device["uuid"]]} if device["uuid"] else {})}

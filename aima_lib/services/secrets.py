@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 # Each name there may be, and the units that read it: a secret that nothing reads would only be one more thing to lose.
 READERS = {"huggingface_token": ("model.pull", "model.estimate_resources", "model.search")}
 REMOTE_READERS = ("engine.start", "service.create")  # of the keys of endpoints, remote_NAME
+APP_READERS = ("app.install", "app.start", "app.update")  # of what apps are told, app_APP__NAME
 
 
 class SecretService:
@@ -93,7 +94,7 @@ class SecretService:
         return {
             "name": record["id"],
             "status": self._status(record),
-            "used_by": [*READERS.get(record["id"], REMOTE_READERS)],
+            "used_by": [*READERS.get(record["id"], APP_READERS if record["id"].startswith("app_") else REMOTE_READERS)],
             "created_at": record["created_at"],
             "updated_at": record["updated_at"],
         }

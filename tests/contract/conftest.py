@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from aima_lib import Aima, AsyncAima
 from aima_lib.infra.home import Home
 from tests.contract.faces import AsyncLibrary, Cli, CliFork, Face, Http, HttpGet, Library, McpRaw, mcp_http, mcp_stdio
+from tests.docker.daemon import Dockerd
+from tests.standins import BUSYBOX, stand_ins
 from tests.world import ROOTS, HostProcess, World, environment, furnish
 
 MODERN = "2026-07-28"
@@ -27,11 +29,31 @@ MODERN_META = {
     "io.modelcontextprotocol/clientCapabilities": {},
 }
 LAST = "zz_coverage"
+IMAGES = ("qdrant", "minio")  # templates that the examples and tests here install
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What has been exercised is counted when all else is done."""
     items.sort(key=lambda item: LAST in item.nodeid)
+
+
+@pytest.fixture(scope="session")
+def dockerd(world_docker: Dockerd) -> str | None:
+    """Starts the daemon that the world's host looks for, with the images that are installed here; or why there is none."""
+    why = Dockerd.lacks() or (None if BUSYBOX else "busybox is not installed (apt install busybox-static)")
+    if why is None:
+        try:
+            world_docker.start()
+        except OSError as error:
+            return str(error)
+        with closing(world_docker.api()) as api:
+            stand_ins(api, *IMAGES)
+    return why
+
+
+def needs_docker(name: str, example: Mapping[str, Any]) -> bool:
+    """Whether an example is true only where Docker is."""
+    return any(call["unit"] == "app.install" for call in example.get("given", [])) or (name == "app.install" and "output" in example)
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from aima_lib.errors import AlreadyExists
-from tests.contract.conftest import Faces
+from tests.contract.conftest import Faces, needs_docker
 from tests.contract.faces import REGISTRY, Face, carried_out
-from tests.world import World
 
 ANY_UNIT = ("library", "async_library", "embedded", "http", "mcp_stdio", "mcp_http", "mcp_http_handshake", "cli")
 CALLABLE = REGISTRY.of("command", "query")
@@ -24,8 +23,10 @@ CASES = [
 
 
 @pytest.mark.parametrize(("face", "name", "place"), CASES)
-def test_an_example_is_true_on_this_face(faces: Faces, world: World, face: str, name: str, place: int) -> None:
+def test_an_example_is_true_on_this_face(faces: Faces, dockerd: str | None, face: str, name: str, place: int) -> None:
     example, through = REGISTRY[name].definition["examples"][place], faces[face]
+    if dockerd and needs_docker(name, example):
+        pytest.skip(dockerd)
     owner = through if face == "embedded" else faces["library"]
     prepare(owner, example)
     outcome = carried_out(through, owner, name, example["input"])

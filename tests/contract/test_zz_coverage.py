@@ -10,12 +10,15 @@ from tests.world import World
 WHOLE = {"test_examples", "test_malformed", "test_resources", "test_prompts", "test_chat", "test_faults"}
 
 
-def test_everything_that_is_offered_was_exercised(world: World, request: pytest.FixtureRequest) -> None:
+def test_everything_that_is_offered_was_exercised(world: World, dockerd: str | None, request: pytest.FixtureRequest) -> None:
     collected = {item.path.stem for item in request.session.items if item.path.parent.name == "contract"}
     if not collected >= WHOLE:
         pytest.skip("a part of the contract suite says nothing about the whole")
     world.note(world.host.counted())
-    missing = sorted(name for name in REGISTRY if not world.ledger.get(name))
+    apps = {
+        name for name in REGISTRY if dockerd and name.startswith("app.")
+    }  # without Docker most of them are refused, and nothing happens
+    missing = sorted(name for name in set(REGISTRY) - apps if not world.ledger.get(name))
     assert not missing, f"nothing has exercised: {', '.join(missing)}"
 
 
