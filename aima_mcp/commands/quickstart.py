@@ -145,7 +145,7 @@ class Quickstart:
         service: Fields = (await self._watched(partial(door.call, "service.create", {"model_id": recipe["name"]})))["service"]
         placement = service["placement"] or {}
         self._say(
-            f"{service['id']} is served by {service['engine']} on {placement.get('node') or placement.get('device') or 'an unknown device'}"
+            f"{service['id']} is served by {service['engine']} on {placement.get('device') or 'an unknown device'}"
         )
         if placement.get("fallback"):
             self._say(placement["fallback"])
