@@ -48,4 +48,5 @@ def _note(answer: Mapping[str, Any]) -> None:
         err().print(f"({fallback})", style="yellow", soft_wrap=True)
     speed, wait = answer["timings"].get("tokens_per_second"), answer["timings"].get("ttft_ms")
     if err().is_terminal and speed and wait is not None:
-        err().print(f"({speed:.1f} tokens/s, first after {wait / 1000:.2f} s, on {answer['placement']['device']})", style="dim")
+        where = answer["placement"].get("node") or answer["placement"]["device"]
+        err().print(f"({speed:.1f} tokens/s, first after {wait / 1000:.2f} s, on {where})", style="dim")

@@ -40,23 +40,25 @@ def take(home: Home) -> None:
             time.sleep(0.01)
 
 
-async def live(home: Home, registry: Registry) -> None:
+async def live(home: Home, registry: Registry, parent: int) -> None:
     take(home)
     async with runtime.host(home, registry=registry) as gateway:
         say(gateway, "up")
         while not all(each["ready_replicas"] == 2 for each in gateway.services.serving.list()[0]):
             await anyio.sleep(0.01)
         say(gateway, "ready")
-        await anyio.sleep_forever()
+        while os.getppid() == parent:  # whoever is left over when the tests end, ends too
+            await anyio.sleep(0.5)
 
 
 def main() -> None:
     home, registry = Home(sys.argv[1]), Registry.load(units)
+    parent = os.getpid()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the dead
     for _ in sys.stdin:
         if (pid := os.fork()) == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            anyio.run(live, home, registry)
+            anyio.run(live, home, registry, parent)
             os._exit(0)
         print(json.dumps({"said": "forked", "pid": pid}), flush=True)
 

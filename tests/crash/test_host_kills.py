@@ -62,7 +62,7 @@ class Hosts:
 
     def close(self) -> None:
         assert self._process.stdin and self._process.stdout
-        self._process.stdin.close()  # which its hosts do not see: they are dead by now, or end with their test
+        self._process.stdin.close()
         self._process.wait(10)
         self._process.stdout.close()
 
