@@ -43,7 +43,7 @@ def judge() -> Judge:
 @cache
 def engines() -> Mapping[str, Engine]:
     """The adapters as far as they are the same in every home: names, types, options."""
-    return roster({"engines": {"llama_server": None, "espeak_ng": None, "remotes": {}}}, Path("/nowhere"))
+    return roster({"engines": {"llama_server": None, "espeak_ng": None, "remotes": {}, "rpc_servers": {}}}, Path("/nowhere"))
 
 
 def read(given: str | Mapping[str, Any]) -> Recipe:
