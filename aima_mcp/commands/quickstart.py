@@ -144,9 +144,7 @@ class Quickstart:
     async def _serve(self, door: Door, recipe: Fields) -> Fields:
         service: Fields = (await self._watched(partial(door.call, "service.create", {"model_id": recipe["name"]})))["service"]
         placement = service["placement"] or {}
-        self._say(
-            f"{service['id']} is served by {service['engine']} on {placement.get('device') or 'an unknown device'}"
-        )
+        self._say(f"{service['id']} is served by {service['engine']} on {placement.get('device') or 'an unknown device'}")
         if placement.get("fallback"):
             self._say(placement["fallback"])
         return service
