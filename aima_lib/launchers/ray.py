@@ -5,7 +5,7 @@ so the engine goes where Ray finds room for it, and ends when this ends: with th
 node that is lost is Ray's to replace: the berth comes back on another, and connections are led there. An engine that dies on a node that
 lives is not: this ends as the engine did, and its home decides.
 
-spec.json: {instance, ways, address, placement_group, port}. Needs the extra aima[ray]; importing this module does not.
+spec.json: {instance, ways, address, namespace, placement_group, port}. Needs the extra aima[ray]; importing this module does not.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ def placed(ways: Sequence[Way], instance: str, settings: Mapping[str, Any], port
         "ways": [asdict(way) for way in ways],
         "address": settings["address"],
         "placement_group": settings["placement_group"],
+        "namespace": settings["namespace"],
         "port": port or 0,
     }
     around = {name: value for name, value in os.environ.items() if name in TOLD or (name.startswith("RAY_") and not SECRETIVE.search(name))}
@@ -187,7 +188,7 @@ def serve(folder: Path) -> int:
 
     spec: dict[str, Any] = json.loads((folder / "spec.json").read_text(encoding="utf-8"))
     try:
-        ray.init(spec["address"], log_to_driver=False, logging_level="error", configure_logging=False)
+        ray.init(spec["address"], namespace=spec["namespace"], log_to_driver=False, logging_level="error", configure_logging=False)
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - Ray repeats the logs of nodes that it lost
         key = (folder / "key").read_text(encoding="utf-8").strip()
         return asyncio.run(Stand(spec, _possible(spec["ways"]), key).stand(folder))

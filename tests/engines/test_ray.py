@@ -33,8 +33,13 @@ many = {"node_ip_address": "127.0.0.1", "object_store_memory": 80 << 20, "includ
 cluster = Cluster()
 quick = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
 cluster.add_node(num_cpus=0, _system_config=quick, **many)
-nodes = {node.node_id[:8]: node for node in (cluster.add_node(num_cpus=2, memory=1 << 30, **many) for _ in range(2))}
-print(json.dumps({"address": cluster.address, "nodes": list(nodes)}), flush=True)
+nodes = {node.node_id[:8]: node for node in (cluster.add_node(num_cpus=4, memory=1 << 30, **many) for _ in range(2))}
+import ray
+ray.init(cluster.address, namespace="aima", log_to_driver=False)
+group = ray.util.placement_group([{"CPU": 1, "memory": 512 << 20}], name="set-aside", lifetime="detached")
+ray.get(group.ready())
+[(_, kept)] = ray.util.placement_group_table(group)["bundles_to_node_id"].items()
+print(json.dumps({"set_aside": kept[:8], "address": cluster.address, "nodes": list(nodes)}), flush=True)
 for line in sys.stdin:
     cluster.remove_node(nodes[line.strip()], allow_graceful=False)
     print("killed", flush=True)
@@ -52,7 +57,7 @@ class Nodes:
         self._process = subprocess.Popen(command, text=True, env={**os.environ, **local}, **pipes)
         assert self._process.stdout and self._process.stdin
         said: dict[str, Any] = json.loads(self._process.stdout.readline())
-        self.address, self.names = said["address"], said["nodes"]
+        self.address, self.names, self.set_aside = said["address"], said["nodes"], said["set_aside"]
 
     def kill(self, name: str) -> None:
         """kill -9 of one node."""
@@ -112,6 +117,50 @@ async def serve(hosted: Hosted, **more: Any) -> dict[str, Any]:
 
 
 @needs_ray
+async def test_an_engine_goes_where_room_was_set_aside(
+    home: Home, fixtures: Path, tmp_path: Path, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    there = f'ray.address = "{nodes.address}"\nray.placement_group = "set-aside"'
+    async with paced(home, fixtures, tmp_path, engines=there, hung=60) as found:
+        await serve(found)
+        assert list(where(found).values()) == [nodes.set_aside]
+    elsewhere = there.replace("set-aside", "nowhere")
+    async with paced(home, fixtures, tmp_path, engines=elsewhere, hung=60) as found:
+        with pytest.raises(FailedPrecondition, match="Failed to look up placement group with name: nowhere"):
+            await serve(found)
+
+
+@needs_ray
+async def test_an_engine_that_dies_on_a_node_that_lives_is_its_homes_to_start_again(hosted: Hosted) -> None:
+    await serve(hosted)
+    [engine] = [each for each in berths() if "paced_engine" in " ".join(each.cmdline())]
+    engine.kill()
+    [died] = await hosted.until(lambda: hosted.events("engine.error"), 20)
+    assert "SIGKILL" in died["payload"]["cause"]
+    await hosted.until(lambda: hosted.gateway.services.serving.routes.ready("tiny"), 30)
+    assert hosted.events("service.restarted") and (await ask(hosted, tokens=2)).error is None
+
+
+@needs_ray
+async def test_what_stands_for_an_engine_ends_and_nothing_is_left_on_a_node(hosted: Hosted, home: Home) -> None:
+    await serve(hosted)
+    kept = process.read_state(home.path, "llama-server-tiny")
+    here = berths()
+    assert kept is not None and len(here) == 2, "a keeper and its engine, on the node"
+    psutil.Process(kept.keeper_pid).kill()  # and what stands there with it, as at the end of a home's grace
+    await hosted.until(lambda: not [each for each in here if each in berths()], 15)
+    await hosted.until(lambda: hosted.gateway.services.serving.routes.ready("tiny"), 30)
+
+
+@needs_ray
+async def test_what_no_node_has_room_for_is_said(hosted: Hosted) -> None:
+    await hosted.tiny()
+    with pytest.raises(FailedPrecondition, match=r"none of the . nodes of the Ray cluster has CPU 64"):
+        await hosted.call("engine.start", name="llama-server", model_id="tiny", options={"threads": 64}, launcher="ray")
+
+
+@needs_ray
 async def test_a_node_that_is_killed_under_load_costs_what_it_had_begun_and_its_engine_comes_back(hosted: Hosted, nodes: Nodes) -> None:
     began = time.monotonic()
     service = await serve(hosted, replicas=2)
@@ -142,35 +191,6 @@ async def test_a_node_that_is_killed_under_load_costs_what_it_had_begun_and_its_
     assert any("is lost, and Ray looks for another" in line for line in lines) and "Ray has it on the node" in lines[-1]
     await hosted.call("service.stop", service_id="tiny")
     await anyio.to_thread.run_sync(lambda: until(lambda: not berths(), 5, "the end of what ran on nodes"))
-
-
-@needs_ray
-async def test_an_engine_that_dies_on_a_node_that_lives_is_its_homes_to_start_again(hosted: Hosted) -> None:
-    await serve(hosted)
-    [engine] = [each for each in berths() if "paced_engine" in " ".join(each.cmdline())]
-    engine.kill()
-    [died] = await hosted.until(lambda: hosted.events("engine.error"), 20)
-    assert "SIGKILL" in died["payload"]["cause"]
-    await hosted.until(lambda: hosted.gateway.services.serving.routes.ready("tiny"), 30)
-    assert hosted.events("service.restarted") and (await ask(hosted, tokens=2)).error is None
-
-
-@needs_ray
-async def test_what_stands_for_an_engine_ends_and_nothing_is_left_on_a_node(hosted: Hosted, home: Home) -> None:
-    await serve(hosted)
-    kept = process.read_state(home.path, "llama-server-tiny")
-    here = berths()
-    assert kept is not None and len(here) == 2, "a keeper and its engine, on the node"
-    psutil.Process(kept.keeper_pid).kill()  # and what stands there with it, as at the end of a home's grace
-    await hosted.until(lambda: not [each for each in here if each in berths()], 15)
-    await hosted.until(lambda: hosted.gateway.services.serving.routes.ready("tiny"), 30)
-
-
-@needs_ray
-async def test_what_no_node_has_room_for_is_said(hosted: Hosted) -> None:
-    await hosted.tiny()
-    with pytest.raises(FailedPrecondition, match=r"none of the . nodes of the Ray cluster has CPU 64"):
-        await hosted.call("engine.start", name="llama-server", model_id="tiny", options={"threads": 64}, launcher="ray")
 
 
 async def test_a_home_without_a_cluster_says_what_is_missing(home: Home, fixtures: Path, tmp_path: Path) -> None:
