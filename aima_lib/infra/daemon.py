@@ -205,18 +205,13 @@ class Daemon:
         except NotFound:
             pass
 
-    def gone(self, id: str, seconds: float) -> None:
-        """Raise NotFound where a container is removed within the time."""
-        if self.wait(id, seconds, "removed") is not None:
-            raise NotFound(f"the container {id[:12]} is removed")
-
-    def wait(self, id: str, seconds: float, until: str = "not-running") -> int | None:
-        """The status it ended with; None when that is not so after the time."""
+    def wait(self, id: str, seconds: float) -> int | None:
+        """The status it ended with; None when it still runs after so long."""
         import requests
 
         try:
             with translated(self.socket, passing=(requests.exceptions.ReadTimeout, requests.exceptions.ConnectionError)):
-                return int(self._api.wait(id, timeout=seconds, condition=until)["StatusCode"])
+                return int(self._api.wait(id, timeout=seconds)["StatusCode"])
         except requests.exceptions.ReadTimeout:
             return None
         except requests.exceptions.ConnectionError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +26,7 @@ from aima_lib.infra.daemon import USUAL, Answer, Away, Daemon, cut, present, soc
 from aima_lib.infra.layers import Layers
 from aima_lib.infra.progress import Send, silent
 
-THREADS, STREAMS = 16, 64
+THREADS, STREAMS, RECENT = 16, 64, 256
 FIRST_WAIT, LONGEST_WAIT, PING_SECONDS, PING_LIMIT, TELL_SECONDS = 0.25, 5.0, 5.0, 5.0, 0.2
 END = object()
 Found = TypeVar("Found")
@@ -69,6 +70,7 @@ class Docker:
         self._reason: str | None = "nobody has looked yet"
         self._version: Answer = {}
         self._heard_at: float | None = None
+        self._heard: deque[Any] = deque(maxlen=RECENT)
         self._needed = anyio.Event()
 
     # What is known
@@ -294,8 +296,12 @@ class Docker:
             await self.ask(Daemon.version, seconds=PING_LIMIT)
 
     async def _hear(self, event: Mapping[str, Any]) -> None:
-        self._heard_at = (event.get("timeNano") or 0) / 1e9 or self._heard_at
         actor = event.get("Actor") or {}
+        self._heard_at = (event.get("timeNano") or 0) / 1e9 or self._heard_at
+        one = event.get("timeNano"), event.get("Action"), actor.get("ID")
+        if one in self._heard:  # a stream that begins anew begins with what was heard last
+            return
+        self._heard.append(one)
         marks = actor.get("Attributes") or {}
         action, _, detail = str(event.get("Action") or event.get("status") or "").partition(":")
         if marks.get(HOME) != self.home_id or action.startswith("exec_"):

@@ -24,7 +24,7 @@ from aima_lib.infra.daemon import Away, Daemon
 from aima_lib.infra.home import create_time, is_alive
 
 KIND = "engine"  # as in launchers/docker.py, which would import what this process has no use for
-WAIT_SECONDS, AWAY_SECONDS, REMOVED_SECONDS = 30.0, 0.5, 0.4
+WAIT_SECONDS, AWAY_SECONDS = 30.0, 0.5
 POLITE = 2.0
 
 
@@ -119,8 +119,10 @@ class Attached:
         elif state.get("Error"):
             self._say(str(state["Error"])[:500])
         elif status in (137, 143) and not self.told:
-            self.daemon.gone(self.id, REMOVED_SECONDS)  # one that is being removed is killed first
-            self._say(f"it was ended by {'SIGKILL' if status == 137 else 'SIGTERM'}: somebody ended its container, or Docker itself")
+            # One that is being removed is killed first, so which it was is not known yet.
+            self._say(
+                f"it was ended by {'SIGKILL' if status == 137 else 'SIGTERM'}: somebody ended or removed its container, or Docker ended"
+            )
 
     def _end(self) -> None:
         """Politely, within what the stop allows."""

@@ -160,17 +160,19 @@ class Containers:
     async def stop(self, instance: Mapping[str, Any], timeout_seconds: float) -> int:
         """End an instance, and remove what is left of its container; the bytes that came free."""
         freed = await anyio.to_thread.run_sync(process.stop, self._home, instance["id"], timeout_seconds)
-        if is_contained(instance["options"]):
-            await self._remove(str(instance["id"]))
+        await self.clear(instance)
         return freed
 
-    async def _remove(self, instance_id: str) -> None:
+    async def clear(self, instance: Mapping[str, Any]) -> None:
+        """Remove what is left of an instance's container, if it was one."""
+        if not is_contained(instance["options"]):
+            return
         try:
-            await self._docker.ask(Daemon.remove, named(self._docker.home_id, instance_id))
+            await self._docker.ask(Daemon.remove, named(self._docker.home_id, instance["id"]))
         except NotFound:
             pass
         except AimaError as error:
-            log.warning("the container of %s may be left, and is removed later: %s", instance_id, error)
+            log.warning("the container of %s may be left, and is removed later: %s", instance["id"], error)
 
     # Watching
 

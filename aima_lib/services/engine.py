@@ -417,11 +417,12 @@ class EngineService:
         """Record the end of an instance nobody stopped, and end what may be left of it."""
         why = self._loading.cause(instance["id"])
         over = process.read_exit(self._home, instance["id"]) or {}
-        await self.containers.stop(instance, 0.0)
+        await anyio.to_thread.run_sync(process.stop, self._home, instance["id"], 0.0)
         lost = over.get("reason") == "no host"
         await self._store.update("instance", instance["id"], status="stopped" if lost else "failed", error=why, **GONE)
         with lineage.after(None if lost else self._news.error(instance, why)):
             self._news.stopped(instance, "no host" if lost else "died", None)
+        await self.containers.clear(instance)  # whoever starts it anew waits for this; whoever hears of it does not
 
     async def _probe(self, instance: Document) -> None:
         id = instance["id"]

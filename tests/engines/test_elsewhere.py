@@ -252,4 +252,4 @@ async def test_what_names_no_endpoint_is_a_path(hosted: Hosted) -> None:
     with pytest.raises(FailedPrecondition, match="cannot be imported"):
         await hosted.call("model.create", name="t", type="llm", path=str(hosted.fixtures / "tiny.gguf"))
         hosted.gateway.services.engines.catalog.forget("vllm")
-        await hosted.gateway.services.engines.catalog.refuse_absent(hosted.gateway.services.engines.catalog.adapter("vllm"))
+        await hosted.gateway.services.engines.catalog.refuse_absent(hosted.gateway.services.engines.catalog.adapter("vllm"), {})
