@@ -125,7 +125,7 @@ class AppService:
             if old and old["phase"] in ("installed", "updating"):
                 if not _is_same(old, chosen, config):
                     raise _other(old)
-                return await self._start(old, send)
+                return await self._start(self._installed(app_id), send)
             if old and old["phase"] == "installing" and old["run_id"] != run_id:
                 raise FailedPrecondition(f"{app_id} is being installed by the run {old['run_id']}", next=[_wait(old["run_id"])])
             if old and old["phase"] == "uninstalling":
@@ -153,6 +153,7 @@ class AppService:
     ) -> Document:
         """The record, before anything else is made: so that whatever is made has an owner."""
         had = old or {}
+        images = {name: image for name, image in had.get("images", {}).items() if name in template["containers"]}
         ports, link_port = await self._allot(template, app_id, config, had)
         record: Document = {
             "id": app_id,
@@ -164,7 +165,8 @@ class AppService:
             "config": dict(config),
             "generation": int(had.get("generations", 0)) + 1,  # what its containers are marked with
             "generations": int(had.get("generations", 0)) + 1,  # how many there were
-            "images": {},
+            "images": images,  # with the data of before
+            "given": self.keeping.given(app_id),
             "ports": ports,
             "link_port": link_port,
             "key_id": None,
@@ -230,7 +232,7 @@ class AppService:
                 await self._undo_held(record)
 
     async def _undo_held(self, record: Document) -> None:
-        record = await self._change(record["id"], phase="uninstalling", remove_data=not record["kept"], desired=False)
+        record = await self._change(record["id"], phase="uninstalling", remove_data=not record["kept"], desired=False, undoes=True)
         try:
             await self._remove(record)
         except AimaError as error:  # Docker went away: the reconciler goes on with it
@@ -266,7 +268,7 @@ class AppService:
 
     async def stop(self, app_id: str, timeout_seconds: float | None = None) -> Document:
         """Want it not to run, and return when it does not."""
-        self._store.get("app", app_id)
+        self._refuse_busy(app_id)
         async with self.locks[app_id]:
             record = await self._change(self._installed(app_id)["id"], desired=False, error=None)
             ended = await self.stack.put_down(record, timeout_seconds)
@@ -374,16 +376,9 @@ class AppService:
 
         Returns {app_id, data_removed, kept_volumes}.
         """
-        self._store.get("app", app_id)
+        self._refuse_busy(app_id)
         async with self.locks[app_id]:
-            record = self._store.get("app", app_id)
-            if record["phase"] == "installing":
-                raise FailedPrecondition(
-                    f"{app_id} is being installed",
-                    hint="cancel its run",
-                    next=[{"unit": "run.cancel", "arguments": {"run_id": record["run_id"]}}],
-                )
-            record = await self._change(app_id, phase="uninstalling", desired=False, remove_data=remove_data, error=None)
+            record = await self._change(app_id, phase="uninstalling", desired=False, remove_data=remove_data, error=None, undoes=False)
             with anyio.CancelScope(shield=True):
                 await self._remove(record)
         kept = [] if remove_data else volumes_of(record["template"])
@@ -402,7 +397,7 @@ class AppService:
         data = bool(volumes_of(record["template"]) or record["template"].get("secrets"))
         if record["remove_data"] or not data:
             await self.stack.clear_data(record)
-            await self.keeping.forget(record)
+            await self.keeping.forget(record, but=record["given"] if record.get("undoes") else ())
             await self._store.delete("app", app_id)
         else:
             await self._change(app_id, phase="uninstalled", key_id=None, kept=True, run_id=None, previous=None)
@@ -421,6 +416,18 @@ class AppService:
             await self.roll_back(app_id, "the run that updated it has ended")
 
     # Small things
+
+    def _refuse_busy(self, app_id: str) -> None:
+        """Raises FailedPrecondition while a run makes or changes it: who would stop that cancels the run. NotFound where there is none."""
+        record = self._store.get("app", app_id)
+        run = self._store.peek("run", record["run_id"]) if record["run_id"] else None
+        if record["phase"] in ("installing", "updating") and run and run["status"] == "running":
+            cancel = {"unit": "run.cancel", "arguments": {"run_id": run["id"]}}
+            raise FailedPrecondition(
+                f"{app_id} is {record['phase']}, by the run {run['id']}",
+                hint="cancel that, or wait for it",
+                next=[cancel, _wait(run["id"])],
+            )
 
     async def _change(self, app_id: str, **changes: Any) -> Document:
         return await self._store.update("app", app_id, updated_at=now(), **changes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets as randomness
 import shutil
 import string
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from anyio import to_thread
@@ -89,9 +89,13 @@ class Keeping:
         """Remove the files that its owner read."""
         await to_thread.run_sync(lambda: shutil.rmtree(self._folder(record["id"]), ignore_errors=True))
 
-    async def forget(self, record: Document) -> None:
-        """Forget its secrets. What they let in to, or opened, is lost with them."""
-        for name in self._store.ids("secret", secret_of(record["id"], "")):
+    def given(self, app_id: str) -> list[str]:
+        """The names of secrets that are there before an app is: somebody has put them."""
+        return sorted(self._store.ids("secret", secret_of(app_id, "")))
+
+    async def forget(self, record: Document, but: Collection[str] = ()) -> None:
+        """Forget its secrets but these. What they let in to, or opened, is lost with them."""
+        for name in self._store.ids("secret", secret_of(record["id"], "")) - set(but):
             await self._forget(name)
 
     async def _forget(self, name: str) -> None:

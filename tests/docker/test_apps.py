@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from aima_lib import config as settings
+from aima_lib.errors import FailedPrecondition
 from aima_lib.gateway import Gateway
 from aima_lib.infra.container import judged
 from aima_lib.infra.daemon import Daemon
@@ -192,10 +193,12 @@ async def test_a_strangers_container_with_our_name_and_port_is_left_alone(hosted
     bound = api.create_host_config(port_bindings={6333: ("127.0.0.1", 6333)})
     stranger = api.create_container(image, name=f"aima-{home.id}-app-qdrant--qdrant", host_config=bound, ports=[6333])["Id"]
     api.start(stranger)
+    await hosted.call("secret.put", {"name": "app_qdrant__api_key", "value": "chosen-by-a-person"})
     refused = await _refused(hosted, {"template": "qdrant"})
     assert refused["code"] == "failed_precondition" and "is not this home's" in refused["message"], refused
     assert api.inspect_container(stranger)["State"]["Running"]
-    assert left(api, home) == []
+    assert left(api, home) == ["secret/app_qdrant__api_key"], "what a person has put is not taken back with what was made"
+    await hosted.services.secrets.delete("app_qdrant__api_key")
     app = (await hosted.call("app.install", {"template": "qdrant", "name": "mine"}))["app"]
     assert app["ports"][0]["port"] == 6334  # the next that is free
     asked = await _refused(hosted, {"template": "qdrant", "name": "third", "config": {"ports": {"http": 6333}}})
@@ -281,6 +284,9 @@ async def test_an_install_that_is_cancelled_in_its_pull_leaves_nothing(
     run = await hosted.start("app.install", {"template": own(images, f"@{images.manifests['aima/app', '1']}")})
     await _until(lambda: images.waiting.is_set())
     assert (await hosted.call("app.get", {"app_id": "fetched"}))["app"]["status"] == "installing"
+    with pytest.raises(FailedPrecondition, match="is installing, by the run") as busy:
+        await removed(hosted, "fetched")
+    assert busy.value.next[0] == {"unit": "run.cancel", "arguments": {"run_id": run["id"]}}
     ended = await hosted.call("run.cancel", {"run_id": run["id"]})
     assert ended["run"]["status"] == "cancelled"
     assert left(api, home) == []
