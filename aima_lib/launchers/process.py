@@ -131,7 +131,7 @@ def read_state(home: Path, instance: str) -> Kept | None:
 
 
 def read_exit(home: Path, instance: str) -> dict[str, Any] | None:
-    """How it ended: {returncode, reason}; None while it runs, or when its keeper was killed."""
+    """How it ended: {returncode, reason, oom}; None while it runs, or when its keeper was killed."""
     return _read(folder_of(home, instance) / "exit.json")
 
 
