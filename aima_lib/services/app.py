@@ -13,6 +13,7 @@ from anyio import to_thread
 from aima_lib.door import Caller
 from aima_lib.errors import AimaError, AlreadyExists, DeadlineExceeded, FailedPrecondition, Unavailable
 from aima_lib.infra.clock import now, parse
+from aima_lib.infra.daemon import is_taken_port
 from aima_lib.infra.docker import Docker
 from aima_lib.infra.events import Events
 from aima_lib.infra.home import Home
@@ -30,7 +31,7 @@ from aima_lib.services.keys import KeyService
 from aima_lib.services.secrets import SecretService
 
 log = logging.getLogger(__name__)
-LINK_PORT = 18400
+LINK_PORT, TRIES = 18400, 3
 SNAPSHOT = ("base", "template", "template_name", "config", "generation", "images", "ports", "link_port")
 
 
@@ -135,8 +136,7 @@ class AppService:
             known = old and old["phase"] == "installing"
             record = old if old and known else await self._begin(old, template, chosen, app_id, config, run_id)
             try:
-                record = await self._prepare(record, caller, send)
-                await self._raise(record, send)
+                record = await self._settle(record, caller, send)
             except AimaError as error:
                 with anyio.CancelScope(shield=True):
                     await self._undo_held(record)
@@ -192,6 +192,22 @@ class AppService:
             return ports, None
         taken = {*others, *ports.values()}
         return ports, had.get("link_port") or await to_thread.run_sync(next_free, LINK_PORT, taken)
+
+    async def _settle(self, record: Document, caller: Caller, send: Send) -> Document:
+        """Make it and bring it up; where somebody took a port between our look and Docker's, again with others."""
+        for left in reversed(range(TRIES)):
+            record = await self._prepare(record, caller, send)
+            try:
+                await self._raise(record, send)
+                break
+            except FailedPrecondition as error:
+                if not left or not is_taken_port(error):
+                    raise
+                log.info("%s tries other ports: %s", record["id"], error)
+                await self.stack.clear(record["id"])
+                ports, _ = await self._allot(record["template"], record["id"], record["config"], {"link_port": record["link_port"]})
+                record = await self._change(record["id"], ports=ports)
+        return record
 
     async def _prepare(self, record: Document, caller: Caller | None, send: Send) -> Document:
         """Secrets, images, network, volumes, key and link. caller: who gives the app its key; None gives none."""
