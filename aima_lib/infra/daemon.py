@@ -83,11 +83,22 @@ class Daemon:
             found: Answer = self._api.info()
             return found
 
-    def events(self, since: float | None) -> Any:
-        """A stream of what happens to this home's containers; `close()` from another thread ends it. Never times out."""
+    def events(self, since: float, seconds: float) -> Any:
+        """A stream of what happens to this home's containers, until nothing has for so long: then it ends with Quiet. `cut` ends it too.
+
+        Podman does not even begin to answer before something happens.
+        """
+        from docker.types import CancellableStream
+        from docker.utils import convert_filters
+        from docker.utils.json_stream import json_stream
+
+        filters = convert_filters({"type": "container", "label": f"{HOME}={self.home_id}"})
+        url = f"{self._api.base_url}/v{self._api.api_version}/events"
         with translated(self.socket):
-            filters = {"type": "container", "label": f"{HOME}={self.home_id}"}
-            return self._api.events(decode=True, filters=filters, since=since)
+            answer = self._api.get(url, params={"since": f"{since:.9f}", "filters": filters}, stream=True, timeout=(self.seconds, seconds))
+            if answer.status_code >= 400:
+                raise refused(answer.status_code, _message(answer.text))
+            return CancellableStream(json_stream(answer.iter_content(None)), answer)
 
     # Images
 
@@ -419,11 +430,15 @@ class Away(Unavailable):
     """The daemon itself is not there, or does not answer."""
 
 
+class Quiet(Away):
+    """It did not answer in time; of a stream, nothing came of it."""
+
+
 def away(socket: str, error: Exception) -> Away:
     """Why nothing answers at the socket."""
     said = str(error)
     if "timed out" in said.lower():
-        return Away(f"Docker at {socket} did not answer in time", hint="is its machine short of memory, or its disk slow?")
+        return Quiet(f"Docker at {socket} did not answer in time", hint="is its machine short of memory, or its disk slow?")
     if not os.path.exists(socket):
         return Away(f"there is no Docker at {socket}", hint=AWAY)
     if not os.access(socket, os.R_OK | os.W_OK):

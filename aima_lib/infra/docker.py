@@ -12,6 +12,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -22,7 +23,7 @@ from anyio.abc import TaskStatus
 
 from aima_lib.errors import AimaError, DeadlineExceeded, FailedPrecondition, InvalidArgument, Unavailable
 from aima_lib.infra.container import GENERATION, HOME, KIND, NAME, Spec
-from aima_lib.infra.daemon import USUAL, Answer, Away, Daemon, cut, present, socket_of, translated
+from aima_lib.infra.daemon import USUAL, Answer, Away, Daemon, Quiet, cut, present, socket_of, translated
 from aima_lib.infra.layers import Layers
 from aima_lib.infra.progress import Send, silent
 
@@ -211,14 +212,14 @@ class Docker:
                 failed = error
             else:
                 return await self._verified(each, name)
-            if self.is_away:
+            if isinstance(failed, Away):
                 break
         assert failed is not None
         raise failed
 
     async def _pull(self, name: str, send: Send) -> None:
         layers, last, advanced = Layers(name), 0.0, time.monotonic()
-        async with self._stream(partial(Daemon.pulling, name=name, seconds=self._stall + 1), self._stall + 2) as lines:
+        async with self._stream(partial(Daemon.pulling, name=name, seconds=self._stall + 1)) as lines:
             while True:
                 try:
                     with anyio.fail_after(max(0.1, advanced + self._stall - time.monotonic())):
@@ -272,28 +273,24 @@ class Docker:
                 began = time.monotonic()
                 try:
                     await self._watch()
-                except* AimaError as group:
-                    self._reason = self._reason or str(group.exceptions[0])
+                except AimaError as error:
+                    self._forget(str(error))
                 wait = FIRST_WAIT if time.monotonic() - began > LONGEST_WAIT else min(wait * 2, LONGEST_WAIT)
                 await anyio.sleep(wait)
         finally:
             self.close()
 
     async def _watch(self) -> None:
+        """As long as it answers: each quiet spell is a question whether it does, for a daemon that hangs says nothing either."""
         self._version = await self.ask(Daemon.version, seconds=PING_LIMIT)
-        async with anyio.create_task_group() as tasks, self._stream(partial(Daemon.events, since=self._heard_at)) as events:
-            tasks.start_soon(self._ping)
-            await self._tell(Happening("connected"))
-            async for event in events:
-                await self._hear(event)
-            tasks.cancel_scope.cancel()
-        self._forget("it closed the stream of its events")
-
-    async def _ping(self) -> None:
-        """A daemon that hangs says nothing."""
+        self._heard_at = self._heard_at or time.time()
+        await self._tell(Happening("connected"))
         while True:
-            await anyio.sleep(PING_SECONDS)
-            await self.ask(Daemon.version, seconds=PING_LIMIT)
+            with suppress(Quiet):
+                async with self._stream(partial(Daemon.events, since=self._heard_at, seconds=PING_SECONDS)) as events:
+                    async for event in events:
+                        await self._hear(event)
+            self._version = await self.ask(Daemon.version, seconds=PING_LIMIT)
 
     async def _hear(self, event: Mapping[str, Any]) -> None:
         actor = event.get("Actor") or {}
@@ -319,20 +316,31 @@ class Docker:
             except AimaError as error:
                 log.warning("%s of %s was not dealt with: %s", happening.action, happening.name or "Docker", error)
 
-    def _stream(self, begin: Callable[[Daemon], Any], seconds: float | None = None) -> Stream:
-        return Stream(self, begin, self._streams, seconds)
+    def _stream(self, begin: Callable[[Daemon], Any]) -> Stream:
+        return Stream(lambda: begin(self._connected()), self._streams, self.socket or USUAL)
 
 
 class Stream:
     """What a stream of the SDK's yields, one item a time from a thread. Leaving the block closes its connection, which ends the thread."""
 
-    def __init__(self, docker: Docker, begin: Callable[[Daemon], Any], limiter: anyio.CapacityLimiter, seconds: float | None) -> None:
-        self._docker, self._begin, self._limiter, self._seconds = docker, begin, limiter, seconds
+    def __init__(self, begin: Callable[[], Any], limiter: anyio.CapacityLimiter, socket: str) -> None:
+        self._begin, self._limiter, self._socket = begin, limiter, socket
         self._items: Any = None
+        self._over = False
 
     async def __aenter__(self) -> Stream:
-        self._items = await self._docker.ask(self._begin, seconds=self._seconds)
+        opened = False
+        try:
+            await anyio.to_thread.run_sync(self._open, abandon_on_cancel=True, limiter=self._limiter)
+            opened = True
+        finally:
+            self._over = not opened
         return self
+
+    def _open(self) -> None:
+        self._items = self._begin()
+        if self._over:  # whoever wanted it has left meanwhile
+            cut(self._items)
 
     async def __aexit__(self, *_: object) -> None:
         cut(self._items)  # a shutdown of its socket: a moment, and also for one who is cancelled
@@ -347,7 +355,7 @@ class Stream:
         return item
 
     def _next(self) -> Any:
-        with translated(self._docker.socket or USUAL):
+        with translated(self._socket):
             return next(self._items, END)
 
 
