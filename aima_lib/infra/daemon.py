@@ -393,7 +393,8 @@ def refused(status: int, said: str) -> AimaError:
     """The daemon's own error, by its status and words."""
     words = said.lower()
     if "port is already allocated" in words or "address already in use" in words:
-        return FailedPrecondition(f"Docker cannot have the port: {said}", hint="end what listens there, or ask for another port")
+        hint = "end what listens there, or ask for another port"
+        return FailedPrecondition(f"Docker cannot have the port: {said}", hint=hint, details={"reason": "port"})
     if "no space left" in words:
         return ResourceExhausted(f"Docker has no room: {said}", hint="docker system df says what takes it")
     if status == 404:
@@ -401,6 +402,11 @@ def refused(status: int, said: str) -> AimaError:
     if status == 400:
         return InvalidArgument(f"Docker: {said}")
     return FailedPrecondition(f"Docker refused: {said}", hint="docker's own log has more")
+
+
+def is_taken_port(error: AimaError) -> bool:
+    """Whether it is that somebody else listens at a port that a container was to have."""
+    return str(error.details.get("reason")) == "port"
 
 
 def unpulled(said: str) -> AimaError:

@@ -11,8 +11,9 @@ import anyio
 from anyio import to_thread
 
 from aima_lib.door import Caller
-from aima_lib.errors import AimaError, AlreadyExists, DeadlineExceeded, FailedPrecondition, Unavailable
+from aima_lib.errors import AimaError, DeadlineExceeded, FailedPrecondition, Unavailable
 from aima_lib.infra.clock import now, parse
+from aima_lib.infra.daemon import is_taken_port
 from aima_lib.infra.docker import Docker
 from aima_lib.infra.events import Events
 from aima_lib.infra.home import Home
@@ -22,6 +23,7 @@ from aima_lib.services.app_gpus import Gpus
 from aima_lib.services.app_keeping import Keeping
 from aima_lib.services.app_link import Links
 from aima_lib.services.app_ports import allotted, next_free
+from aima_lib.services.app_refusals import call, other, undone, wait
 from aima_lib.services.app_stack import Seen, Stack, host_ports
 from aima_lib.services.app_template import Template, builtins, changed, volumes_of
 from aima_lib.services.app_view import shown
@@ -30,7 +32,7 @@ from aima_lib.services.keys import KeyService
 from aima_lib.services.secrets import SecretService
 
 log = logging.getLogger(__name__)
-LINK_PORT = 18400
+LINK_PORT, TRIES = 18400, 3
 SNAPSHOT = ("base", "template", "template_name", "config", "generation", "images", "ports", "link_port")
 
 
@@ -93,7 +95,7 @@ class AppService:
         """The app that is there, what would be installed, and its images that are not here. Raises as `install` does before it begins."""
         chosen, old = changed(template, config), self._store.peek("app", app_id)
         if old and old["phase"] != "uninstalled" and not _is_same(old, chosen, config):
-            raise _other(old)
+            raise other(old)
         self._gpus.needed(chosen)
         lacking = [each["image"] for each in chosen["containers"].values() if await self._docker.image(each["image"]) is None]
         return old, chosen, lacking
@@ -124,10 +126,10 @@ class AppService:
             old = self._store.peek("app", app_id)
             if old and old["phase"] in ("installed", "updating"):
                 if not _is_same(old, chosen, config):
-                    raise _other(old)
+                    raise other(old)
                 return await self._start(self._installed(app_id), send)
             if old and old["phase"] == "installing" and old["run_id"] != run_id:
-                raise FailedPrecondition(f"{app_id} is being installed by the run {old['run_id']}", next=[_wait(old["run_id"])])
+                raise FailedPrecondition(f"{app_id} is being installed by the run {old['run_id']}", next=[wait(old["run_id"])])
             if old and old["phase"] == "uninstalling":
                 raise FailedPrecondition(f"{app_id} is being uninstalled", hint="install it again when that is done")
             self._gpus.needed(chosen)
@@ -135,12 +137,11 @@ class AppService:
             known = old and old["phase"] == "installing"
             record = old if old and known else await self._begin(old, template, chosen, app_id, config, run_id)
             try:
-                record = await self._prepare(record, caller, send)
-                await self._raise(record, send)
+                record = await self._settle(record, caller, send)
             except AimaError as error:
                 with anyio.CancelScope(shield=True):
                     await self._undo_held(record)
-                raise _undone(error, app_id, bool(record["kept"])) from error
+                raise undone(error, app_id, bool(record["kept"])) from error
             record = await self._change(app_id, phase="installed", kept=False, run_id=None)
         self._events.publish(
             "app.installed", {"app_id": app_id, "template": record["template_name"], "ports": record["ports"]}, subject=app_id
@@ -192,6 +193,22 @@ class AppService:
             return ports, None
         taken = {*others, *ports.values()}
         return ports, had.get("link_port") or await to_thread.run_sync(next_free, LINK_PORT, taken)
+
+    async def _settle(self, record: Document, caller: Caller, send: Send) -> Document:
+        """Make it and bring it up; where somebody took a port between our look and Docker's, again with others."""
+        for left in reversed(range(TRIES)):
+            record = await self._prepare(record, caller, send)
+            try:
+                await self._raise(record, send)
+                break
+            except FailedPrecondition as error:
+                if not left or not is_taken_port(error):
+                    raise
+                log.info("%s tries other ports: %s", record["id"], error)
+                await self.stack.clear(record["id"])
+                ports, _ = await self._allot(record["template"], record["id"], record["config"], {"link_port": record["link_port"]})
+                record = await self._change(record["id"], ports=ports)
+        return record
 
     async def _prepare(self, record: Document, caller: Caller | None, send: Send) -> Document:
         """Secrets, images, network, volumes, key and link. caller: who gives the app its key; None gives none."""
@@ -256,7 +273,7 @@ class AppService:
             await self._raise(record, send)
         except AimaError as error:
             await self.fail(app_id, str(error))
-            calls = [*error.next, _call("app.logs", app_id), _call("app.start", app_id)]
+            calls = [*error.next, call("app.logs", app_id), call("app.start", app_id)]
             raise type(error)(f"app {app_id}: {error}", hint=error.hint, next=calls, details=error.details) from error
         except anyio.get_cancelled_exc_class():
             with anyio.CancelScope(shield=True):  # nobody wants it any more, so nobody shall start it behind their back
@@ -426,7 +443,7 @@ class AppService:
             raise FailedPrecondition(
                 f"{app_id} is {record['phase']}, by the run {run['id']}",
                 hint="cancel that, or wait for it",
-                next=[cancel, _wait(run["id"])],
+                next=[cancel, wait(run["id"])],
             )
 
     async def _change(self, app_id: str, **changes: Any) -> Document:
@@ -438,9 +455,11 @@ class AppService:
             return record
         if record["phase"] == "uninstalled":
             install = {"unit": "app.install", "arguments": {"template": record["template_name"], "name": app_id}}
-            raise FailedPrecondition(f"{app_id} is not installed; its data is here", hint="install it again", next=[install])
+            raise FailedPrecondition(
+                f"{app_id} is not installed; its data is here", hint="install it again", next=[] if record["custom"] else [install]
+            )
         raise FailedPrecondition(
-            f"{app_id} is {record['phase']}", hint="wait for that", next=[_wait(record["run_id"])] if record["run_id"] else []
+            f"{app_id} is {record['phase']}", hint="wait for that", next=[wait(record["run_id"])] if record["run_id"] else []
         )
 
 
@@ -452,29 +471,3 @@ def _only(images: Mapping[str, Document], others: Mapping[str, Document]) -> Seq
 
 def _is_same(record: Document, template: Template, config: Mapping[str, Any]) -> bool:
     return bool(record["template"] == template and record["config"] == dict(config))
-
-
-def _other(old: Document) -> AlreadyExists:
-    update = {"unit": "app.update", "arguments": {"app_id": old["id"]}}
-    hint = "app.update changes it; or give this one another name"
-    return AlreadyExists(
-        f"there is an app called {old['id']!r} already, by another template or configuration",
-        hint=hint,
-        next=[_call("app.get", old["id"]), update],
-    )
-
-
-def _undone(error: AimaError, app_id: str, kept: bool) -> AimaError:
-    left = "its data from before is as it was" if kept else "what was made of it is gone again"
-    calls = [call for call in error.next if call.get("unit") != "app.logs"]  # they went with the container
-    return type(error)(
-        f"app {app_id} was not installed: {error}", hint=f"{error.hint or 'mend the cause'}; {left}", next=calls, details=error.details
-    )
-
-
-def _call(unit: str, app_id: str) -> Document:
-    return {"unit": unit, "arguments": {"app_id": app_id}}
-
-
-def _wait(run_id: str) -> Document:
-    return {"unit": "run.wait", "arguments": {"run_id": run_id}}
