@@ -156,6 +156,8 @@ class Dockerd:
             api = self.api()
             for row in api.containers(all=True):
                 api.remove_container(row["Id"], force=True)
+            for row in api.networks(filters={"type": "custom"}):  # their bridges would outlive the daemon
+                api.remove_network(row["Id"])
             api.close()
         self.stop()
         subprocess.run(["ip", "link", "del", self._bridge], check=False, capture_output=True)
