@@ -20,6 +20,7 @@ from aima_lib.errors import AimaError, Cancelled, FailedPrecondition, NotFound, 
 from aima_lib.gateway import Context
 from aima_lib.infra.progress import silent
 from aima_lib.infra.store import Document
+from aima_lib.services.launching import DOCKER, OPTION
 from aima_lib.services.measurements import Measurements
 
 UNIT = "catalog.apply_recipe"
@@ -69,6 +70,7 @@ async def _begun(ctx: Context, recipe_id: str) -> Document:
         "recipe": dict(recipe),
         "state": "forward",
         "engine": None,
+        "launcher": None,
         "device_id": None,
         "service_before": ctx.services.serving.get(recipe["name"])["status"] if before else None,
         "cause": None,
@@ -137,7 +139,8 @@ class Applying:
         """The engine and the device, once: a service that stands already has both."""
         served = self._services.store.peek("service", self._name)
         if served is not None and self._services.serving.get(self._name)["status"] in ("running", "starting"):
-            self._record = await self._services.store.update("applied", self._record["id"], engine=served["engine"])
+            stands = {"engine": served["engine"], "launcher": served["options"].get(OPTION)}
+            self._record = await self._services.store.update("applied", self._record["id"], **stands)
             return
         await self._tell("matching", f"whether {self._name} fits this machine")
         match: Match = await Matcher(self._services).one(self._recipe)
@@ -146,11 +149,15 @@ class Applying:
         told = {"recipe_id": self._name, "device_id": fit.device["id"], "engine": fit.seat.name, "score": match.score}
         payload = {**told, "evidence": match.evidence["kind"]}
         self._services.events.publish("catalog.recipe_matched", payload, subject=self._name)
-        chosen = {"engine": fit.seat.name, "device_id": fit.device["id"]}
+        launcher = DOCKER if fit.seat.contained else None
+        chosen = {"engine": fit.seat.name, "launcher": launcher, "device_id": fit.device["id"]}
         self._record = await self._services.store.update("applied", self._record["id"], **chosen)
 
     async def _bring_engine(self) -> None:
         """The engine, and the model that comes with it where the recipe is that one's."""
+        if self._record["launcher"] == DOCKER:
+            await self._bring_image()
+            return
         name, catalog = self._record["engine"], self._services.engines.catalog
         given = next((each for each in map(engine_of, self._recipe["engines"]) if each["name"] == name), {})
         comes = not self._skip_models and not self._services.models.has(self._name) and self._builtin()
@@ -161,6 +168,16 @@ class Applying:
             raise FailedPrecondition(f"{name} is not installed, and skip_engine leaves it so", next=[call])
         version = {} if (await catalog.find(name)).installed or "version" not in given else {"version": given["version"]}
         await self._call("engine", "engine.install", {"name": name, **version})
+
+    async def _bring_image(self) -> None:
+        """The image, where the daemon does not have it."""
+        asked = {"name": self._record["engine"], "launcher": DOCKER}
+        if await self._services.engines.containers.is_here(asked["name"]):
+            return
+        if self._skip_engine:
+            call = {"unit": "engine.install", "arguments": asked}
+            raise FailedPrecondition(f"the image of {asked['name']} is not here, and skip_engine leaves it so", next=[call])
+        await self._call("engine", "engine.install", asked)
 
     def _builtin(self) -> bool:
         return any(source["source"] == "builtin" for source in self._recipe["sources"])
@@ -194,7 +211,8 @@ class Applying:
 
     def _service(self) -> dict[str, Any]:
         options = {"options": dict(self._recipe["options"])} if self._recipe.get("options") else {}
-        return {"model_id": self._name, "engine": self._record["engine"], **options, **self._recipe.get("service", {})}
+        launcher = {"launcher": self._record["launcher"]} if self._record["launcher"] else {}
+        return {"model_id": self._name, "engine": self._record["engine"], **launcher, **options, **self._recipe.get("service", {})}
 
     def _within_limits(self, service: Mapping[str, Any], test: Mapping[str, Any]) -> int | None:
         """The memory it was seen to take. Raises where that, or the first answer's time, is beyond what the recipe allows."""

@@ -18,12 +18,16 @@ GIB = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """An engine that a recipe names, as it stands on a machine. reason: why it cannot run there."""
+    """An engine that a recipe names, as it stands on a machine. reason: why it cannot run there; image: what serves it as a container
+    there; contained: that it is to be one.
+    """
 
     name: str
     version: str | None
     installed: bool
     reason: str | None = None
+    image: str | None = None
+    contained: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +132,11 @@ def _sizes(bounds: Mapping[str, int], total: int | None) -> Iterator[str]:
 def _seat(given: Mapping[str, Any], seats: Mapping[str, Seat], adapters: Mapping[str, Engine], device: Mapping[str, Any]) -> Seat:
     name = given["name"]
     seat = seats.get(name) or Seat(name, None, False, "AIMA knows no such engine")
+    if "image" in given:
+        lacks = f"config.toml does not name {given['image']} under [engines.images.{name}]"
+        seat = Seat(name, given["image"], False, None if seat.image == given["image"] else lacks, seat.image, contained=True)
     if seat.reason is not None:
         return seat
-    if "image" in given:
-        return Seat(name, None, False, "it is an image, and services are started as processes here")
     kinds = getattr(adapters[name], "devices", ("cpu", "gpu"))
     if device["type"] not in kinds:
         return Seat(name, seat.version, seat.installed, f"it computes on {', '.join(kinds)} only")

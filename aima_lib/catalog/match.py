@@ -72,7 +72,8 @@ class Matcher:
         for name in engines():
             adapter, found = catalog.adapter(name), await catalog.find(name)
             fetched = found.installed or adapter.install is not None
-            seats[name] = Seat(name, found.version, found.installed, None if fetched else found.reason)
+            image = self._services.engines.containers.image(name)
+            seats[name] = Seat(name, found.version, found.installed, None if fetched else found.reason, image)
         return seats
 
     def _fit(self, recipe: Recipe, device: Mapping[str, Any], machine: Machine, seats: Mapping[str, Seat]) -> Fit:

@@ -88,6 +88,24 @@ async def back(hosted: Hosted, before: dict[str, Any], seconds: float = 30.0) ->
     )
 
 
+async def test_a_recipe_whose_engine_is_an_image_is_applied_as_a_container(hosted: Hosted, llama: str) -> None:
+    told = dict.fromkeys(("size_bytes", "memory_bytes"), "unverified")
+    source = {"source": "huggingface", "repo": "a/tiny", "evidence": "unverified"}
+    recipe: dict[str, Any] = {
+        "name": await hosted.tiny(), "title": "Tiny, in a container", "type": "llm", "engines": [{"name": ENGINE, "image": llama}],
+        "license": "mit", "size_bytes": 1_000_000, "memory_bytes": 90_000_000, "sources": [source], "evidence": told,
+        "options": {"context_length": 256},
+    }  # fmt: skip
+    await hosted.call("catalog.create_recipe", recipe=recipe)
+    applied = await hosted.call("catalog.apply_recipe", recipe_id=recipe["name"])
+    assert applied["engine"] == ENGINE and applied["engine_version"] == llama
+    assert instance(hosted)["container_id"] and await chat(hosted)
+    other = {**recipe, "name": "other", "engines": [{"name": ENGINE, "image": f"sha256:{'0' * 64}"}]}
+    await hosted.call("catalog.create_recipe", recipe=other)
+    with pytest.raises(AimaError, match=r"config\.toml does not name sha256:0+ under \[engines\.images\.llama-server\]"):
+        await hosted.call("catalog.apply_recipe", recipe_id="other")
+
+
 def hard_end(dockerd: Dockerd, found: dict[str, Any]) -> None:
     """As `docker kill` does."""
     api = dockerd.api()
