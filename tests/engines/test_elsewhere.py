@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import threading
 from collections.abc import AsyncIterator, Iterator
 from http.server import ThreadingHTTPServer
@@ -224,6 +225,8 @@ async def test_a_server_of_its_own_environment_is_started_with_a_key(
     remote: Hosted, packages: None, home: Home, monkeypatch: pytest.MonkeyPatch, engine: str, options: dict[str, Any], words: dict[str, str]
 ) -> None:
     monkeypatch.setattr("aima_lib.services.installing.need_room", lambda folder, size: None)  # the real ones take many GiB
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)  # this machine's own may name places with every version of torch there is
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
     made = await remote.call("engine.install", name=engine, version=PACKAGES[engine][1])
     assert made["installed"] and made["path"].endswith(f"engines/{engine}-{PACKAGES[engine][1]}")
     weights = remote.fixtures / f"weights-{engine}"
