@@ -24,7 +24,7 @@ from aima_lib.infra.daemon import Daemon
 from aima_lib.infra.docker import Docker
 from aima_lib.infra.home import Home
 from aima_lib.infra.roots import Roots
-from aima_lib.registry import PACKAGE
+from aima_lib.registry import PACKAGE, SCHEMAS
 from aima_lib.runtime import host
 from aima_lib.services.app_template import builtins, container_of, network_of, ports_of, spec_of, volume_of, volumes_of
 from tests.docker.daemon import Dockerd
@@ -148,10 +148,9 @@ async def test_monitoring_gathers_what_is_real_and_shows_it(process: HostProcess
 
 def test_the_dashboard_names_only_metrics_that_there_are() -> None:
     board = (PACKAGE / "apps/files/dashboard.json").read_text(encoding="utf-8")
-    schemas = PACKAGE.parent / "schemas/types"
     known = {"aima_calls_total", "aima_call_seconds_total", "aima_events_total", "aima_caller_tokens_total"}
     for kind, file in (("service", "service_metrics"), ("device", "device_sample")):
-        known |= {f"aima_{kind}_{name}" for name in json.loads((schemas / f"{file}.json").read_text())["properties"]}
+        known |= {f"aima_{kind}_{name}" for name in json.loads((SCHEMAS / f"types/{file}.json").read_text())["properties"]}
     source = (PACKAGE.parent / "aima_mcp/faces/http/metrics.py").read_text(encoding="utf-8")
     assert all(name in source or name == "aima_caller_tokens_total" for name in known if name.startswith(("aima_call", "aima_events")))
     used = set(re.findall(r"aima_[a-z0-9_]+", board))
