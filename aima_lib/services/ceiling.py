@@ -35,7 +35,7 @@ class Ceiling:
         if wanted > usable:
             raise ResourceExhausted(
                 f"{model_id} needs up to {wanted / GIB:.3f} GiB on {device_id}, and {usable / GIB:.3f} GiB are left of the limit",
-                hint="stop an engine, take a smaller model, or raise the limit",
+                hint="stop an engine, take a smaller model, or raise engines.memory_limit_gib of config.toml",
                 next=[{"unit": "engine.list", "arguments": {"status": "running"}}],
                 details={"needed_bytes": wanted, "usable_bytes": usable, "limit_bytes": self._limit},
             )
