@@ -577,6 +577,7 @@ class AppLogsResult(TypedDict):
     """AppLogsResult"""
 
     lines: list[str]
+    cursor: str
 
 
 class AppStartResult(TypedDict):

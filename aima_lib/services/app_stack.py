@@ -227,15 +227,11 @@ class Stack:
 
     # Looking
 
-    async def logs(self, record: Document, tail: int, since: float | None) -> list[str]:
-        """The last lines its containers wrote, by time; where there are several, each names its container."""
-        seen, lines = await self.seen(), list[str]()
-        names = [*record["template"]["containers"]]
-        for name in names:
-            if known := seen.get(container_of(record["id"], name)):
-                said = await self._docker.logs(known.id, tail, since)
-                lines += said if len(names) == 1 else [_with(name, line) for line in said]
-        return sorted(lines, key=lambda line: line.partition(" ")[0])[-tail:]
+    async def ids(self, record: Document) -> dict[str, str]:
+        """Docker's ids of an app's containers that there are, by their names in the template."""
+        seen = await self.seen()
+        named = {name: seen.get(container_of(record["id"], name)) for name in record["template"]["containers"]}
+        return {name: each.id for name, each in named.items() if each is not None}
 
     async def usage(self, id: str) -> tuple[float, int, int | None]:
         """CPU seconds a container has taken, and the memory that it takes and may take, now."""
@@ -257,11 +253,6 @@ def owner_of(full: str) -> str:
 def host_ports(record: Document) -> list[int]:
     """Every port of this machine that an app has, its link's among them."""
     return [*record["ports"].values(), *([record["link_port"]] if record["link_port"] else [])]
-
-
-def _with(name: str, line: str) -> str:
-    moment, _, text = line.partition(" ")
-    return f"{moment} {name}: {text}"
 
 
 def _logs(app_id: str) -> dict[str, Any]:
