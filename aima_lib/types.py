@@ -14,6 +14,7 @@ class App(TypedDict):
     title: str
     category: str
     status: Literal['installing', 'starting', 'running', 'stopping', 'stopped', 'failed', 'updating', 'uninstalling', 'uninstalled', 'unknown']
+    health: Literal['healthy', 'unhealthy', 'unknown']
     reason: str | None
     url: str | None
     ports: list[dict[str, Any]]
@@ -584,6 +585,7 @@ class AppStartResult(TypedDict):
     """AppStartResult"""
 
     app: App
+    notes: list[str]
 
 
 class AppStopResult(TypedDict):

@@ -32,6 +32,7 @@ from aima_lib.services.keys import KeyService
 from aima_lib.services.secrets import SecretService
 
 log = logging.getLogger(__name__)
+Notes = list[str]
 SNAPSHOT = ("base", "template", "template_name", "config", "generation", "images", "ports", "link_port")
 
 
@@ -57,6 +58,7 @@ class AppService:
         self.making = Making(store, docker, stack, self.links, self.keeping, self._gpus)
         self.locks: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
         self.usage: dict[str, Mapping[str, Any]] = {}  # by container: what was measured last
+        self.health: Mapping[str, tuple[str, str | None]] = {}  # by container: how it is, and why it is not well
         self.deaths: Callable[[str], int] = lambda _: 0
         self.forgive: Callable[[str], None] = lambda _: None
 
@@ -99,7 +101,7 @@ class AppService:
             return None, str(error)
 
     def _view(self, record: Document, seen: Mapping[str, Seen] | None, why: str | None) -> Document:
-        return shown(record, seen, why, self.usage, self.keeping.logins(record), self.deaths(record["id"]))
+        return shown(record, seen, why, self.usage, self.health, self.keeping.logins(record), self.deaths(record["id"]))
 
     # Installing
 
@@ -139,7 +141,7 @@ class AppService:
             if old and old["phase"] in ("installed", "updating"):
                 if not _is_same(old, chosen, config):
                     raise other(old)
-                return await self._start(self._installed(app_id), send)
+                return (await self._start(self._installed(app_id), caller, send))[0]
             if old and old["phase"] == "installing" and old["run_id"] != run_id:
                 raise FailedPrecondition(f"{app_id} is being installed by the run {old['run_id']}", next=[wait(old["run_id"])])
             if old and old["phase"] == "uninstalling":
@@ -177,18 +179,27 @@ class AppService:
 
     # Running
 
-    async def start(self, app_id: str, send: Send = silent) -> Document:
-        """Want it to run, and return when it does. Clears a failure. Raises as `install`; the app stays, as failed."""
+    async def start(self, app_id: str, caller: Caller, send: Send = silent) -> tuple[Document, Notes]:
+        """Want it to run, and return when it does, with what had to be done besides. Clears a failure.
+
+        Raises as `install`; the app stays, as failed. PermissionDenied: its key was revoked, and the caller may not give it another.
+        """
         self._store.get("app", app_id)
         async with self.locks[app_id]:
-            return await self._start(self._installed(app_id), send)
+            return await self._start(self._installed(app_id), caller, send)
 
-    async def _start(self, record: Document, send: Send) -> Document:
-        app_id = record["id"]
+    def has_lost_key(self, app_id: str) -> bool:
+        """Whether a start would give it another key."""
+        return self.keeping.has_lost_key(self._store.get("app", app_id))
+
+    async def _start(self, record: Document, caller: Caller, send: Send) -> tuple[Document, Notes]:
+        app_id, notes = record["id"], Notes()
         before = await self.get(app_id)
         self.forgive(app_id)
         record = await self.making.change(app_id, desired=True, error=None)
         try:
+            if self.keeping.has_lost_key(record):
+                record = await self._renew_key(record, caller, send, notes)
             record = await self.making.prepare(record, None, send)
             await self.making.bring_up(record, send)
         except AimaError as error:
@@ -199,9 +210,17 @@ class AppService:
             with anyio.CancelScope(shield=True):  # nobody wants it any more, so nobody shall start it behind their back
                 await self.making.change(app_id, desired=False)
             raise
-        if before["status"] != "running":
+        if before["status"] != "running" or notes:
             self._events.publish("app.started", {"app_id": app_id}, subject=app_id)
-        return await self.get(app_id)
+        return await self.get(app_id), notes
+
+    async def _renew_key(self, record: Document, caller: Caller, send: Send, notes: Notes) -> Document:
+        """Another key for one whose key lets nobody in; its containers are made anew, for they know the old one."""
+        old, number = record["key_id"], record["generations"] + 1
+        key_id = await self.keeping.key(record, caller)
+        notes.append(f"its key {old} had been revoked: it has another, {key_id}, and its containers were made anew with that")
+        await send({"phase": "starting", "message": notes[-1], "completed": None, "total": None})
+        return await self.making.change(record["id"], key_id=key_id, generation=number, generations=number)
 
     async def stop(self, app_id: str, timeout_seconds: float | None = None) -> Document:
         """Want it not to run, and return when it does not."""

@@ -38,7 +38,8 @@ async def update_app(ctx: Context, app_id: str, template: str | None = None, con
 
 @handles("app.start")
 async def start_app(ctx: Context, app_id: str) -> Result:
-    return {"app": await ctx.services.apps.start(app_id, ctx.send)}
+    app, notes = await ctx.services.apps.start(app_id, ctx.caller, ctx.send)
+    return {"app": app, "notes": notes}
 
 
 @handles("app.stop")
@@ -125,7 +126,11 @@ async def plan_update(ctx: Context, given: Mapping[str, Any]) -> Change:
 @plans("app.start")
 async def plan_start(ctx: Context, given: Mapping[str, Any]) -> Change:
     app = await ctx.services.apps.get(given["app_id"])
-    return Change() if app["status"] == "running" else Change(starts=(("app", app["id"]),), memory_bytes=None)
+    starts = (("app", app["id"]),)
+    if ctx.services.apps.has_lost_key(app["id"]):
+        note = "its key was revoked: it gets another, and its containers are made anew with that"
+        return Change(creates=(("key", f"app-{app['id']}"),), starts=starts, memory_bytes=None, notes=(note,))
+    return Change() if app["status"] == "running" else Change(starts=starts, memory_bytes=None)
 
 
 @plans("app.stop")
