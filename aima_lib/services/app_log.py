@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import anyio
@@ -16,36 +16,64 @@ from aima_lib.infra.store import Document
 
 FOLLOWED, GATHER_SECONDS, LOOK_SECONDS, MOST_BYTES = 32, 0.1, 0.5, 4 << 20
 STAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)$")
+SECOND = 10**9
 Ids = Callable[[], Awaitable[Mapping[str, str]]]
+Place = tuple[int, int]  # behind so many lines of one moment, in nanoseconds since 1970: Podman tells whole seconds alone
+START: Place = (0, 0)
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line, its container, and when it was written in nanoseconds since 1970."""
+    """A line, its container, and when it was written: never before the one that stands above it."""
 
     moment: int
     container: str
     text: str
 
 
-def read(container: str, text: str) -> Line:
-    """A line as Docker has it, with its time before it. One without a time is of the beginning."""
-    found = STAMP.match(text.partition(" ")[0])
-    if found is None:
-        return Line(0, container, text)
-    seconds = int(parse(found[1] + found[3]).timestamp())
-    return Line(seconds * 10**9 + int((found[2] or "0").ljust(9, "0")), container, text)
+class Reader:
+    """Reads what one container said from the second on in which a place is, and gives what comes after that."""
+
+    def __init__(self, container: str, place: Place = START) -> None:
+        self._container, self._place = container, place
+        self._moment = self._met = 0
+
+    @property
+    def since(self) -> float | None:
+        """What Docker is to be asked for."""
+        return float(self._place[0] // SECOND) or None
+
+    def read(self, texts: Iterable[str]) -> list[Line]:
+        """The new lines of these, which follow on those that were read before."""
+        return [line for line in map(self._line, texts) if self._is_new(line)]
+
+    def _line(self, text: str) -> Line:
+        self._moment = max(self._moment, _moment_of(text.partition(" ")[0]))
+        return Line(self._moment, self._container, text)
+
+    def _is_new(self, line: Line) -> bool:
+        moment, count = self._place
+        self._met += line.moment == moment
+        return line.moment > moment or (line.moment == moment and self._met > count)
 
 
-def cursor_of(text: str) -> dict[str, int]:
+def _moment_of(stamp: str) -> int:
+    """0 where a line has no time of its own."""
+    found = STAMP.match(stamp)
+    return int(parse(found[1] + found[3]).timestamp()) * SECOND + int((found[2] or "0").ljust(9, "0")) if found else 0
+
+
+def cursor_of(text: str) -> dict[str, Place]:
     """How far each container was read, by a text that fits the pattern of app.logs."""
-    return {name: int(moment) for name, _, moment in (part.partition("=") for part in text.split(","))}
+    parts = (part.partition("=") for part in text.split(","))
+    split = ((name, place.partition(".")) for name, _, place in parts)
+    return {name: (int(moment), int(count or 0)) for name, (moment, _, count) in split}
 
 
-def told(cursor: Mapping[str, int]) -> str:
+def told(cursor: Mapping[str, Place]) -> str:
     """The text of a cursor."""
-    return ",".join(f"{name}={moment}" for name, moment in cursor.items())
+    return ",".join(f"{name}={moment}.{count}" for name, (moment, count) in cursor.items())
 
 
 class AppLog:
@@ -54,28 +82,39 @@ class AppLog:
     def __init__(self, docker: Docker) -> None:
         self._docker, self._followed = docker, anyio.Semaphore(FOLLOWED)
 
-    async def last(self, record: Document, ids: Ids, most: int, since: float | None) -> tuple[Sequence[str], dict[str, int]]:
+    async def last(self, record: Document, ids: Ids, most: int, since: float | None) -> tuple[Sequence[str], dict[str, Place]]:
         """The last lines of all together, and the cursor behind them."""
-        lines, cursor = list[Line](), dict.fromkeys(record["template"]["containers"], int((since or 0) * 1e9))
+        lines = list[Line]()
+        cursor = dict.fromkeys(record["template"]["containers"], (int((since or 0) * SECOND), 0))
         for name, id in (await ids()).items():
-            lines += [read(name, text) for text in await self._docker.logs(id, most, since)]
-        return _shown(record, sorted(lines, key=_moment)[-most:]), _moved(cursor, lines)
+            found = Reader(name).read(await self._docker.logs(id, most, since))
+            lines += found
+            if found:
+                cursor[name] = await self._behind(name, id, found, most)
+        return _shown(record, sorted(lines, key=_moment)[-most:]), cursor
+
+    async def _behind(self, name: str, id: str, found: Sequence[Line], most: int) -> Place:
+        """The place behind these lines, the last of a container; of the moment of the last there may be more than were asked for."""
+        moment = found[-1].moment
+        if len(found) >= most and found[0].moment == moment:
+            found = Reader(name, (moment - 1, 0)).read(await self._docker.logs(id, None, float(moment // SECOND)))
+        return _moved({name: (moment, 0)}, found)[name]
 
     async def after(
-        self, record: Document, ids: Ids, cursor: Mapping[str, int], most: int, seconds: float
-    ) -> tuple[Sequence[str], dict[str, int]]:
+        self, record: Document, ids: Ids, cursor: Mapping[str, Place], most: int, seconds: float
+    ) -> tuple[Sequence[str], dict[str, Place]]:
         """The next lines after a cursor, and the cursor behind those. Where there are none yet it waits for some, no longer than so."""
-        places = {name: cursor.get(name, 0) for name in record["template"]["containers"]}
+        places = {name: cursor.get(name, START) for name in record["template"]["containers"]}
         lines = list[Line]()
         for name, id in (await ids()).items():
-            said = await self._docker.logs(id, None, _since(places[name]))
-            lines += [line for line in (read(name, text) for text in said) if line.moment > places[name]]
+            reader = Reader(name, places[name])
+            lines += reader.read(await self._docker.logs(id, None, reader.since))
         if not lines:
             await self._wait(ids, places, most, seconds, lines)
         taken = sorted(lines, key=_moment)[:most]
         return _shown(record, taken), _moved(places, taken)
 
-    async def _wait(self, ids: Ids, places: Mapping[str, int], most: int, seconds: float, lines: list[Line]) -> None:
+    async def _wait(self, ids: Ids, places: Mapping[str, Place], most: int, seconds: float, lines: list[Line]) -> None:
         """Until one of them writes something, and a moment longer, for what else it writes."""
         news = anyio.Event()
         with anyio.move_on_after(seconds):
@@ -86,23 +125,23 @@ class AppLog:
                 await anyio.sleep(GATHER_SECONDS)
                 tasks.cancel_scope.cancel()
 
-    async def _follow(self, name: str, ids: Ids, place: int, most: int, lines: list[Line], news: anyio.Event) -> None:
+    async def _follow(self, name: str, ids: Ids, place: Place, most: int, lines: list[Line], news: anyio.Event) -> None:
         """Take up what one container writes; where it ends, what the next of its name does."""
         async with self._followed:
             while not news.is_set():
                 try:
                     if (id := (await ids()).get(name)) is not None:
-                        await self._take(name, id, place, most, lines, news)
+                        await self._take(id, Reader(name, place), most, lines, news)
                 except AimaError as error:
                     log.debug("the log of %s is not to be had now: %s", name, error)
                 await anyio.sleep(LOOK_SECONDS)
 
-    async def _take(self, name: str, id: str, place: int, most: int, lines: list[Line], news: anyio.Event) -> None:
+    async def _take(self, id: str, reader: Reader, most: int, lines: list[Line], news: anyio.Event) -> None:
         rest, mine = b"", 0
-        async with self._docker.follow(id, _since(place)) as pieces:
+        async with self._docker.follow(id, reader.since) as pieces:
             async for piece in pieces:
                 whole, _, rest = (rest + piece).rpartition(b"\n")
-                new = [line for line in (read(name, text) for text in whole.decode("utf-8", "replace").splitlines()) if line.moment > place]
+                new = reader.read(whole.decode("utf-8", "replace").splitlines())
                 lines += new[: most - mine]
                 mine += len(new)
                 if new:
@@ -115,17 +154,13 @@ def _moment(line: Line) -> int:
     return line.moment
 
 
-def _moved(places: Mapping[str, int], lines: Sequence[Line]) -> dict[str, int]:
+def _moved(places: Mapping[str, Place], lines: Sequence[Line]) -> dict[str, Place]:
     """A cursor behind these lines."""
     moved = dict(places)
     for line in lines:
-        moved[line.container] = max(moved[line.container], line.moment)
+        moment, count = moved[line.container]
+        moved[line.container] = (line.moment, count + 1 if line.moment == moment else 1)
     return moved
-
-
-def _since(place: int) -> float | None:
-    """What Docker is asked for; a moment more than that, for its times are finer than such a number."""
-    return place / 1e9 - 1e-6 if place else None
 
 
 def _shown(record: Document, lines: Sequence[Line]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from anyio import to_thread
@@ -128,5 +129,5 @@ class Making:
         bridge = await self._stack.ground(record)
         if bridge is not None:
             await self._links.keep(record["id"], record["template"]["link"], bridge, record["link_port"])
-        values = self._keeping.values(record, bridge)
-        await self._stack.bring_up(record, values, await self._gpus.request(record["template"]), send)
+        values, gpus = self._keeping.values(record, bridge), await self._gpus.request(record["template"])
+        await self._stack.bring_up(record, values, gpus, send, partial(self._links.prove, record["id"]))

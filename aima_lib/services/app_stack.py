@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,8 +115,10 @@ class Stack:
             await self._docker.ask(Daemon.keep_volume, volume_of(app_id, name), app_id)
         return bridge_of(await self._docker.ask(Daemon.network, network_of(app_id))) if record["link_port"] else None
 
-    async def bring_up(self, record: Document, values: Mapping[str, str], gpus: Mapping[str, Any] | None, send: Send) -> None:
-        """Every container of its record's generation, running and well, one after another.
+    async def bring_up(
+        self, record: Document, values: Mapping[str, str], gpus: Mapping[str, Any] | None, send: Send, begun: Callable[[], None]
+    ) -> None:
+        """Every container of its record's generation, running and well, one after another. begun: called when one runs.
 
         Raises:
             FailedPrecondition: one cannot be started, or ended; what it said last is in the message.
@@ -125,6 +127,7 @@ class Stack:
         for name in record["template"]["containers"]:
             await send({"phase": "starting", "message": f"{name} of {record['id']}", "completed": None, "total": None})
             await self._start(record, name, values, gpus)
+            begun()
             await self._well(record, name, send)
 
     async def _start(self, record: Document, name: str, values: Mapping[str, str], gpus: Mapping[str, Any] | None) -> None:
