@@ -32,7 +32,7 @@ SAYING = """#!/bin/sh
 trap 'exit 0' TERM INT
 echo "begun"
 /bin/busybox httpd -f -p 8080 -h /www &
-while :; do sleep 0.05; if [ -f /say ]; then cat /say; /bin/busybox rm /say; fi; done
+while :; do sleep 0.05; if [ -f /tmp/say ]; then cat /tmp/say; /bin/busybox rm /tmp/say; fi; done
 """
 TEMPLATE = """
 name: {name}
@@ -96,7 +96,7 @@ def run_in(api: docker.APIClient, id: str, *argv: str) -> None:
 def say(api: docker.APIClient, id: str, *words: str) -> None:
     """Have it say these words, each in a line of its own."""
     lines = "\\n".join(words)
-    run_in(api, id, "/bin/sh", "-c", f"printf '{lines}\\n' > /saying && /bin/busybox mv /saying /say")
+    run_in(api, id, "/bin/sh", "-c", f"printf '{lines}\\n' > /tmp/saying && /bin/busybox mv /tmp/saying /tmp/say")
 
 
 def happened(http: httpx.Client, kind: str, app: str) -> list[dict[str, Any]]:
