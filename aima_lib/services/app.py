@@ -203,6 +203,9 @@ class AppService:
             record = await self.making.prepare(record, None, send)
             await self.making.bring_up(record, send)
         except AimaError as error:
+            if isinstance(error, Unavailable | DeadlineExceeded) and self._docker.is_away:
+                hint = f"{error.hint}; {app_id} is started when Docker is back"
+                raise type(error)(f"app {app_id}: {error}", hint=hint, next=[call("app.get", app_id)]) from error
             await self.fail(app_id, str(error))
             calls = [*error.next, call("app.logs", app_id), call("app.start", app_id)]
             raise type(error)(f"app {app_id}: {error}", hint=error.hint, next=calls, details=error.details) from error

@@ -222,3 +222,17 @@ def test_want_of_memory_a_stop_and_a_failed_install_are_explained(http: httpx.Cl
     assert told["subject"] == {"kind": "app", "id": "luckless", "status": None}
     assert "no such luck" in json.dumps(told["timeline"]) and told["cause"]["entry"] is not None
     assert told["next"][-1]["unit"] == "run.get"
+
+
+def test_a_start_while_docker_is_away_is_kept_until_it_is_back(http: httpx.Client, dockerd: Dockerd, image: str) -> None:
+    installed(http, "patient", image)
+    get = lambda: ask(http, "app/get", app_id="patient")["app"]  # noqa: E731
+    dockerd.stop()
+    try:
+        refused = ask(http, "app/start", app_id="patient")
+        assert refused["code"] == "unavailable" and "patient is started when Docker is back" in refused["hint"]
+        assert (get()["status"], happened(http, "app.failed", "patient")) == ("unknown", [])
+        assert "Docker" in get()["reason"]
+    finally:
+        dockerd.start()
+    until(lambda: get()["status"] == "running", what="the app")
