@@ -23,7 +23,8 @@ from anyio.abc import TaskStatus
 
 from aima_lib.errors import AimaError, DeadlineExceeded, FailedPrecondition, InvalidArgument, Unavailable
 from aima_lib.infra.container import GENERATION, HOME, KIND, NAME, Spec
-from aima_lib.infra.daemon import USUAL, Answer, Away, Daemon, Quiet, cut, present, socket_of, translated
+from aima_lib.infra.daemon import USUAL, Answer, Daemon, cut, socket_of
+from aima_lib.infra.daemon_errors import Away, Quiet, present, translated
 from aima_lib.infra.layers import Layers
 from aima_lib.infra.progress import Send, silent
 

@@ -12,7 +12,7 @@ from anyio import to_thread
 from aima_lib.door import Caller
 from aima_lib.errors import FailedPrecondition
 from aima_lib.infra.clock import now
-from aima_lib.infra.daemon import is_taken_port
+from aima_lib.infra.daemon_errors import is_taken_port
 from aima_lib.infra.docker import Docker
 from aima_lib.infra.progress import Send
 from aima_lib.infra.store import Document, Store

@@ -46,6 +46,10 @@ class Seen:
         return self.name.rpartition("--")[2]
 
     @property
+    def is_paused(self) -> bool:
+        return self.status == "paused"
+
+    @property
     def runs(self) -> bool:
         return self.status == "running"
 
@@ -153,7 +157,7 @@ class Stack:
         calm = 0
         while True:
             seen = (await self.seen()).get(full)
-            if seen is None or not seen.runs:
+            if seen is None or not (seen.runs or seen.is_paused):
                 raise await self._ended(record["id"], name, seen)
             calm += 1
             ailment = await self._ailment(record, name, seen, calm)
@@ -218,7 +222,7 @@ class Stack:
         seen, ended = await self.seen(), []
         for name in reversed([*record["template"]["containers"]]):
             known = seen.get(container_of(record["id"], name))
-            if known is None or not known.runs:
+            if known is None or not (known.runs or known.is_paused):
                 continue
             await self.end(record, known, timeout_seconds)
             ended.append(name)

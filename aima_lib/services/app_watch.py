@@ -40,6 +40,7 @@ class AppWatch:
         self._restarts = Restarts(limit, float(limits["restart_window_seconds"]))
         self._relapses = Restarts(limit, math.inf)  # of one that runs and is not well; forgotten when it has been well for a window
         self._well_since: dict[str, float] = {}
+        self._hindrances: dict[str, str] = {}  # by app: why it could not be brought up
         self._health = AppHealth(apps.stack)
         self._causes: dict[str, tuple[float, Notice]] = {}  # by app: what was told last that went wrong with it, and when
         self._store, self._events, self._docker, self._apps = store, events, docker, apps
@@ -54,7 +55,7 @@ class AppWatch:
         return self._restarts.deaths(app_id) + self._relapses.deaths(app_id)
 
     def _forgive(self, app_id: str) -> None:
-        for kept in (self._well_since, self._causes):
+        for kept in (self._well_since, self._causes, self._hindrances):
             kept.pop(app_id, None)
         self._restarts.forget(app_id)
         self._relapses.forget(app_id)
@@ -133,7 +134,9 @@ class AppWatch:
             return
         ill = self._tell_health(record, seen)
         names = [container_of(app_id, name) for name in record["template"]["containers"]]
-        ended = [each for name in names if (each := seen.get(name)) is not None and not each.runs]
+        there = [seen[name] for name in names if name in seen]
+        ended = [each for each in there if not (each.runs or each.is_paused)]
+        paused = [each for each in there if each.is_paused]
         absent = [name for name in names if name not in seen]
         stale = [name for name in names if name in seen and seen[name].generation != str(record["generation"])]
         if not record["desired"]:
@@ -145,9 +148,9 @@ class AppWatch:
                 self._restarts.note(app_id, f"{each.id} {each.started_at}")
         for each, _ in ill:
             self._relapses.note(app_id, f"{each.id} {each.started_at}")
-        lacks = ended or absent or stale or self._lacks_link(record)
+        lacks = ended or absent or stale or paused or self._lacks_link(record)
         if (lacks or ill) and self._is_due(app_id):
-            repairs.start_soon(self._repair, record, _why(ended, absent) or (ill[0][1] if ill else None), ended, ill)
+            repairs.start_soon(self._repair, record, _why(ended, absent, paused) or (ill[0][1] if ill else None), ended, ill)
 
     def _tell_health(self, record: Document, seen: Mapping[str, Seen]) -> list[tuple[Seen, str]]:
         """Say which of its containers turned ill or well; those that are ill, of an app that is wanted."""
@@ -200,8 +203,8 @@ class AppWatch:
                 return
             with lineage.after(self._cause(app_id)):
                 if too_often := self._too_often(app_id):
-                    words = await self._apps.stack.words((ended or [each for each, _ in ill])[0].id) if ended or ill else ""
-                    await self._apps.fail(app_id, f"{too_often}; the last: {why}{words}")
+                    last = self._hindrances.get(app_id) or f"{why}{await self._words(ended or [each for each, _ in ill])}"
+                    await self._apps.fail(app_id, f"{too_often}; the last: {last}")
                     await self._apps.stack.put_down(record)
                     return
                 if why is not None:
@@ -209,6 +212,9 @@ class AppWatch:
                     payload = {"app_id": app_id, "cause": why, **counts.attempt(app_id)}
                     self._causes[app_id] = time.monotonic(), self._events.publish("app.restarted", payload, subject=app_id)
                 await self._mend(record, ill)
+
+    async def _words(self, seen: list[Seen]) -> str:
+        return await self._apps.stack.words(seen[0].id) if seen else ""
 
     def _cause(self, app_id: str) -> Notice | None:
         """What an app's end came of, as far as that was told lately."""
@@ -233,14 +239,17 @@ class AppWatch:
             for each, _ in ill:
                 await self._apps.stack.end(record, each)
             await self._apps.repair(app_id)
+            self._hindrances.pop(app_id, None)
         except (Unavailable, NotFound) as error:
             log.info("app %s waits: %s", app_id, error)
         except DeadlineExceeded as error:  # it runs, and is not well in time
             log.warning("app %s: %s", app_id, error)
             self._relapses.note(app_id, None)
+            self._hindrances[app_id] = str(error)
         except AimaError as error:
             log.warning("app %s: %s", app_id, error)
             self._restarts.note(app_id, None)
+            self._hindrances[app_id] = str(error)
 
     async def _measure(self, running: list[Seen]) -> None:
         kept: dict[str, Mapping[str, Any]] = {}
@@ -262,9 +271,11 @@ def _is_kept(record: Document) -> bool:
     return bool(record["phase"] == "installed" and record["desired"] and not record["error"])
 
 
-def _why(ended: list[Seen], absent: list[str]) -> str | None:
+def _why(ended: list[Seen], absent: list[str], paused: list[Seen]) -> str | None:
     """What happened to its containers, in words; None where nothing did but AIMA's own end."""
     if ended:
         memory = " for want of memory" if ended[0].out_of_memory else ""
-        return f"{ended[0].name.rpartition('--')[2]} ended with {ended[0].exit_code}{memory}"
-    return f"{absent[0].rpartition('--')[2]} was not there" if absent else None
+        return f"{ended[0].container} ended with {ended[0].exit_code}{memory}"
+    if absent:
+        return f"{absent[0].rpartition('--')[2]} was not there"
+    return f"{paused[0].container} was paused" if paused else None

@@ -108,7 +108,7 @@ def of(lines: list[str]) -> list[str]:
     return [line.partition(" ")[2] for line in lines]
 
 
-def test_a_log_is_followed_by_its_cursor(http: httpx.Client, api: docker.APIClient, image: str) -> None:
+def test_a_log_is_followed_by_its_cursor_over_a_pause_and_a_restart(http: httpx.Client, api: docker.APIClient, image: str) -> None:
     id = installed(http, "talk", image)["containers"][0]["container_id"]
     first = ask(http, "app/logs", app_id="talk")
     assert of(first["lines"]) == ["begun"]
@@ -122,6 +122,10 @@ def test_a_log_is_followed_by_its_cursor(http: httpx.Client, api: docker.APIClie
         assert 0 < len(page["lines"]) <= 3
         heard, cursor = heard + of(page["lines"]), page["cursor"]
     assert heard == [str(number) for number in range(7)], "every line, once"
+    api.pause(id)
+    until(lambda: happened(http, "app.restarted", "talk"), what="its going on")
+    assert happened(http, "app.restarted", "talk")[0]["cause"] == "web was paused"
+    until(lambda: api.inspect_container(id)["State"]["Status"] == "running", what="its going on")
     api.restart(id, timeout=1)
     again = ask(http, "app/logs", app_id="talk", cursor=cursor, wait_seconds=5)
     assert of(again["lines"]) == ["begun"]
