@@ -9,7 +9,6 @@ import pytest
 
 from aima_lib.errors import InvalidArgument
 from aima_lib.infra.home import Home
-from aima_lib.services.ceiling import GIB, Ceiling
 from aima_lib.services.meter import Meter
 from tests.engines.conftest import Hosted
 from tests.engines.pacing import asking, paced, serve
@@ -57,7 +56,7 @@ async def test_an_engine_that_does_not_fit_is_not_asked_for_again_at_once_and_no
     engines = hosted.gateway.services.engines
     needed = engines.needed_bytes("llama-server", "tiny", {"parallel": 1, "context_length": 256})
     assert needed
-    engines._ceiling = Ceiling(needed * 1.5 / GIB)
+    engines.books.limit_bytes = int(needed * 1.5)
     await hosted.call("service.update", service_id="tiny", autoscale={"max": 3, "ttft_ms": 1})
     async with asking(hosted, 2, wait=0.02, tokens=1) as results:
         degraded = await hosted.until(lambda: hosted.events("service.degraded"), 30)

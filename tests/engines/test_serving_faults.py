@@ -17,7 +17,6 @@ import pytest
 
 from aima_lib.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from aima_lib.infra.home import Home
-from aima_lib.services.ceiling import GIB, Ceiling
 from tests.engines.conftest import Hosted
 from tests.engines.pacing import Asked, ask, crowd, guest, paced, pids, say, serve
 
@@ -139,7 +138,7 @@ async def limited(hosted: Hosted, times: float) -> None:
     engines, service = hosted.gateway.services.engines, hosted.gateway.services.serving.get("tiny")
     needed = engines.needed_bytes(service["engine"], service["model_id"], service["options"])
     assert needed is not None
-    engines._ceiling = Ceiling(needed * times / GIB)
+    engines.books.limit_bytes = int(needed * times)
 
 
 async def test_two_models_that_do_not_fit_together_take_turns(hosted: Hosted) -> None:
