@@ -16,6 +16,7 @@ class Allocation(TypedDict):
     service_id: str | None
     status: str
     predicted_bytes: int | None
+    planned_bytes: int | None
     measured_bytes: int | None
     held_bytes: int
     priority: int

@@ -6,7 +6,7 @@ There is one set of them. Admission lets starts through by it, estimates and cat
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +31,8 @@ ALIVE = ("starting", "ready")
 class Account:
     """One device. None is unknown: it is never counted as a number.
 
-    planned_bytes is what its engines and starts may take together, which the owner's limit bounds; slot_bytes what slots keep free.
+    planned_bytes is what its engines and starts may take together, reckoned where the owner's limit bounds it; slot_bytes what slots keep
+    free.
     """
 
     device_id: str
@@ -103,6 +104,7 @@ class Books:
         self.promised: dict[str, tuple[str, int | None]] = {}
         self._locks: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
         self._short: set[str] = set()
+        self.reckon: Callable[[Mapping[str, Any]], int | None] = lambda instance: instance.get("predicted_bytes")
         devices.listeners.append(self._seen)
 
     async def account(self, device_id: str, *, but: str | None = None, fresh_seconds: float = FRESH_SECONDS) -> Account:
@@ -116,8 +118,7 @@ class Books:
         among = self.sharing(device_id)
         slots = tuple(slot for slot in await self.slots.all(among) if slot["id"] != but)
         promised = {id: size or 0 for id, (device, size) in self.promised.items() if device in among and id != but}
-        alive = [each for each in self.alive() if each["device"] in among and each["id"] not in promised and each["id"] != but]
-        planned = sum(promised.values()) + sum(self.planned_bytes(each) or 0 for each in alive)
+        planned = 0 if self.limit_bytes is None else self.planned(device_id, but)
         reserved = None if total is None else total - int(total * (1 - self.reserve))
         return Account(device_id, total, used, reserved, sum(promised.values()), planned, self.limit_bytes, slots)
 
@@ -152,14 +153,21 @@ class Books:
             del self.promised[instance_id]
             self._devices.stale(device_id)  # what was read before does not have what it took
 
+    def planned(self, device_id: str, but: str | None = None) -> int:
+        """What engines and starts may take of a device together, as far as anybody can reckon it."""
+        among = self.sharing(device_id)
+        promised = {id: size or 0 for id, (device, size) in self.promised.items() if device in among and id != but}
+        alive = [each for each in self.alive() if each["device"] in among and each["id"] not in promised and each["id"] != but]
+        return sum(promised.values()) + sum(self.planned_bytes(each) or 0 for each in alive)
+
     def alive(self) -> list[Document]:
         """The instances that run, or are being started."""
         return [each for each in self._store.find("instance") if each["status"] in ALIVE]
 
     def planned_bytes(self, instance: Mapping[str, Any]) -> int | None:
-        """What an instance may take: as it was let in with, else the most it was seen to take. None: nobody knows."""
-        found = instance.get("predicted_bytes")
-        return self._measurements.peak(instance) if found is None else int(found)
+        """What an instance may take, after all that was measured since it was let in; None where nobody knows."""
+        found = self.reckon(instance)
+        return self._measurements.peak(instance) if found is None else found
 
     def measured_bytes(self, instance: Mapping[str, Any]) -> int | None:
         """The most an instance was seen to take; None when it was not measured."""

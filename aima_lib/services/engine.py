@@ -69,6 +69,7 @@ class EngineService:
         self._models, self._devices, self._secrets = models, devices, secrets
         self._news = EngineNews(events)
         self.books, self._measurements = books, Measurements(store)
+        books.reckon = self._reckoned
         self._measuring = Measuring(store, devices, self._measurements, lambda id: process.pids(home, id))
         self._admission = Admission(books, devices, self._measurements)
         self._locks: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
@@ -190,6 +191,12 @@ class EngineService:
     def needed_bytes(self, name: str, model_id: str, options: Mapping[str, Any]) -> int | None:
         """The memory that an engine with this model may take, or None where nobody knows."""
         return self.foresee(name, model_id, options)[2]
+
+    def _reckoned(self, instance: Mapping[str, Any]) -> int | None:
+        try:
+            return self.needed_bytes(instance["engine"], instance["model_id"], instance["options"])
+        except AimaError:  # its model is gone, or another configuration has it no more
+            return instance.get("predicted_bytes")
 
     def device_of(self, name: str, options: Mapping[str, Any]) -> str:
         """The device that an engine with these options would be started on."""

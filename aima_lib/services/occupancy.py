@@ -106,10 +106,10 @@ class Occupancy:
                 continue
             pool = pools[row["type"]]
             pool["slots" if row["kind"] == "slot" else "engines"] += 1
-            pool["bytes"] += row["predicted_bytes"] or 0
-            pool["unknown"] += row["predicted_bytes"] is None
-        plan = {key: getattr(account, key) for key in ("device_id", "total_bytes", "reserved_bytes", "limit_bytes", "planned_bytes")}
-        return {**plan, "pools": dict(sorted(pools.items()))}
+            pool["bytes"] += row["planned_bytes"] or 0
+            pool["unknown"] += row["planned_bytes"] is None
+        plan = {key: getattr(account, key) for key in ("device_id", "total_bytes", "reserved_bytes", "limit_bytes")}
+        return {**plan, "planned_bytes": self._books.planned(account.device_id), "pools": dict(sorted(pools.items()))}
 
     async def rows(self) -> list[Document]:
         """One row for each engine that runs, each start, and each slot: types/allocation.json."""
@@ -131,6 +131,7 @@ class Occupancy:
             "service_id": found.get("service_id"),
             "status": found.get("status", "starting"),
             "predicted_bytes": promise[1] if promise else found.get("predicted_bytes"),
+            "planned_bytes": promise[1] if promise else self._books.planned_bytes(found),
             "measured_bytes": None if promise else self._books.measured_bytes(found),
             "held_bytes": (promise[1] or 0) if promise else 0,
             "priority": service.get("priority", USUAL_PRIORITY),
@@ -149,7 +150,13 @@ class Occupancy:
 
 def _slot(slot: Document) -> Document:
     same = ("id", "type", "device_id", "status", "measured_bytes", "held_bytes", "priority", "preemptible")
-    more = {"model_id": None, "service_id": None, "predicted_bytes": slot["memory_bytes"], "since": slot["created_at"]}
+    more = {
+        "model_id": None,
+        "service_id": None,
+        "predicted_bytes": slot["memory_bytes"],
+        "planned_bytes": slot["memory_bytes"],
+        "since": slot["created_at"],
+    }
     return {"kind": "slot", **{key: slot[key] for key in same}, **more}
 
 

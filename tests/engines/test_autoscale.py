@@ -63,7 +63,7 @@ async def test_an_engine_that_does_not_fit_is_not_asked_for_again_at_once_and_no
         heard = len(results)
         await hosted.until(lambda: len(results) > heard + 20)  # as long as it took to be refused once
     cause = degraded[0]["payload"]["cause"]
-    assert "its time to first token is" in cause and "are left of the limit" in cause
+    assert "its time to first token is" in cause and "left of the owner's limit" in cause
     assert not [each.error for each in results if each.error]
     found = (await hosted.call("service.get", service_id="tiny"))["service"]
     assert (found["desired_replicas"], found["ready_replicas"], found["health"]) == (1, 1, "healthy")
