@@ -12,13 +12,13 @@ class Allocation(TypedDict):
     id: str
     type: str
     device_id: str | None
-    model_id: str | None
-    service_id: str | None
     status: str
-    predicted_bytes: int | None
     planned_bytes: int | None
     measured_bytes: int | None
     held_bytes: int
+    predicted_bytes: int | None
+    model_id: str | None
+    service_id: str | None
     priority: int
     preemptible: bool
     since: str | None

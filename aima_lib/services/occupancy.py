@@ -90,13 +90,13 @@ class Occupancy:
         return [await self._books.account(device["id"]) for device in await self._devices.known()]
 
     def _line(self, account: Account) -> Document:
+        figures = ("free_bytes", "used_bytes", "total_bytes", "reserved_bytes", "promised_bytes", "slot_bytes")
         return {
             "device_id": account.device_id,
-            "shared_with": [id for id in self._books.sharing(account.device_id) if id != account.device_id],
-            **{key: getattr(account, key) for key in ("total_bytes", "used_bytes", "free_bytes", "reserved_bytes", "promised_bytes")},
-            "slot_bytes": account.slot_bytes,
-            "usable_bytes": None if (room := account.room()) is None else max(0, room),
             "pressure": "unknown" if account.is_short is None else "warning" if account.is_short else "none",
+            "usable_bytes": None if (room := account.room()) is None else max(0, room),
+            **{key: getattr(account, key) for key in figures},
+            "shared_with": [id for id in self._books.sharing(account.device_id) if id != account.device_id],
         }
 
     def _budget(self, account: Account, rows: Sequence[Document]) -> Document:
@@ -127,13 +127,13 @@ class Occupancy:
             "id": id,
             "type": self._task(found),
             "device_id": promise[0] if promise else found["device"],
-            "model_id": found.get("model_id"),
-            "service_id": found.get("service_id"),
             "status": found.get("status", "starting"),
-            "predicted_bytes": promise[1] if promise else found.get("predicted_bytes"),
             "planned_bytes": promise[1] if promise else self._books.planned_bytes(found),
             "measured_bytes": None if promise else self._books.measured_bytes(found),
             "held_bytes": (promise[1] or 0) if promise else 0,
+            "predicted_bytes": promise[1] if promise else found.get("predicted_bytes"),
+            "model_id": found.get("model_id"),
+            "service_id": found.get("service_id"),
             "priority": service.get("priority", USUAL_PRIORITY),
             "preemptible": bool(service) and not service.get("pinned"),
             "since": found.get("started_at"),
