@@ -39,6 +39,9 @@ class Relay:
     def __init__(self, spec: Mapping[str, Any], key: str, remote_key: str) -> None:
         self.spec, self._key, self._remote_key = spec, key, remote_key
         self._base = str(spec["base_url"]).rstrip("/")
+        there = str(spec["model"])
+        names = {json.dumps(there, ensure_ascii=ascii)[1:-1].encode("utf-8", "replace") for ascii in (True, False)}
+        self._there = re.compile(rb'("model":\s*)"(?:' + b"|".join(map(re.escape, sorted(names))) + rb')(?:@[^"\\]*)?"')
         self._egress = Egress((), lambda: [self._base], stall_seconds=STALL_SECONDS)
 
     def app(self) -> web.Application:
@@ -100,11 +103,18 @@ class Relay:
             held = {name: value for name, value in answer.headers.items() if name.lower() in HELD}
             reply = web.StreamResponse(status=answer.status_code, headers=held)
             await reply.prepare(request)
-            end = End()
+            end, kind, rest = End(), held.get("content-type", ""), b""
             async for chunk in answer.aiter_bytes():
                 end.hear(chunk)
-                await reply.write(chunk)
-            if held.get("content-type", "").startswith("text/event-stream") and end.is_unsaid:
+                if kind.startswith("text/event-stream"):  # line by line, and JSON whole: a name may be cut anywhere
+                    lines, found, rest = (rest + chunk).rpartition(b"\n")
+                    chunk = self._ours(lines + found)
+                elif kind.startswith("application/json"):
+                    chunk, rest = b"", rest + chunk
+                if chunk:
+                    await reply.write(chunk)
+            await reply.write(self._ours(rest))
+            if kind.startswith("text/event-stream") and end.is_unsaid:
                 await reply.write(b"data: [DONE]\n\n")
             await reply.write_eof()
             return reply
@@ -124,6 +134,10 @@ class Relay:
             if found and b'name="model"' in head and value.removesuffix(b"\r\n") == str(self.spec["alias"]).encode():
                 parts[place] = head + found + str(self.spec["model"]).encode() + b"\r\n"
         return boundary.join(parts)
+
+    def _ours(self, said: bytes) -> bytes:
+        """What it said, with the name that the model has here: elsewhere it may be a path."""
+        return self._there.sub(lambda found: found[1] + json.dumps(self.spec["alias"]).encode(), said)
 
     async def unload(self) -> None:
         """Ask the endpoint to let go of the model, where it knows how (Ollama)."""

@@ -244,6 +244,11 @@ async def test_a_server_of_its_own_environment_is_started_with_a_key(
     if engine == "transformers":
         with pytest.raises(InvalidArgument, match="Unexpected fields in the request"):
             await remote.call("inference.chat", model=instance["id"], messages=HELLO, top_k=3)
+    engines = remote.gateway.services.engines
+    whole = await engines.wire.post(engines.address(instance), "/v1/chat/completions", {"model": f"of-{engine}", "messages": HELLO})
+    streamed = {"model": f"of-{engine}", "messages": HELLO, "stream": True}
+    names = {event["model"] async for event in engines.wire.stream(engines.address(instance), "/v1/chat/completions", streamed)}
+    assert {whole["model"]} == names == {f"of-{engine}"}, "no path of this machine's"
     log = "\n".join(await remote.gateway.services.engines.logs(instance["id"]))
     started = json.loads(log.partition("WORDS ")[2].partition("\n")[0])
     assert words.items() <= started.items()
