@@ -75,7 +75,8 @@ class Vendor(BaseHTTPRequestHandler):
             assert all(url.startswith("data:image/") for url in images)
             sizes = [len(base64.b64decode(url.partition(",")[2])) for url in images]
             said = f"{said[0]['text']} {sizes[0]} bytes of {images[0].partition(';')[0].removeprefix('data:')}"
-        usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+        count = len(said.split()) if isinstance(said, str) else 1
+        usage = {"prompt_tokens": count, "completion_tokens": 1, "total_tokens": count + 1}
         words = {"role": "assistant", "content": said}
         choice = {"index": 0, "finish_reason": "stop", "text": said, "message": words, "delta": words}
         name = f"{asked['model']}@main" if isinstance(self.model, Anything) else self.model
