@@ -10,6 +10,7 @@ import psutil
 
 from aima_lib.errors import InvalidArgument
 from aima_lib.infra.events import Events
+from aima_lib.infra.home import create_time, is_alive
 from aima_lib.infra.store import Document, Store
 from aima_lib.services.device import DeviceService
 from aima_lib.services.measuring import taken
@@ -63,18 +64,14 @@ class Slots:
 
 def started(pid: int) -> float:
     """When a process began, by which it is told from a later one of that number. Raises InvalidArgument where there is none."""
-    try:
-        return psutil.Process(pid).create_time()
-    except (psutil.Error, OverflowError, ValueError) as error:
-        raise InvalidArgument(f"pid: there is no process {pid}", hint="leave it out where its program does not run yet") from error
+    if (found := create_time(pid)) is None:
+        raise InvalidArgument(f"pid: there is no process {pid}", hint="leave it out where its program does not run yet")
+    return found
 
 
 def _tree(pid: int, since: float) -> Sequence[int]:
     try:
-        process = psutil.Process(pid)
-        if process.create_time() != since or process.status() == psutil.STATUS_ZOMBIE:
-            return []
-        return [pid, *(child.pid for child in process.children(recursive=True))]
+        return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))] if is_alive(pid, since) else []
     except psutil.Error:
         return []
 
