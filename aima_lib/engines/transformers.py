@@ -38,6 +38,7 @@ class Transformers(PythonServer):
             "tasks": list(self.tasks),
             "port": options.get("port") or 0,
             "probe": "chat",
+            "context_length": model.get("context_length"),
             "child": child,
             "on": on,
         }

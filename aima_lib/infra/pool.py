@@ -22,11 +22,12 @@ HIGH, LOW = 1 << 20, 256 << 10  # bytes that wait for their reader: where the en
 
 
 class Lost(Exception):
-    """The connection failed, or what came is no HTTP. `heard`: bytes of an answer had come."""
+    """The connection failed, or what came is no HTTP. `heard`: bytes of an answer had come. `gone`: the other side ended it, and had the
+    request."""
 
-    def __init__(self, message: str, *, heard: bool = True, reached: bool = True) -> None:
+    def __init__(self, message: str, *, heard: bool = True, reached: bool = True, gone: bool = False) -> None:
         super().__init__(message)
-        self.heard, self.reached = heard, reached
+        self.heard, self.reached, self.gone = heard, reached, gone
 
 
 class Line(asyncio.Protocol):
@@ -46,7 +47,7 @@ class Line(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._fault: str | None = None
         self._kept = self._framed = False
-        self.heard = self.headed = self.done = False
+        self.heard = self.headed = self.done = self._gone = False
         self.status, self.content_type = 0, ""
         self.facts: dict[str, str] = {}  # headers of the answer that begin with x-
 
@@ -107,7 +108,7 @@ class Line(asyncio.Protocol):
 
     async def _more(self) -> None:
         if self._fault is not None:
-            raise Lost(self._fault, heard=self.heard)
+            raise Lost(self._fault, heard=self.heard, gone=self._gone)
         self._waiter = asyncio.get_running_loop().create_future()
         try:
             await self._waiter
@@ -150,6 +151,7 @@ class Line(asyncio.Protocol):
         if self.headed and not self._framed and exc is None:
             self.done = True  # a body without a length ends with its connection
         if not self.done:
+            self._gone = self._fault is None
             self._fault = self._fault or (str(exc) if exc else "the connection was closed")
         self._wake()
 
@@ -240,14 +242,15 @@ class Pool:
 
     async def _begun(self, url: str, data: bytes) -> Line:
         """A line on which the answer to `data` has begun."""
-        line = self._taken(url)
+        line, gone = self._taken(url), False
         if line is not None:
             try:
                 return await _asked(line, data)
             except Lost as error:
                 if error.heard:
                     raise
-        return await _asked(await self._dialled(url), data)
+                gone = error.gone
+        return await _asked(await self._dialled(url, gone), data)
 
     def _taken(self, url: str) -> Line | None:
         """An idle line that has not ended. The one used last is the likeliest to live."""
@@ -259,7 +262,7 @@ class Pool:
             line.close()
         return None
 
-    async def _dialled(self, url: str) -> Line:
+    async def _dialled(self, url: str, gone: bool) -> Line:
         parts, loop = urlsplit(url), asyncio.get_running_loop()
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
@@ -267,7 +270,7 @@ class Pool:
         except TimeoutError as error:
             raise Lost(f"no connection within {CONNECT_SECONDS:g} s", heard=False, reached=False) from error
         except OSError as error:
-            raise Lost(error.strerror or str(error), heard=False, reached=False) from error
+            raise Lost(error.strerror or str(error), heard=False, reached=False, gone=gone) from error
         return line
 
 
