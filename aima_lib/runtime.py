@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
 from anyio.abc import TaskStatus
 
 from aima_lib import __version__, config, units
+from aima_lib.catalog import past
 from aima_lib.errors import AimaError, FailedPrecondition
 from aima_lib.flows.triggers import Triggers
 from aima_lib.gateway import Gateway
@@ -126,8 +128,9 @@ def _telemetry(settings: config.Config) -> Telemetry | None:
 async def _running(gateway: Gateway, passing: bool, telemetry: Telemetry | None) -> AsyncIterator[None]:
     services = gateway.services
     async with anyio.create_task_group() as loops, anyio.create_task_group() as work:
-        past = (services.audit.prune, services.media.prune)
-        await loops.start(_kept_up, Retention(services.store, services.events, services.config["events"], *past).run)
+        recipes = partial(past.prune, services.store, float(services.config["events"]["retention_days"]))
+        others = (services.audit.prune, services.media.prune, recipes)
+        await loops.start(_kept_up, Retention(services.store, services.events, services.config["events"], *others).run)
         if telemetry is not None:
             await loops.start(_kept_up, telemetry.run)
         await loops.start(_kept_up, services.docker.run)

@@ -33,6 +33,7 @@ class App(TypedDict):
     title: str
     category: str
     status: Literal['installing', 'starting', 'running', 'stopping', 'stopped', 'failed', 'updating', 'uninstalling', 'uninstalled', 'unknown']
+    health: Literal['healthy', 'unhealthy', 'unknown']
     reason: str | None
     url: str | None
     ports: list[dict[str, Any]]
@@ -616,12 +617,14 @@ class AppLogsResult(TypedDict):
     """AppLogsResult"""
 
     lines: list[str]
+    cursor: str
 
 
 class AppStartResult(TypedDict):
     """AppStartResult"""
 
     app: App
+    notes: list[str]
 
 
 class AppStopResult(TypedDict):

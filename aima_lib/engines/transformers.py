@@ -23,6 +23,7 @@ class Transformers(PythonServer):
     name = "transformers"
     title = "transformers serve"
     options = frozenset({"dtype"})
+    announces: bool = True
     install = Install(("transformers[serving]==5.19.0", "torch==2.13.0"), ("transformers", "torch", "fastapi"), 6 << 30)
 
     def plan(self, model: Mapping[str, Any], path: Path, device: Mapping[str, Any], options: Mapping[str, Any]) -> Launch:

@@ -169,19 +169,19 @@ class EngineService:
         """The model, if the engine can serve it so. Raises as `start`, for what is known before."""
         adapter, model = self.catalog.adapter(engine), self._model(model_id)
         refuse_unknown(adapter, options)
-        self._launching.refuse(adapter, options)
+        self._launching.refuse(adapter, options, model_id)
         if why := misfit(adapter, model):
             raise InvalidArgument(why, next=[{"unit": "engine.list", "arguments": {}}])
         return model
 
-    def refuse_launcher(self, name: str, options: Mapping[str, Any]) -> None:
+    def refuse_launcher(self, name: str, options: Mapping[str, Any], model_id: str | None = None) -> None:
         """Raise InvalidArgument or FailedPrecondition where an engine cannot be started by the launcher that they name."""
-        self._launching.refuse(self.catalog.adapter(name), options)
+        self._launching.refuse(self.catalog.adapter(name), options, model_id)
 
     def foresee(self, name: str, model_id: str, options: Mapping[str, Any]) -> tuple[str, bool, int | None]:
         """What `start` would start: its id, whether it runs already, and the memory it would take (None: unknown)."""
         refuse_unknown(self.catalog.adapter(name), options)
-        self.refuse_launcher(name, options)
+        self.refuse_launcher(name, options, model_id)
         id, model = instance_id(name, model_id), self._model(model_id)
         found = self._store.peek("instance", id)
         device, _ = placement.choose(self._devices.devices(), options)

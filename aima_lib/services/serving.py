@@ -133,7 +133,7 @@ class ServingService:
         model = self._model(model_id)
         chosen = engine or await self._engines.catalog.fitting(model)
         refuse_unknown(self._engines.catalog.adapter(chosen), options or {})
-        self._engines.refuse_launcher(chosen, options or {})
+        self._engines.refuse_launcher(chosen, options or {}, model_id)
         id = slug(name or model_id)
         defined = {"model_id": model_id, "engine": chosen, "options": dict(options or {})}
         kept = _given(more)

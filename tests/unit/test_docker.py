@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from aima_lib import runtime
-from aima_lib.errors import AimaError, InvalidArgument, Unavailable
+from aima_lib.errors import AimaError, FailedPrecondition, InvalidArgument, Unavailable
 from aima_lib.infra.daemon import USUAL, Daemon, socket_of
 from aima_lib.infra.home import Home
 from tests.world import ROOTS
@@ -45,6 +45,8 @@ async def test_one_that_is_away_is_said_to_be(home: Home, tmp_path: Path, there:
         with pytest.raises(Unavailable, match=why) as away:
             await gateway.call("engine.install", {"name": "llama-server", "launcher": "docker"})
         assert away.value.hint and "DOCKER_HOST" in away.value.hint
+        with pytest.raises(FailedPrecondition, match="llamacpp stays a process"):
+            await gateway.call("engine.install", {"name": "llamacpp", "launcher": "docker"})
         checks = {check["name"]: check for check in (await gateway.call("system.doctor"))["checks"]}
         assert checks["docker"]["status"] == "warning" and why in checks["docker"]["message"]
 
