@@ -17,6 +17,7 @@ from aima_lib.infra.home import Home
 from aima_lib.registry import Registry
 from aima_lib.runtime import host
 from tests.workshop import OPEN, agreed, unit, write_handlers, write_schemas
+from tests.world import within
 
 pytestmark = pytest.mark.anyio
 SAME = {"readOnlyHint": False, "idempotentHint": True, "destructiveHint": False, "openWorldHint": False}
@@ -81,7 +82,7 @@ async def test_a_freeze_ends_commands_lets_runs_wait_and_is_over_with_a_thaw(hom
         for name in ("thing.work", "thing.hang"):
             callers.start_soon(call, name)
         await until(lambda: sorted(inside.begun) == ["hang", "work"])
-        with anyio.fail_after(1):
+        with within(1):
             frozen = (await gateway.call("system.freeze", {"reason": "an agent went wild"}))["frozen"]
             await until(lambda: len(codes) == 2)
         assert (frozen["by"], frozen["reason"], inside.ended) == ("owner", "an agent went wild", ["hang"])
