@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -135,6 +136,15 @@ async def test_any_port_is_announced_once_it_answers_and_taken_back(home: Home) 
         async with httpx.AsyncClient(trust_env=False) as client:
             assert (await client.get(f"{url}/health")).json()["status"] == "ok"
     assert home.host() is None
+
+
+def test_mcp_is_loaded_by_whoever_asks_over_it() -> None:
+    """Its SDK takes longer to import than all the rest of a host."""
+    found = (
+        "import sys, aima_mcp.app, aima_mcp.server; print(sorted({name.partition('.')[0] for name in sys.modules} & {'mcp', 'pydantic'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", found], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout == "[]\n"
 
 
 # How it ends

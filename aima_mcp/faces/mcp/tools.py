@@ -20,10 +20,10 @@ from aima_lib.registry import Unit
 from aima_lib.runs import outcome_of
 from aima_mcp.faces.mcp import consent
 from aima_mcp.faces.mcp.edge import Ctx, caller_of, refuse_cursor
-from aima_mcp.faces.mcp.profiles import Profile
 from aima_mcp.faces.mcp.results import COMPLETE, Progress, failure, success, tool, unfinished, wire_name
 from aima_mcp.faces.mcp.tasks import Tasks, declared
 from aima_mcp.faces.mcp.watch import Watch
+from aima_mcp.faces.profiles import Profile
 
 KEY = "io.aima/idempotencyKey"
 TOKEN = "io.aima/token"
