@@ -26,6 +26,9 @@ def run(words: Sequence[str]) -> int:
         code = build().main(list(words), prog_name="aima", standalone_mode=False)
     except AimaError as error:
         return _failed(error, form_of(words))
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return InvalidArgument.exit_code
     except click.UsageError as error:
         return _misused(error, form_of(words))
     except click.ClickException as error:

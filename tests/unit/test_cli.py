@@ -86,6 +86,13 @@ def test_every_example_survives_its_own_command_line(unit: dict[str, Any], given
     assert read(unit["name"], *words[3:]) == given
 
 
+@pytest.mark.parametrize("words", [[], ["model"]])
+def test_who_says_too_little_is_shown_what_there_is(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(words) == InvalidArgument.exit_code
+    shown = capsys.readouterr().err
+    assert shown.startswith("Usage: aima") and "hint" not in shown
+
+
 def test_the_first_required_text_needs_no_option() -> None:
     assert read("run.get", "a") == read("run.get", "--run-id", "a") == read("run.get", "--run-id=a") == {"run_id": "a"}
 
