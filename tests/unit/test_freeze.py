@@ -9,13 +9,12 @@ from typing import Any
 import anyio
 import pytest
 
-from aima_lib import units
 from aima_lib.door import AGENT
 from aima_lib.errors import AimaError, ApprovalRequired, FailedPrecondition
 from aima_lib.gateway import Gateway
 from aima_lib.infra.home import Home
 from aima_lib.registry import Registry
-from aima_lib.runtime import host
+from aima_lib.runtime import host, own_registry
 from tests.workshop import OPEN, agreed, unit, write_handlers, write_schemas
 from tests.world import within
 
@@ -54,7 +53,7 @@ def known(tmp_path: Path) -> tuple[Registry, Any]:
     """AIMA's units and a few that hang, and what the handlers of those keep."""
     name = f"freezing_{tmp_path.name.replace('-', '_')}"
     own = Registry.load(write_handlers(tmp_path, name, HANDLERS), write_schemas(tmp_path / "schemas", *TOYS))
-    return Registry(dict(Registry.load(units)) | dict(own)), sys.modules[f"{name}.only"]
+    return Registry(dict(own_registry()) | dict(own)), sys.modules[f"{name}.only"]
 
 
 async def until(true: Any) -> None:
