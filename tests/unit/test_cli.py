@@ -106,6 +106,11 @@ def test_who_says_too_little_is_shown_what_there_is(words: list[str], capsys: py
     assert shown.startswith("Usage: aima") and "hint" not in shown
 
 
+def test_a_word_too_many_is_told_which_options_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["model", "estimate-resources", "tiny"]) == InvalidArgument.exit_code
+    assert "hint: it takes --model-id, --repo" in capsys.readouterr().err
+
+
 def test_the_first_required_text_needs_no_option() -> None:
     assert read("run.get", "a") == read("run.get", "--run-id", "a") == read("run.get", "--run-id=a") == {"run_id": "a"}
 
