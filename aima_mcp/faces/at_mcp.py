@@ -34,8 +34,8 @@ class AtMcp:
         extend: Callable[[Any], None] | None = None,
     ) -> None:
         profiles(door.registry, own)
+        self._of = door, own, kept_seconds, profile_of
         self._asked, self._loaded, self._extend = anyio.Event(), anyio.Event(), extend
-        self._build = lambda: _paths()(door, own, kept_seconds, profile_of)
         self._paths: McpPaths | None = None
 
     @asynccontextmanager
@@ -61,8 +61,8 @@ class AtMcp:
 
     async def _keep(self) -> None:
         await self._asked.wait()
-        await anyio.to_thread.run_sync(_paths)  # other requests are answered meanwhile
-        paths = self._build()
+        face = await anyio.to_thread.run_sync(_imported)  # other requests are answered meanwhile
+        paths = face(*self._of)
         if self._extend is not None:
             for server in paths.servers:
                 self._extend(server)
@@ -73,7 +73,7 @@ class AtMcp:
             await anyio.sleep_forever()
 
 
-def _paths() -> type[McpPaths]:
+def _imported() -> type[McpPaths]:
     from aima_mcp.faces.mcp import McpPaths
 
     return McpPaths
