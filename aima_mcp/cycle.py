@@ -32,7 +32,7 @@ class Cycle:
         self._head, self._rest = b"", 0
         self._chunked = False
         self.started = self.complete = False
-        scope["extensions"] = {"aima.left": self.when_left}
+        scope["extensions"] = {"aima.left": self.when_left, "aima.kept": protocol.kept}
 
     # From the connection
 

@@ -76,6 +76,7 @@ class GuardedProtocol(asyncio.Protocol):
         self._refusal: tuple[bytes, bytes] | None = None
         self._writable: asyncio.Future[None] | None = None
         self._is_held = self._is_over = False
+        self.kept: dict[str, Any] = {}  # what the app remembers of this connection
 
     # What asyncio says
 

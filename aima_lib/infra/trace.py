@@ -70,6 +70,11 @@ def carried(context: Mapping[str, str]) -> Iterator[None]:
         _current.reset(before)
 
 
+def enter(context: Mapping[str, str]) -> None:
+    """What this task does from here on belongs to this trace."""
+    _current.set(context)
+
+
 @contextmanager
 def traced(tracer: Tracer | None) -> Iterator[None]:
     """Spans of the block are made by this one."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import anyio
@@ -18,6 +20,9 @@ from aima_mcp.faces.http.problem import Refused
 
 MIB = 1 << 20
 T = TypeVar("T")
+NOBODY = Caller("nobody", frozenset())
+Raw = list[tuple[bytes, bytes]]
+EVERY: Raw = [(b"x-content-type-options", b"nosniff")]
 
 
 class Fields(Headers):
@@ -49,24 +54,59 @@ class ClientLeft(Exception):
     """Nobody waits for the reply any more."""
 
 
+class Cut(Exception):
+    """What was done within a shield was cut off."""
+
+
 class Exchange:
     """What a face sees of a request, and how it answers."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, headers: Headers | None = None) -> None:
-        self._scope, self._receive, self._send = scope, receive, send
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope, self.receive, self._send = scope, receive, send
         self.method: str = scope["method"]
         self.path: str = scope["path"]
-        self.headers = headers or Fields(scope)
-        self.started = self.finished = False
+        self.extensions: Mapping[str, Any] = scope.get("extensions") or {}
+        self.caller = NOBODY
+        self.extra = EVERY  # headers of every reply
+        self.started = self.finished = self.endless = self.is_cut = self.has_left = False
+        self._work: asyncio.Task[Any] | anyio.CancelScope | None = asyncio.current_task()
+        self._headers: Fields | None = None
 
     @property
-    def caller(self) -> Caller:
-        caller: Caller = self._scope["state"]["caller"]
-        return caller
+    def headers(self) -> Headers:
+        if self._headers is None:
+            self._headers = Fields(self.scope)
+        return self._headers
 
     @property
     def query(self) -> QueryParams:
-        return QueryParams(self._scope["query_string"])
+        return QueryParams(self.scope["query_string"])
+
+    # How it is cut off
+
+    def cancel(self) -> None:
+        """End the work on it, wherever that waits."""
+        if self._work is not None and not self.finished:
+            self.is_cut = True
+            self._work.cancel()
+
+    def leave(self) -> None:
+        """As `cancel`, since the client has gone."""
+        self.has_left = True
+        self.cancel()
+
+    @contextmanager
+    def shielding(self) -> Iterator[None]:
+        """For work that holds shields of anyio's: cancelling the task would go through them. Raises Cut where `cancel` ended it."""
+        before = self._work
+        with anyio.CancelScope() as scope:
+            self._work = scope
+            yield
+        self._work = before
+        if scope.cancelled_caught:
+            raise Cut
+
+    # What was asked
 
     async def body(self, limit: int) -> bytes:
         """The whole body. Raises Refused (413) past `limit` bytes, ClientLeft when the client goes in the middle."""
@@ -75,7 +115,7 @@ class Exchange:
             raise _too_large(limit)
         parts, size = list[bytes](), 0
         while True:
-            message = await self._receive()
+            message = await self.receive()
             if message["type"] == "http.disconnect":
                 raise ClientLeft
             parts.append(message.get("body", b""))
@@ -126,9 +166,17 @@ class Exchange:
 
     async def start(self, status: int, headers: Mapping[str, str]) -> None:
         """Begin an answer whose body comes by `write`."""
-        self.started = True
         fields = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-        message: Message = {"type": "http.response.start", "status": status, "headers": fields}
+        await self.send({"type": "http.response.start", "status": status, "headers": fields})
+
+    async def send(self, message: Message) -> None:
+        """ASGI, with the headers that every reply has."""
+        if message["type"] == "http.response.start":
+            self.started, fields = True, message.get("headers", [])
+            self.endless = self.method == "GET" and any(value.startswith(b"text/event-stream") for _, value in fields)
+            message = {**message, "headers": [*fields, *self.extra]}
+        elif not message.get("more_body", False):
+            self.finished = True
         await self._send(message)
 
     async def write(self, body: bytes, *, more: bool = True) -> None:
@@ -140,8 +188,7 @@ class Exchange:
 
     async def pass_on(self, body: bytes, *, more: bool = True) -> None:
         """A piece of the body that came over a connection of ours, whose next piece cannot come before the loop has turned."""
-        self.finished = not more
-        await self._send({"type": "http.response.body", "body": body, "more_body": more})
+        await self.send({"type": "http.response.body", "body": body, "more_body": more})
 
     async def while_connected(self, work: Callable[[], Awaitable[T]], beside: Callable[[], Coroutine[Any, Any, None]] | None = None) -> T:
         """The outcome of `work`, which is cancelled as soon as the client leaves; `beside` runs as long as it does.
@@ -151,15 +198,13 @@ class Exchange:
         Raises:
             ClientLeft: it left.
         """
-        when_left = self._scope.get("extensions", {}).get("aima.left")
+        when_left = self.extensions.get("aima.left")
         if when_left is not None and beside is None:  # our own server says so itself, which costs no task
-            with anyio.CancelScope() as scope:
-                forget = when_left(scope.cancel)
-                try:
-                    return await work()
-                finally:
-                    forget()
-            raise ClientLeft
+            forget = when_left(self.leave)
+            try:
+                return await work()
+            finally:
+                forget()
         done: list[T] = []
         failed: list[AimaError | Refused] = []
         async with anyio.create_task_group() as tasks:
@@ -178,7 +223,7 @@ class Exchange:
         return done[0]
 
     async def _until_left(self, scope: anyio.CancelScope) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
+        while (await self.receive())["type"] != "http.disconnect":
             pass
         if not self.finished:  # the end of a whole reply reads as a disconnect too
             scope.cancel()
