@@ -112,7 +112,7 @@ class App:
                 if await self._welcome(exchange):
                     return
                 visit = await self._entrance.visit(exchange, keyless=self._keyless and exchange.path == "/mcp")
-            exchange.caller, exchange.extra = visit.caller, visit.extra
+            exchange.caller, exchange.extra, exchange.is_json = visit.caller, visit.extra, visit.is_json
             trace.enter(visit.trace)
             with self._keys.holding(visit.caller, exchange):
                 if visit.deadline == math.inf:

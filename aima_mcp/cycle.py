@@ -32,7 +32,12 @@ class Cycle:
         self._head, self._rest = b"", 0
         self._chunked = False
         self.started = self.complete = False
-        scope["extensions"] = {"aima.left": self.when_left, "aima.kept": protocol.kept}
+        scope["extensions"] = {
+            "aima.left": self.when_left,
+            "aima.kept": protocol.kept,
+            "aima.put": self.put,
+            "aima.drained": protocol.drained,
+        }
 
     # From the connection
 
@@ -113,6 +118,12 @@ class Cycle:
             self._start(message["status"], message.get("headers", []))
         else:
             self._write(message.get("body", b""), message.get("more_body", False))
+
+    def put(self, body: bytes) -> bool:
+        """A piece of the answer's body, at once; whether the client has enough to read for now."""
+        if not self._left:
+            self._write(body, more=True)
+        return self._protocol.is_paused
 
     def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         if self.started:

@@ -91,6 +91,11 @@ def span(name: str, *, asks: bool = False, **attributes: str | int | float | Non
     return nullcontext(SILENT) if tracer is None else tracer.span(name, asks=asks, **attributes)
 
 
+def is_made() -> bool:
+    """Whether anybody makes spans."""
+    return _tracer.get() is not None
+
+
 def headers() -> dict[str, str]:
     """What a request that is sent on takes along."""
     return dict(_current.get())

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, cast
 
 import anyio
@@ -60,25 +60,14 @@ class Turns:
         """The service is gone."""
         self.lanes.pop(service_id, None)
 
-    @asynccontextmanager
-    async def taken(self, lane: Lane, caller: str, path: str, request: Mapping[str, Any]) -> AsyncIterator[tuple[Seat, Line]]:
-        """A seat, and the answer there, of which something has come: the first bytes of a stream, or the head. Where an engine fails before
-        that, another is asked, or the same once it is back.
+    async def begun(self, lane: Lane, caller: str, path: str, request: Mapping[str, Any], data: bytes | None = None) -> tuple[Seat, Line]:
+        """A seat, and the answer there, of which something has come: the first bytes of a stream, or the head; `ended` must follow. Where
+        an engine fails before that, another is asked, or the same once it is back. `data` is the request where it goes on as it came.
 
         Raises:
-            AimaError: as `Lane.enter`; Unavailable when engines failed, before or in the middle.
+            AimaError: as `Lane.enter`; Unavailable when engines failed.
         """
-        seat, line = await self._begun(lane, caller, path, request)
-        try:
-            yield seat, line
-        except Lost as error:
-            raise Unavailable(f"{seat.endpoint.instance['id']} went away in the middle of its answer: {error}") from error
-        finally:
-            self._wire.end(line)
-            lane.leave(seat)
-
-    async def _begun(self, lane: Lane, caller: str, path: str, request: Mapping[str, Any]) -> tuple[Seat, Line]:
-        data, kind = encoded(request)
+        data, kind = encoded(request) if data is None else (data, None)
         longest = request.get("max_tokens")
         tokens = (len(data) // BYTES_A_TOKEN if kind is None else 0) + (longest if isinstance(longest, int) else USUAL_TOKENS)
         read = marks(request) if lane.is_wide else ()
@@ -99,6 +88,11 @@ class Turns:
             if line is not None:
                 return seat, line
             self.retried[lane.name] += 1
+
+    def ended(self, lane: Lane, seat: Seat, line: Line) -> None:
+        """Done with the answer, whole or not: the seat is the next one's."""
+        self._wire.end(line)
+        lane.leave(seat)
 
     async def _first(self, lane: Lane, seat: Seat, path: str, data: bytes, kind: str | None, *, is_last: bool) -> Line:
         """The answer, when something of it is here. Raises Lost."""

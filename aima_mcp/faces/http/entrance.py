@@ -25,7 +25,7 @@ HEAD_LIMIT = 32 << 10
 WILDCARDS = ("0.0.0.0", "::", "")
 CHALLENGE = 'Bearer realm="aima"'
 METADATA = "/.well-known/oauth-protected-resource"
-KNOWN_SECONDS = 1.0
+KNOWN_SECONDS, JSON = 1.0, "application/json"
 METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
 ASKED = (
     "authorization, content-type, accept, aima-plan, aima-token, idempotency-key, last-event-id, prefer, x-api-key, anthropic-version, "
@@ -37,12 +37,13 @@ LISTED: Raw = [(b"access-control-expose-headers", SHOWN), (b"vary", b"origin")]
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """Who came in with a head, until when (on the loop's clock), in which trace, and the headers of every reply."""
+    """Who came in with a head, until when (on the loop's clock), in which trace, the headers of every reply, and whether it has JSON."""
 
     caller: Caller
     deadline: float
     trace: Mapping[str, str]
     extra: Raw
+    is_json: bool
 
 
 class Entrance:
@@ -71,7 +72,8 @@ class Entrance:
         """Let a request in whose head `check` passed. Raises as `caller`."""
         headers, era = exchange.headers, self._keys.era
         found = Bearer(OWNER, math.inf) if keyless else await self.caller(headers)
-        visit = Visit(found.caller, found.deadline, trace.read(headers), exchange.extra)
+        is_json = headers.getlist("content-type") == [JSON] and "content-encoding" not in headers
+        visit = Visit(found.caller, found.deadline, trace.read(headers), exchange.extra, is_json)
         kept = exchange.extensions.get("aima.kept")
         if kept is not None and not keyless and "transfer-encoding" not in headers:
             kept["visit"] = _head(exchange), era, time.monotonic() + KNOWN_SECONDS, visit

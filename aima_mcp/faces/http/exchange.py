@@ -68,6 +68,7 @@ class Exchange:
         self.extensions: Mapping[str, Any] = scope.get("extensions") or {}
         self.caller = NOBODY
         self.extra = EVERY  # headers of every reply
+        self.is_json = False  # whether its body is known to say so
         self.started = self.finished = self.endless = self.is_cut = self.has_left = False
         self._work: asyncio.Task[Any] | anyio.CancelScope | None = asyncio.current_task()
         self._headers: Fields | None = None
@@ -110,7 +111,7 @@ class Exchange:
 
     async def body(self, limit: int) -> bytes:
         """The whole body. Raises Refused (413) past `limit` bytes, ClientLeft when the client goes in the middle."""
-        declared = self.headers.get("content-length", "0")
+        declared = next((value for name, value in self.scope["headers"] if name == b"content-length"), b"0")
         if declared.isdigit() and int(declared) > limit:
             raise _too_large(limit)
         parts, size = list[bytes](), 0
@@ -132,11 +133,16 @@ class Exchange:
             Refused: 415 for another content type, 413 past `limit` bytes.
             InvalidArgument: the body is not JSON.
         """
-        _refuse_media_type(self.headers)
+        return (await self.json_and_body(limit))[0]
+
+    async def json_and_body(self, limit: int) -> tuple[Any, bytes]:
+        """As `json`, with the bytes it was read from."""
+        if not self.is_json:
+            refuse_media_type(self.headers)
         body = await self.body(limit)
         if body == b"null":
             raise InvalidArgument("the body is null, not an object")
-        return strict_json.read(body) if body else {}
+        return (strict_json.read(body) if body else {}), body
 
     async def reply(self, status: int, body: bytes, media_type: str, headers: Mapping[str, str] | None = None) -> None:
         """Answer whole."""
@@ -182,13 +188,9 @@ class Exchange:
     async def write(self, body: bytes, *, more: bool = True) -> None:
         """A piece of the body. A checkpoint, but for the last: send() to a client that left returns at once, and a ready source would never
         yield."""
-        await self.pass_on(body, more=more)
+        await self.send({"type": "http.response.body", "body": body, "more_body": more})
         if more:
             await anyio.lowlevel.checkpoint()
-
-    async def pass_on(self, body: bytes, *, more: bool = True) -> None:
-        """A piece of the body that came over a connection of ours, whose next piece cannot come before the loop has turned."""
-        await self.send({"type": "http.response.body", "body": body, "more_body": more})
 
     async def while_connected(self, work: Callable[[], Awaitable[T]], beside: Callable[[], Coroutine[Any, Any, None]] | None = None) -> T:
         """The outcome of `work`, which is cancelled as soon as the client leaves; `beside` runs as long as it does.
@@ -257,7 +259,7 @@ def _range(part: str) -> tuple[str, float]:
     return name, 1.0
 
 
-def _refuse_media_type(headers: Headers) -> None:
+def refuse_media_type(headers: Headers) -> None:
     given = headers.getlist("content-type")
     length = headers.get("content-length")
     if not given and "transfer-encoding" not in headers and length in (None, "0"):

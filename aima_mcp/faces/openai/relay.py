@@ -23,11 +23,13 @@ class Passing:
     """OpenAI's chats and completions: every byte goes on as it came, and the tail says the end and the usage."""
 
     def __init__(self) -> None:
-        self._tail = b""
+        self._tail = bytearray()
 
     def take(self, chunk: bytes) -> bytes:
         """What to send for what came."""
-        self._tail = (self._tail + chunk)[-TAIL_BYTES:]
+        self._tail += chunk
+        if len(self._tail) > 4 * TAIL_BYTES:
+            del self._tail[:-TAIL_BYTES]
         return chunk
 
     @property
@@ -44,8 +46,8 @@ class Passing:
         return found
 
     @staticmethod
-    def _lines(part: bytes) -> list[bytes]:
-        return [line.removeprefix(b"data:").strip() for line in part.splitlines() if line.startswith(b"data:")]
+    def _lines(part: bytes | bytearray) -> list[bytes]:
+        return [bytes(line[5:]).strip() for line in part.splitlines() if line.startswith(b"data:")]
 
 
 class PassingMessages(Passing):
