@@ -58,12 +58,10 @@ class InferenceService:
 
     def _resolved(self, model: str, task: str) -> Endpoint:
         """As `resolve`, of a name that stands for nothing but itself."""
-        candidates = self._candidates(model)
-        for instance, service in candidates:
-            is_wanted = service is None or service["desired_replicas"]
-            if is_wanted and instance is not None and instance["status"] == "ready" and task in instance["tasks"]:
-                return self._serving.routes.endpoint(instance, service)
-        raise self._why_not(model, task, candidates)
+        endpoint = self._serving.routes.serving(model, task)
+        if endpoint is None:
+            raise self._why_not(model, task, self._candidates(model))
+        return endpoint
 
     async def find(self, model: str, task: str, charge: Charge, send: Send = silent) -> Endpoint:
         """As `resolve`, but waits for a service that is on its way, and brings up one that was unloaded, or a model that nothing serves.

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from typing import Any, cast
+from typing import Any
 
 import anyio
 
@@ -96,25 +95,32 @@ class Turns:
 
     async def _first(self, lane: Lane, seat: Seat, path: str, data: bytes, kind: str | None, *, is_last: bool) -> Line:
         """The answer, when something of it is here. Raises Lost."""
-        line, begun = cast("Line | None", None), False
-        try:
-            with anyio.CancelScope() if lane.is_wide else nullcontext() as seat.scope:
-                line = await self._wire.begin(seat.endpoint.address, path, data, kind)
-                if line.status == 200 and line.content_type == "text/event-stream":
-                    await line.first()
-            if line is None or (seat.scope is not None and seat.scope.cancelled_caught):
-                raise Lost("it answers neither this nor its probes", heard=False)
-            if line.status in AGAIN and not is_last:
-                raise Lost(f"it answered {line.status}")
-            begun = True
-        finally:
-            if line is not None and not begun:
-                self._wire.end(line)
+        line = None
+        if not lane.is_wide:
+            line = await self._heard(seat, path, data, kind)
+        else:
+            with anyio.CancelScope() as seat.scope:
+                line = await self._heard(seat, path, data, kind)
+        if line is None:
+            raise Lost("it answers neither this nor its probes", heard=False)
+        if line.status in AGAIN and not is_last:
+            self._wire.end(line)
+            raise Lost(f"it answered {line.status}")
         if line.status < 500:
             lane.answered(seat)
         else:
             lane.failed(seat, unreachable=False)
         seat.scope = None
+        return line
+
+    async def _heard(self, seat: Seat, path: str, data: bytes, kind: str | None) -> Line:
+        line = await self._wire.begin(seat.endpoint.address, path, data, kind)
+        if line.status == 200 and line.content_type == "text/event-stream":
+            try:
+                await line.first()
+            except BaseException:
+                self._wire.end(line)
+                raise
         return line
 
     def _rank(self, caller: str) -> int:

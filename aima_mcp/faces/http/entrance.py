@@ -61,7 +61,7 @@ class Entrance:
     def known(self, exchange: Exchange) -> Visit | None:
         """The visit of the request before on this connection, if its head was the same but for the body's length: for a second, or until
         a key is taken back."""
-        found = exchange.extensions.get("aima.kept", {}).get("visit")
+        found = exchange.cycle.kept.get("visit") if exchange.cycle is not None else None
         if found is None:
             return None
         head, era, until, visit = found
@@ -74,9 +74,8 @@ class Entrance:
         found = Bearer(OWNER, math.inf) if keyless else await self.caller(headers)
         is_json = headers.getlist("content-type") == [JSON] and "content-encoding" not in headers
         visit = Visit(found.caller, found.deadline, trace.read(headers), exchange.extra, is_json)
-        kept = exchange.extensions.get("aima.kept")
-        if kept is not None and not keyless and "transfer-encoding" not in headers:
-            kept["visit"] = _head(exchange), era, time.monotonic() + KNOWN_SECONDS, visit
+        if exchange.cycle is not None and not keyless and "transfer-encoding" not in headers:
+            exchange.cycle.kept["visit"] = _head(exchange), era, time.monotonic() + KNOWN_SECONDS, visit
         return visit
 
     def check(self, headers: Headers) -> Raw:

@@ -14,6 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from aima_lib.door import Caller
 from aima_lib.errors import AimaError, InvalidArgument
+from aima_mcp.cycle import Cycle
 from aima_mcp.faces import strict_json
 from aima_mcp.faces.http import problem
 from aima_mcp.faces.http.problem import Refused
@@ -65,7 +66,7 @@ class Exchange:
         self.scope, self.receive, self._send = scope, receive, send
         self.method: str = scope["method"]
         self.path: str = scope["path"]
-        self.extensions: Mapping[str, Any] = scope.get("extensions") or {}
+        self.cycle: Cycle | None = (scope.get("extensions") or {}).get("aima.cycle")  # where our own server serves it
         self.caller = NOBODY
         self.extra = EVERY  # headers of every reply
         self.is_json = False  # whether its body is known to say so
@@ -111,6 +112,10 @@ class Exchange:
 
     async def body(self, limit: int) -> bytes:
         """The whole body. Raises Refused (413) past `limit` bytes, ClientLeft when the client goes in the middle."""
+        if self.cycle is not None and (whole := self.cycle.taken()) is not None:
+            if len(whole) > limit:
+                raise _too_large(limit)
+            return whole
         declared = next((value for name, value in self.scope["headers"] if name == b"content-length"), b"0")
         if declared.isdigit() and int(declared) > limit:
             raise _too_large(limit)
@@ -147,6 +152,9 @@ class Exchange:
     async def reply(self, status: int, body: bytes, media_type: str, headers: Mapping[str, str] | None = None) -> None:
         """Answer whole."""
         fields = {"content-type": media_type, "content-length": str(len(body)), **(headers or {})}
+        if self.cycle is not None and self.cycle.reply(status, [*raw(fields), *self.extra], body):
+            self.started = self.finished = True
+            return
         await self.start(status, fields)
         await self.write(body, more=False)
 
@@ -172,8 +180,7 @@ class Exchange:
 
     async def start(self, status: int, headers: Mapping[str, str]) -> None:
         """Begin an answer whose body comes by `write`."""
-        fields = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-        await self.send({"type": "http.response.start", "status": status, "headers": fields})
+        await self.send({"type": "http.response.start", "status": status, "headers": raw(headers)})
 
     async def send(self, message: Message) -> None:
         """ASGI, with the headers that every reply has."""
@@ -200,13 +207,9 @@ class Exchange:
         Raises:
             ClientLeft: it left.
         """
-        when_left = self.extensions.get("aima.left")
-        if when_left is not None and beside is None:  # our own server says so itself, which costs no task
-            forget = when_left(self.leave)
-            try:
+        if self.cycle is not None and beside is None:  # our own server says so itself, which costs no task
+            with self.cycle.leaving(self.leave):
                 return await work()
-            finally:
-                forget()
         done: list[T] = []
         failed: list[AimaError | Refused] = []
         async with anyio.create_task_group() as tasks:
@@ -229,6 +232,11 @@ class Exchange:
             pass
         if not self.finished:  # the end of a whole reply reads as a disconnect too
             scope.cancel()
+
+
+def raw(headers: Mapping[str, str]) -> Raw:
+    """Headers as they go over the wire."""
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
 
 
 def accepted(header: str | None, *offers: str) -> str | None:

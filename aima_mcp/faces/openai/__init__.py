@@ -225,12 +225,13 @@ def _passing(route: Route, request: Mapping[str, Any]) -> Passing:
 
 async def _relay_stream(exchange: Exchange, line: Line, answer: Answer, passing: Passing) -> None:
     """Every piece goes on in the moment it comes; this task wakes when the client has enough for now, and at the end."""
-    put, broken = exchange.extensions["aima.put"], list[AimaError]()
+    cycle, broken = exchange.cycle, list[AimaError]()
+    assert cycle is not None, "only our own server streams /v1"
 
     def pass_on(chunk: bytes) -> bool:
         answer.pieces += chunk.count(b"\n\n")
         try:
-            return bool(put(passing.take(chunk)))
+            return cycle.put(passing.take(chunk))
         except AimaError as error:
             broken.append(error)
             line.close()
@@ -241,7 +242,7 @@ async def _relay_stream(exchange: Exchange, line: Line, answer: Answer, passing:
         if not exchange.started:
             await exchange.start(200, STREAM | shapes.named(answer.id))
         try:
-            await line.pour(pass_on, exchange.extensions["aima.drained"])
+            await line.pour(pass_on, cycle.drained)
         except Lost:
             if not broken:
                 raise
