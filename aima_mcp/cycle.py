@@ -62,12 +62,14 @@ class Cycle:
         self._body += body
         if len(self._body) > HIGH:
             self._protocol.pause_reading()
-        self._tell()
+        if self._news is not None:
+            self._tell()
 
     def whole(self) -> None:
         """The request's body has ended."""
         self._more = False
-        self._tell()
+        if self._news is not None:
+            self._tell()
 
     def leave(self) -> None:
         """The client has gone."""
@@ -217,5 +219,6 @@ class Cycle:
             self._protocol.write(data)
         if not more:
             self.complete = True
-            self._tell()
+            if self._news is not None:
+                self._tell()
             self._protocol.answered(self)

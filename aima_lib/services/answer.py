@@ -43,13 +43,10 @@ class Answer:
         """Prompt and answer together, as the engine counted."""
         return None if self.usage is None else int(self.usage["total_tokens"])
 
-    @property
-    def busy_seconds(self) -> float:
+    def busy_seconds(self, at: float) -> float:
         """How long the engine worked on it: by its own clock, else all the time since it was sent there."""
-        spans = [self._engine_timings.get(key) for key in ("prompt_ms", "predicted_ms")]
-        if None in spans:
-            return time.monotonic() - self.sent
-        return sum(float(span) for span in spans if span is not None) / 1000
+        read, said = self._engine_timings.get("prompt_ms"), self._engine_timings.get("predicted_ms")
+        return at - self.sent if read is None or said is None else (float(read) + float(said)) / 1000
 
     def cost(self, request: Mapping[str, Any], left: bool) -> int:
         """Tokens that it took. The engine counts them at the end; of one that was cut off (by its reader, who has `left`, or by the

@@ -48,8 +48,8 @@ class Turn:
         self._task, self._path, self._request, self._data, self._charge = task, path, request, data, charge
         self._meter = serving.meters[endpoint.service["id"]] if endpoint.service else None
         self._lane = self._turns.lane(endpoint)
-        # A face that passes it on itself has called nothing.
-        self._lineage = lineage.within(lineage.ids()[1] or lineage.call_id())
+        around = lineage.current()  # a face that passes it on itself has called nothing
+        self._lineage = lineage.within((around and around.ids[1]) or lineage.call_id())
         self._spanning: AbstractContextManager[trace.Span] | None = None
 
     async def __aenter__(self) -> Self:
@@ -61,6 +61,8 @@ class Turn:
         except BaseException as error:
             told = self._told(error)
             self._end(told)
+            if told is error:
+                raise
             raise told from error
         self.endpoint = self._seat.endpoint
         self.answer.instance_id, self.answer.sent = self.endpoint.instance["id"], self._seat.since
@@ -87,9 +89,10 @@ class Turn:
 
     def _end(self, error: BaseException | None) -> None:
         answer, code = self.answer, None if error is None else error.code if isinstance(error, AimaError) else "cancelled"
+        at = time.monotonic()
         self._charge(TOKENS, answer.cost(self._request, code == "cancelled"))
-        self._charge(DEVICE_SECONDS, answer.busy_seconds)
-        duration = round((time.monotonic() - answer.began) * 1000, 1)
+        self._charge(DEVICE_SECONDS, answer.busy_seconds(at))
+        duration = round((at - answer.began) * 1000, 1)
         if self._meter:
             self._meter.open -= 1
             self._meter.record(answer.ttft_ms, answer.speed, code not in (None, "cancelled"))

@@ -97,6 +97,13 @@ class Exchange:
         self.has_left = True
         self.cancel()
 
+    def attend(self) -> None:
+        """From here on the client's leaving ends the work. The request's body must have been read."""
+        if self.cycle is not None:
+            self.cycle.leavers.append(self.leave)
+            if self.cycle.has_left:
+                self.leave()
+
     @contextmanager
     def shielding(self) -> Iterator[None]:
         """For work that holds shields of anyio's: cancelling the task would go through them. Raises Cut where `cancel` ended it."""

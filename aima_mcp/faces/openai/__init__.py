@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -12,6 +13,7 @@ from aima_lib.errors import AimaError, FailedPrecondition, NotFound, Unavailable
 from aima_lib.gateway import Gateway
 from aima_lib.infra import clock
 from aima_lib.infra.pool import Line, Lost
+from aima_lib.registry import Unit
 from aima_lib.services.allowance import Charge
 from aima_lib.services.answer import Answer
 from aima_lib.services.routes import Endpoint
@@ -27,7 +29,7 @@ from aima_mcp.faces.openai.routes import ABSENT, ROUTES, Route
 from aima_mcp.faces.openai.shapes import NoModel, NotReady, reply_error
 
 __all__ = ["OpenAiFace", "build", "reply_error"]
-BODY_LIMIT = 32 * MIB
+BODY_LIMIT, MOST_WAYS = 32 * MIB, 1000
 STREAM = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-store", "x-accel-buffering": "no"}
 
 
@@ -41,36 +43,33 @@ class OpenAiFace:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
+        self._ways: dict[tuple[str, str, str], _Way] = {}
+        self._era = (-1, -1, -1)
         self._media = media.MediaPaths(gateway, self._found)
 
     async def __call__(self, exchange: Exchange) -> None:
         """Answer a request under /v1."""
-        named = shapes.named(shapes.new_id())
         try:
-            await self._answer(exchange, named)
+            if route := ROUTES.get(exchange.path):
+                await self._ask(exchange, route)
+            else:
+                with exchange.shielding():
+                    await self._answer_other(exchange, shapes.named(shapes.new_id()))
         except Wrong as wrong:
-            await shapes.refuse(exchange, 400, str(wrong), wrong.code, named, wrong.param)
+            await shapes.refuse(exchange, 400, str(wrong), wrong.code, {}, wrong.param)
         except Refused as refused:
-            await reply_error(exchange, refused.error, refused.status, {**named, **refused.headers})
+            await reply_error(exchange, refused.error, refused.status, refused.headers)
         except AimaError as error:
             if exchange.started:
                 await exchange.write(shapes.last_event(exchange, error), more=False)
             else:
-                await reply_error(exchange, error, shapes.status_of(error), named)
-
-    async def _answer(self, exchange: Exchange, named: Mapping[str, str]) -> None:
-        if route := ROUTES.get(exchange.path):
-            refuse_method(exchange, "POST")
-            await self._ask(exchange, route, named)
-            return
-        with exchange.shielding():
-            await self._answer_other(exchange, named)
+                await reply_error(exchange, error, shapes.status_of(error), {})
 
     async def _answer_other(self, exchange: Exchange, named: Mapping[str, str]) -> None:
         if further := media.ROUTES.get(exchange.path):
             refuse_method(exchange, "POST")
             asked = await self._media.fields(exchange, further)
-            with _Counted(self._gateway, further.unit), self._gateway.traced(further.unit, exchange.caller):
+            with _Counted(self._gateway, further.unit, exchange.caller):
                 self._gateway.allow(further.unit, exchange.caller, asked)
                 await self._media.answer(exchange, asked, dict(named))
         elif exchange.path == "/v1/models" or exchange.path.startswith("/v1/models/"):
@@ -81,28 +80,51 @@ class OpenAiFace:
         else:
             raise NotFound(f"nothing at {exchange.path[:200]}", hint=f"there are: /v1/models, {', '.join([*ROUTES, *media.ROUTES])}")
 
-    async def _ask(self, exchange: Exchange, route: Route, named: Mapping[str, str]) -> None:
+    async def _ask(self, exchange: Exchange, route: Route) -> None:
+        refuse_method(exchange, "POST")
         body, data = await exchange.json_and_body(BODY_LIMIT)
-        request = checked(route, body)
-        with _Counted(self._gateway, route.unit), self._gateway.traced(route.unit, exchange.caller):
-            self._gateway.allow(route.unit, exchange.caller, request)
-            if route.counts:
-                endpoint = self._resolve(request["model"], route)
-                request["model"] = endpoint.model
-                wire, path = self._gateway.services.engines.wire, exchange.path
-                said = await exchange.while_connected(lambda: wire.post(endpoint.address, path, request))
-                await exchange.reply_json(said, headers=named)
+        request, gateway = checked(route, body), self._gateway
+        exchange.attend()
+        with _Counted(gateway, route.unit, exchange.caller):
+            way = self._way(exchange, request["model"])
+            if way is None:
+                gateway.allow(route.unit, exchange.caller, request)
+                way = await self._found_way(exchange, route, request)
             else:
-                await exchange.while_connected(lambda: self._relay(exchange, route, request, body, data, named))
+                gateway.allow_again(way.unit, exchange.caller, request)
+            if route.task == "chat":
+                gateway.services.inference.check(way.endpoint, request)
+            request["model"] = way.endpoint.model
+            if route.counts:
+                said = await gateway.services.engines.wire.post(way.endpoint.address, exchange.path, request)
+                await exchange.reply_json(said, headers=shapes.named(shapes.new_id()))
+            else:
+                await self._relay(exchange, route, request, way, data if request == body else None)
+
+    def _way(self, exchange: Exchange, model: str) -> _Way | None:
+        """How this caller's last request for the model went here, if no key, service or engine has changed since."""
+        services = self._gateway.services
+        changes = services.store.changes
+        era = services.keys.era, changes["service"], changes["instance"]
+        if era != self._era:
+            self._era = era
+            self._ways.clear()
+        way = self._ways.get((exchange.caller.name, exchange.path, model))
+        return way if way is not None and way.caller is exchange.caller else None
+
+    async def _found_way(self, exchange: Exchange, route: Route, request: Mapping[str, Any]) -> _Way:
+        gateway, caller, era = self._gateway, exchange.caller, self._era
+        charge = gateway.services.allowance.account(caller)
+        endpoint = await self._endpoint(exchange, route, request, charge)
+        way = _Way(caller, gateway.find(route.unit), endpoint, charge)
+        if era == self._era and len(self._ways) < MOST_WAYS:
+            self._ways[caller.name, exchange.path, request["model"]] = way
+        return way
 
     async def _found(self, model: str, task: str, caller: Caller) -> None:
         """Return when something answers to `model` for a task."""
         with IN_OUR_WORDS:
             await self._gateway.services.inference.find(model, task, self._gateway.services.allowance.account(caller))
-
-    def _resolve(self, model: str, route: Route) -> Endpoint:
-        with IN_OUR_WORDS:
-            return self._fluent(self._gateway.services.inference.resolve(model, route.task), model, route)
 
     def _fluent(self, endpoint: Endpoint, model: str, route: Route) -> Endpoint:
         """The endpoint, if its engine speaks the dialect."""
@@ -113,36 +135,28 @@ class OpenAiFace:
             raise Unfit(f"{model} runs on {engine.name}, which speaks {', '.join(engine.dialects)}, not {route.dialect}", hint=hint)
         return endpoint
 
-    async def _endpoint(
-        self, exchange: Exchange, route: Route, request: Mapping[str, Any], charge: Charge, named: Mapping[str, str]
-    ) -> Endpoint:
+    async def _endpoint(self, exchange: Exchange, route: Route, request: Mapping[str, Any], charge: Charge) -> Endpoint:
         """Who answers: at once where somebody is ready; else what is on its way is waited for, and a stream tells how far that is."""
         inference, model = self._gateway.services.inference, request["model"]
 
         async def tell(item: Mapping[str, Any]) -> None:
             if request.get("stream") and route.dialect == "openai":
                 if not exchange.started:
-                    await exchange.start(200, {**STREAM, **named})
+                    await exchange.start(200, STREAM | shapes.named(shapes.new_id()))
                 await exchange.write(b": %s\n\n" % item["loading"]["message"].encode())
 
         with IN_OUR_WORDS:
             try:
                 endpoint = inference.resolve(model, route.task)
             except (FailedPrecondition, Unavailable):
+                if route.counts:
+                    raise
                 with exchange.shielding():
                     endpoint = await inference.find(model, route.task, charge, tell)
             return self._fluent(endpoint, model, route)
 
-    async def _relay(
-        self, exchange: Exchange, route: Route, request: dict[str, Any], body: Any, data: bytes, named: Mapping[str, str]
-    ) -> None:
-        inference, charge = self._gateway.services.inference, self._gateway.services.allowance.account(exchange.caller)
-        endpoint = await self._endpoint(exchange, route, request, charge, named)
-        if route.task == "chat":
-            inference.check(endpoint, request)
-        request["model"] = endpoint.model
-        as_it_came = data if request == body else None
-        async with inference.turn(endpoint, route.task, exchange.path, request, charge, as_it_came) as turn:
+    async def _relay(self, exchange: Exchange, route: Route, request: dict[str, Any], way: _Way, data: bytes | None) -> None:
+        async with self._gateway.services.inference.turn(way.endpoint, route.task, exchange.path, request, way.charge, data) as turn:
             answer, line = turn.answer, turn.line
             if line.status != 200:
                 raise translated(turn.endpoint.address, line.status, parsed(await line.read()), request)
@@ -162,7 +176,7 @@ class OpenAiFace:
             self._gateway.services.allowance.admit(caller, self._gateway.find("inference.models"))
         else:
             self._gateway.allow("inference.models", caller, {})
-        with _Counted(self._gateway, "inference.models"):
+        with _Counted(self._gateway, "inference.models", None):
             rows = await self._gateway.services.inference.models(None, caller.models)
         dialect = shapes.dialect_of(exchange)
         ready = [self._model(row, dialect) for row in rows if row["status"] == "ready"]
@@ -180,21 +194,35 @@ class OpenAiFace:
         return shapes.model(row["id"], started, int(clock.parse(started).timestamp()), dialect)
 
 
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """Where the requests of a caller for a model go, and who pays."""
+
+    caller: Caller
+    unit: Unit
+    endpoint: Endpoint
+    charge: Charge
+
+
 class _Counted:
-    """A block that is counted as the gateway counts its own calls: this one goes past it."""
+    """A block that is counted and traced as the gateway does its own calls: this one goes past it. Without a caller it is not traced."""
 
-    __slots__ = ("_began", "_gateway", "_unit")
+    __slots__ = ("_began", "_gateway", "_span", "_unit")
 
-    def __init__(self, gateway: Gateway, unit: str) -> None:
+    def __init__(self, gateway: Gateway, unit: str, caller: Caller | None) -> None:
         self._gateway, self._unit, self._began = gateway, unit, time.monotonic()
+        self._span = None if caller is None or gateway.services.tracer is None else gateway.traced(unit, caller)
 
     def __enter__(self) -> None:
-        pass
+        if self._span is not None:
+            self._span.__enter__()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         code = "ok" if error is None else error.code if isinstance(error, AimaError) else "cancelled"
         self._gateway.outcomes[self._unit, code] += 1
         self._gateway.seconds[self._unit] += time.monotonic() - self._began  # type: ignore[assignment]
+        if self._span is not None:
+            self._span.__exit__(kind, error, traceback)
 
 
 class Unfit(FailedPrecondition):

@@ -16,6 +16,7 @@ TYPE = re.compile(rb'"type":"response\.([a-z_.]+)"')
 ECHOED = (
     "instructions", "max_output_tokens", "metadata", "parallel_tool_calls", "temperature", "tool_choice", "tools", "top_p",
 )  # fmt: skip
+READS = json.JSONDecoder()
 ENDS = {b"response.completed", b"response.incomplete", b"response.failed"}
 
 
@@ -172,7 +173,7 @@ def figures(body: Mapping[str, Any]) -> dict[str, Any]:
 def parsed(body: bytes) -> dict[str, Any]:
     """The JSON object in an engine's bytes, or an empty one."""
     try:
-        value = json.loads(body)
+        value = READS.decode(body.decode())
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
