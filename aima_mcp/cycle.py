@@ -91,11 +91,13 @@ class Cycle:
 
     def begin(self, app: ASGIApp) -> asyncio.Task[None]:
         """Let the app answer."""
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(app(self.scope, self.receive, self.send))  # type: ignore[arg-type]
-        task.add_done_callback(self._over)
-        return task
+        loop = asyncio.get_running_loop()
+        self.task: asyncio.Task[None] = loop.create_task(app(self.scope, self.receive, self.send))  # type: ignore[arg-type]
+        self.task.add_done_callback(self._over)
+        return self.task
 
     def _over(self, task: asyncio.Task[None]) -> None:
+        self._protocol.over(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("%s %s failed", self.scope["method"], self.scope["path"], exc_info=error)
             if not self.started and not self.has_left:

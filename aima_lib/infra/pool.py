@@ -38,6 +38,7 @@ class Line(asyncio.Protocol):
     def __init__(self) -> None:
         self.is_open, self.since, self.uses = True, 0.0, 0
         self.url, self.kept = "", False
+        self._loop = asyncio.get_running_loop()
         self._parser = httptools.HttpResponseParser(self)
         self._reset()
 
@@ -62,8 +63,12 @@ class Line(asyncio.Protocol):
         self.transport.write(data)
         try:
             while not self.headed:
-                await self._more()
+                if self._fault is not None:
+                    raise Lost(self._fault, heard=self.heard)
+                self._waiter = self._loop.create_future()
+                await self._waiter
         finally:
+            self._waiter = None
             if not self.headed:
                 self.close()
 
@@ -139,7 +144,7 @@ class Line(asyncio.Protocol):
     async def _more(self) -> None:
         if self._fault is not None:
             raise Lost(self._fault, heard=self.heard)
-        self._waiter = asyncio.get_running_loop().create_future()
+        self._waiter = self._loop.create_future()
         try:
             await self._waiter
         finally:
@@ -245,14 +250,25 @@ class Pool:
         Raises:
             Lost: no connection, or none that lasted.
         """
-        kept = self._open[url] < keep or bool(self._idle[url])
-        tail = b"\r\n" if body is None else b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
-        data = _head(method, url, path, tuple(headers.items()), kept) + tail
+        line = self._taken(url)
+        kept = line is not None or self._open[url] < keep
+        head = _head(method, url, path, tuple(headers.items()), kept)
+        data = head + (b"\r\n" if body is None else b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
         self._open[url] += 1
         begun = False
         try:
-            line = await self._begun(url, data)
-            line.url, line.kept, begun = url, kept, True
+            if line is not None:
+                try:
+                    await line.ask(data)
+                    begun = True
+                except Lost as error:
+                    if error.heard:
+                        raise
+            if line is None or not begun:
+                line = await self._dialled(url)
+                await line.ask(data)
+                begun = True
+            line.url, line.kept = url, kept
             return line
         finally:
             if not begun:
@@ -271,20 +287,6 @@ class Pool:
         self._open[url] -= 1
         if not self._open[url] and not self._idle[url]:
             del self._open[url], self._idle[url]
-
-    async def _begun(self, url: str, data: bytes) -> Line:
-        """A line on which the answer to `data` has begun."""
-        line = self._taken(url)
-        if line is not None:
-            try:
-                await line.ask(data)
-                return line
-            except Lost as error:
-                if error.heard:
-                    raise
-        line = await self._dialled(url)
-        await line.ask(data)
-        return line
 
     def _taken(self, url: str) -> Line | None:
         """An idle line that has not ended. The one used last is the likeliest to live."""

@@ -272,11 +272,12 @@ class Lane:
 
     def _choose(self, marks: Sequence[int], but: Collection[tuple[str, str]], at: float) -> Place | None:
         """The endpoint with the fewest tokens before it, but one that has read this prompt's beginning if it is not far behind."""
+        if len(self._places) == 1:
+            (place,) = self._places.values()
+            return place if len(place.seats) < place.endpoint.slots and not place.breaker.wait(at) else None
         free = [place for place in self._places.values() if len(place.seats) < place.endpoint.slots and not place.breaker.wait(at)]
         if not free:
             return None
-        if len(self._places) == 1:
-            return free[0]
         free = [place for place in free if place.endpoint.instance["health"] != "unhealthy"] or free
         free = [place for place in free if place.start not in but] or free
         least = min(free, key=lambda place: (place.tokens, len(place.seats)))

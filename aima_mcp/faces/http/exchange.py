@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
@@ -71,7 +70,7 @@ class Exchange:
         self.extra = EVERY  # headers of every reply
         self.is_json = False  # whether its body is known to say so
         self.started = self.finished = self.endless = self.is_cut = self.has_left = False
-        self._work: asyncio.Task[Any] | anyio.CancelScope | None = asyncio.current_task()
+        self._shield: anyio.CancelScope | None = None
         self._headers: Fields | None = None
 
     @property
@@ -88,9 +87,10 @@ class Exchange:
 
     def cancel(self) -> None:
         """End the work on it, wherever that waits."""
-        if self._work is not None and not self.finished:
+        work = self._shield or (self.cycle.task if self.cycle is not None else None)
+        if work is not None and not self.finished:
             self.is_cut = True
-            self._work.cancel()
+            work.cancel()
 
     def leave(self) -> None:
         """As `cancel`, since the client has gone."""
@@ -107,11 +107,10 @@ class Exchange:
     @contextmanager
     def shielding(self) -> Iterator[None]:
         """For work that holds shields of anyio's: cancelling the task would go through them. Raises Cut where `cancel` ended it."""
-        before = self._work
         with anyio.CancelScope() as scope:
-            self._work = scope
+            before, self._shield = self._shield, scope
             yield
-        self._work = before
+        self._shield = before
         if scope.cancelled_caught:
             raise Cut
 

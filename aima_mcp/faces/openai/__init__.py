@@ -165,7 +165,7 @@ class OpenAiFace:
             else:
                 reply = await line.read()
                 said = parsed(reply)
-                answer.take(figures(said))
+                answer.counted(*figures(said))
                 if route.dialect == "responses":
                     reply = strict_json.write(whole(said, request, int(time.time())))
                 await exchange.reply(200, reply, "application/json", shapes.named(answer.id))
@@ -276,7 +276,7 @@ async def _relay_stream(exchange: Exchange, line: Line, answer: Answer, passing:
                 raise
         if broken:
             raise broken[0]
-    answer.take(passing.figures())
+    answer.counted(*passing.figures())
     if not passing.ended:
         raise Unavailable("the engine ended its answer in the middle", hint="ask again")
     await exchange.write(b"", more=False)
