@@ -161,9 +161,13 @@ class Cycle:
 
     def put(self, body: bytes) -> bool:
         """A piece of the answer's body, at once; whether the client has enough to read for now."""
-        if not self.has_left:
-            self._write(body, more=True)
-        return self._protocol.is_paused
+        protocol = self._protocol
+        if self._head or not self._chunked:
+            if not self.has_left:
+                self._write(body, more=True)
+        elif body and not self.has_left:
+            protocol.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+        return protocol.is_paused
 
     def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self._begin(status, headers)
