@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
 from anyio.abc import TaskStatus
 
 from aima_lib import __version__, config, units
+from aima_lib.catalog import past
 from aima_lib.errors import AimaError, FailedPrecondition
 from aima_lib.flows.triggers import Triggers
 from aima_lib.gateway import Gateway
@@ -30,6 +32,7 @@ from aima_lib.services.app_stack import Stack
 from aima_lib.services.app_watch import AppWatch
 from aima_lib.services.approvals import Approvals
 from aima_lib.services.audit import Audit
+from aima_lib.services.books import Books
 from aima_lib.services.device import DeviceService
 from aima_lib.services.engine import EngineService
 from aima_lib.services.freeze import Freeze
@@ -40,6 +43,8 @@ from aima_lib.services.media import Media
 from aima_lib.services.modalities import Modalities
 from aima_lib.services.model import ModelService
 from aima_lib.services.oauth import OAuth
+from aima_lib.services.occupancy import Occupancy
+from aima_lib.services.reservations import Reservations
 from aima_lib.services.secrets import SecretService
 from aima_lib.services.serving import ServingService
 from aima_lib.services.vectors import VectorService
@@ -84,9 +89,9 @@ async def host(home: Home, *, passing: bool = False, registry: Registry | None =
 def _build(home: Home, settings: config.Config, registry: Registry, store: Store, telemetry: Telemetry | None) -> Gateway:
     events = Events(store, {unit.name: unit for unit in registry.of("event")})
     devices, docker = DeviceService(settings, store, events), Docker(settings, home.id)
-    secrets = SecretService(home, store)
-    models = ModelService(settings, home.path, store, events, devices, secrets)
-    engines = EngineService(settings, home.path, store, events, models, devices, secrets, docker)
+    secrets, books = SecretService(home, store), Books(settings["engines"], store, devices, events)
+    models = ModelService(settings, home.path, store, events, devices, secrets, books)
+    engines = EngineService(settings, home.path, store, events, models, devices, secrets, docker, books)
     serving = ServingService(settings, store, events, models, engines)
     inference = InferenceService(settings, store, events, engines, serving)
     allowance, freeze = Allowance(settings["budgets"], store), Freeze(store, events)
@@ -102,6 +107,7 @@ def _build(home: Home, settings: config.Config, registry: Registry, store: Store
     services = Services(
         settings, home, store, events, devices, models, engines, serving, inference, keys, secrets, VectorService(store), oauth, approvals,
         audit, freeze, allowance, installing, media, modalities, telemetry, docker, apps,
+        books, Reservations(store, events, devices, books, serving), Occupancy(home.path, store, devices, books, serving),
     )  # fmt: skip
     return Gateway(registry, services, Runs(store, registry))
 
@@ -122,8 +128,9 @@ def _telemetry(settings: config.Config) -> Telemetry | None:
 async def _running(gateway: Gateway, passing: bool, telemetry: Telemetry | None) -> AsyncIterator[None]:
     services = gateway.services
     async with anyio.create_task_group() as loops, anyio.create_task_group() as work:
-        past = (services.audit.prune, services.media.prune)
-        await loops.start(_kept_up, Retention(services.store, services.events, services.config["events"], *past).run)
+        recipes = partial(past.prune, services.store, float(services.config["events"]["retention_days"]))
+        others = (services.audit.prune, services.media.prune, recipes)
+        await loops.start(_kept_up, Retention(services.store, services.events, services.config["events"], *others).run)
         if telemetry is not None:
             await loops.start(_kept_up, telemetry.run)
         await loops.start(_kept_up, services.docker.run)

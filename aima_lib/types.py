@@ -5,6 +5,25 @@ from __future__ import annotations
 from typing import Any, Literal, NotRequired, TypedDict
 
 
+class Allocation(TypedDict):
+    """Something that takes memory, or has the promise of it."""
+
+    kind: Literal['engine', 'start', 'slot']
+    id: str
+    type: str
+    device_id: str | None
+    status: str
+    planned_bytes: int | None
+    measured_bytes: int | None
+    held_bytes: int
+    predicted_bytes: int | None
+    model_id: str | None
+    service_id: str | None
+    priority: int
+    preemptible: bool
+    since: str | None
+
+
 class App(TypedDict):
     """A Docker application that is installed, or was and left data."""
 
@@ -14,6 +33,7 @@ class App(TypedDict):
     title: str
     category: str
     status: Literal['installing', 'starting', 'running', 'stopping', 'stopped', 'failed', 'updating', 'uninstalling', 'uninstalled', 'unknown']
+    health: Literal['healthy', 'unhealthy', 'unknown']
     reason: str | None
     url: str | None
     ports: list[dict[str, Any]]
@@ -288,6 +308,7 @@ class EngineInstance(TypedDict):
     placement: Placement
     options: EngineOptions
     service_id: str | None
+    predicted_bytes: NotRequired[int | None]
     log_path: str
     error: str | None
 
@@ -511,6 +532,25 @@ class ServiceMetrics(TypedDict):
     window_seconds: float
 
 
+class Slot(TypedDict):
+    """Memory of a device that is kept for something AIMA does not start itself, until it is released."""
+
+    id: str
+    name: str
+    type: str
+    device_id: str
+    memory_bytes: int
+    gpu_fraction: float | None
+    priority: int
+    preemptible: bool
+    status: Literal['reserved', 'in_use']
+    pid: int | None
+    held_bytes: int
+    measured_bytes: int | None
+    reason: str | None
+    created_at: str
+
+
 class Thing(TypedDict):
     """Something AIMA keeps."""
 
@@ -577,12 +617,14 @@ class AppLogsResult(TypedDict):
     """AppLogsResult"""
 
     lines: list[str]
+    cursor: str
 
 
 class AppStartResult(TypedDict):
     """AppStartResult"""
 
     app: App
+    notes: list[str]
 
 
 class AppStopResult(TypedDict):
@@ -1124,6 +1166,57 @@ class PipelineValidateResult(TypedDict):
 
     valid: bool
     issues: list[PipelineIssue]
+
+
+class ResourceAllocateResult(TypedDict):
+    """ResourceAllocateResult"""
+
+    slot: Slot
+
+
+class ResourceAllocationsResult(TypedDict):
+    """ResourceAllocationsResult"""
+
+    allocations: list[Allocation]
+
+
+class ResourceBudgetResult(TypedDict):
+    """ResourceBudgetResult"""
+
+    devices: list[dict[str, Any]]
+
+
+class ResourceCanAllocateResult(TypedDict):
+    """ResourceCanAllocateResult"""
+
+    can_allocate: bool | None
+    reason: str
+    would_preempt: list[dict[str, Any]]
+    fits_with_make_room: bool | None
+    device_id: str
+    needed_bytes: int
+    usable_bytes: int | None
+
+
+class ResourceReleaseResult(TypedDict):
+    """ResourceReleaseResult"""
+
+    slot: Slot
+
+
+class ResourceStatusResult(TypedDict):
+    """ResourceStatusResult"""
+
+    memory: list[dict[str, Any]]
+    storage: dict[str, Any]
+    slots: list[Slot]
+    pressure: Literal['none', 'warning', 'unknown']
+
+
+class ResourceUpdateSlotResult(TypedDict):
+    """ResourceUpdateSlotResult"""
+
+    slot: Slot
 
 
 class RunCancelResult(TypedDict):

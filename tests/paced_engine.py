@@ -2,13 +2,14 @@
 
 `{"tokens": 5, "pace": 0.01, "wait": 0.1}`: so many tokens, so far apart in seconds, after a wait; `{"say": "Two words."}` are those. It
 answers `--parallel` requests at once and lets others wait, as llama.cpp does. With `--seed 13` its chats are no answers, with `--seed 14`
-each answer takes 0.3 s more, with `--seed 15` it does not start. `{"hoard": 300}` takes so many MiB of memory first.
+each answer takes 0.3 s more, with `--seed 15` it does not start. `{"hoard": 300}` takes so many MiB of memory first, and `{"die": true}` is the end of it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,8 @@ class Engine:
     async def work(self, how: dict[str, Any], asked: dict[str, Any], writer: asyncio.StreamWriter) -> None:
         words = how["say"].split() if "say" in how else ["word"] * how["tokens"]
         how["tokens"] = len(words)
+        if how.get("die"):
+            os._exit(1)
         self.hoard = b"x" * (how.get("hoard", 0) << 20)
         async with self.slots:
             await asyncio.sleep(how["wait"] + (0.3 if self.seed == "14" else 0.0))

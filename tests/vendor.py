@@ -75,10 +75,12 @@ class Vendor(BaseHTTPRequestHandler):
             assert all(url.startswith("data:image/") for url in images)
             sizes = [len(base64.b64decode(url.partition(",")[2])) for url in images]
             said = f"{said[0]['text']} {sizes[0]} bytes of {images[0].partition(';')[0].removeprefix('data:')}"
-        usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+        count = len(said.split()) if isinstance(said, str) else 1
+        usage = {"prompt_tokens": count, "completion_tokens": 1, "total_tokens": count + 1}
         words = {"role": "assistant", "content": said}
         choice = {"index": 0, "finish_reason": "stop", "text": said, "message": words, "delta": words}
-        body = json.dumps({"id": "1", "model": self.model, "choices": [choice], "usage": usage}).encode()
+        name = f"{asked['model']}@main" if isinstance(self.model, Anything) else self.model
+        body = json.dumps({"id": "1", "model": name, "choices": [choice], "usage": usage}).encode()
         if isinstance(self.model, Anything) and "top_k" in asked:
             return self.say(b'{"detail":"Unexpected fields in the request: {\'top_k\'}"}', status=422)
         if asked.get("stream") and isinstance(self.model, Anything):  # in pieces, and it ends without [DONE]
@@ -86,7 +88,7 @@ class Vendor(BaseHTTPRequestHandler):
                 {"index": 0, "delta": {"content": said}, "text": said},
                 {"index": 0, "delta": {}, "text": "", "finish_reason": "stop"},
             ]
-            rows = [{"id": "1", "model": f"{asked['model']}@main", "choices": [piece]} for piece in pieces]
+            rows = [{"id": "1", "model": name, "choices": [piece]} for piece in pieces]
             rows[-1]["usage"] = usage
             return self.say("".join(f"data: {json.dumps(row)}\n\n" for row in rows).encode(), "text/event-stream")
         if asked.get("stream"):

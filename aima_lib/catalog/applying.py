@@ -18,6 +18,7 @@ from aima_lib.catalog.smoke import QUESTIONS, smoke
 from aima_lib.catalog.standing import foreign
 from aima_lib.errors import AimaError, Cancelled, FailedPrecondition, NotFound, PermissionDenied, ResourceExhausted, Unavailable
 from aima_lib.gateway import Context
+from aima_lib.infra.clock import now
 from aima_lib.infra.progress import silent
 from aima_lib.infra.store import Document
 from aima_lib.services.launching import DOCKER, OPTION
@@ -69,6 +70,7 @@ async def _begun(ctx: Context, recipe_id: str) -> Document:
         "recipe_id": recipe_id,
         "recipe": dict(recipe),
         "state": "forward",
+        "created_at": now(),
         "engine": None,
         "launcher": None,
         "device_id": None,

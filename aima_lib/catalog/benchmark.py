@@ -169,7 +169,7 @@ def _what(ctx: Context, service: Mapping[str, Any]) -> dict[str, Any]:
 
 async def _hardware(ctx: Context, service: Mapping[str, Any]) -> dict[str, Any]:
     """The machine, and the device that the service computes on."""
-    machine = await here(ctx.services.devices, 0.0)
+    machine = await here(ctx.services.devices, ctx.services.books)
     placed = (ctx.services.serving.get(service["id"])["placement"] or {}).get("device")
     device = next((each for each in machine.devices if each["id"] == placed), machine.devices[0])
     told = {"fingerprint": machine.fingerprint, "device_id": device["id"], "device": device["name"], "driver": device["driver"]}

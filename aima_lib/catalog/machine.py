@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aima_lib.errors import InvalidArgument
+from aima_lib.services.books import USUAL_PRIORITY, Books
 from aima_lib.services.device import DeviceService
 
 SYSTEMS = {"linux": "linux", "darwin": "macos", "windows": "windows"}
@@ -33,12 +34,11 @@ class Machine:
     described: bool = False
 
 
-async def here(devices: DeviceService, reserve: float, device_id: str | None = None) -> Machine:
+async def here(devices: DeviceService, books: Books, device_id: str | None = None) -> Machine:
     """This machine now, or one device of it. Raises NotFound where there is no such device."""
     known = {each["id"]: each for each in await devices.known()}
-    now = {row["device_id"]: row["now"] for row in (await devices.metrics(device_id, 1, None))["devices"]}
     asked = [devices.device(device_id)] if device_id else list(known.values())
-    free = {each["id"]: _free(each, now[each["id"]], reserve) for each in asked}
+    free = {each["id"]: await _free(each, books) for each in asked}
     return Machine(asked, free, system(platform.system()), _architecture(known, platform.machine()), fingerprint(known.values()))
 
 
@@ -87,10 +87,11 @@ def _architecture(known: Mapping[str, Device], told: str) -> str:
     return MACHINES.get(name, name)
 
 
-def _free(device: Device, now: Mapping[str, Any], reserve: float) -> int | None:
+async def _free(device: Device, books: Books) -> int | None:
     """As admission judges it. Where a device does not tell what is used, all of it counts, and the engine's start will see."""
-    total = now["memory_total_bytes"] if now["memory_total_bytes"] is not None else device["memory"]["total_bytes"]
-    return None if total is None else max(0, int(total * (1 - reserve)) - (now["memory_used_bytes"] or 0))
+    room = (await books.account(str(device["id"]))).room(USUAL_PRIORITY)
+    total = device["memory"]["total_bytes"]
+    return max(0, room) if room is not None else None if total is None else int(total * (1 - books.reserve))
 
 
 def _gib(size: int | None) -> str:

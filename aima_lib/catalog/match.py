@@ -42,15 +42,14 @@ class Matcher:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._measurements = Measurements(services.store)
-        self.reserve = float(services.config["engines"]["memory_reserve_fraction"])
 
     async def machine(self, device_id: str | None, overrides: Mapping[str, Any] | None) -> Machine:
         """This machine, one device of it, or the device that is described."""
         devices = self._services.devices
         if overrides is None:
-            return await here(devices, self.reserve, device_id)
+            return await here(devices, self._services.books, device_id)
         await devices.known()
-        return described(overrides, devices.device(device_id) if device_id else None, self.reserve)
+        return described(overrides, devices.device(device_id) if device_id else None, self._services.books.reserve)
 
     async def all(self, recipes: Iterable[Recipe], machine: Machine) -> tuple[list[Match], list[Fit]]:
         """Those that fit, the best first, and of the others the nearest miss of each."""

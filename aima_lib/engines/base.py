@@ -76,6 +76,7 @@ class Engine(Protocol):
     )  # whose HTTP APIs it speaks: openai (which AIMA itself needs), responses, anthropic; worker: ours
     devices: tuple[str, ...] = ("cpu", "gpu")
     asked: tuple[str, ...] = ("json_schema",)  # what a chat of it is tried with once it is ready, of json_schema and tools
+    announces: bool = False  # it chooses its own port and says which: so it is a process, and no container could publish that port
     install: Install | None = None  # None: nothing that engine.install could fetch
     builtin: Builtin | None = None
 

@@ -40,6 +40,7 @@ class LlamaCpp(Engine):
     types: tuple[str, ...] = ("llm", "vlm", "embedding", "rerank")
     options = LLAMA_OPTIONS
     dialects: tuple[str, ...] = LLAMA_DIALECTS
+    announces: bool = True
 
     def find(self) -> Found:
         if importlib.util.find_spec("xllamacpp") is None:

@@ -39,6 +39,7 @@ class Remote(Engine):
     types: tuple[str, ...] = tuple(TASKS)
     tasks: tuple[str, ...] = ("chat", "complete", "embed", "rerank", "transcribe", "synthesize", "generate_image")
     devices: tuple[str, ...] = ("cpu",)
+    announces: bool = True
     asked: tuple[str, ...] = ()  # a try there costs money
     unload: ClassVar[str | None] = None
 

@@ -23,6 +23,7 @@ class Transformers(PythonServer):
     name = "transformers"
     title = "transformers serve"
     options = frozenset({"dtype"})
+    announces: bool = True
     install = Install(("transformers[serving]==5.19.0", "torch==2.13.0"), ("transformers", "torch", "fastapi"), 6 << 30)
 
     def plan(self, model: Mapping[str, Any], path: Path, device: Mapping[str, Any], options: Mapping[str, Any]) -> Launch:
@@ -37,6 +38,7 @@ class Transformers(PythonServer):
             "tasks": list(self.tasks),
             "port": options.get("port") or 0,
             "probe": "chat",
+            "context_length": model.get("context_length"),
             "child": child,
             "on": on,
         }

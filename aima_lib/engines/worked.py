@@ -24,6 +24,7 @@ class Worked(Engine):
     dialects: tuple[str, ...] = ("openai", "worker")
     devices: tuple[str, ...] = ("cpu",)
     options: frozenset[str] = WORKER_OPTIONS
+    announces: bool = True
     module: ClassVar[str] = ""
     extra: ClassVar[str | None] = None
 

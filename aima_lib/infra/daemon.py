@@ -9,25 +9,22 @@ What carries not this home's label is a stranger's: it is never started, stopped
 
 from __future__ import annotations
 
-import errno
 import io
-import json
 import os
-import socket as sockets
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from aima_lib.errors import AimaError, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted, Unavailable
+from aima_lib.errors import FailedPrecondition, NotFound
 from aima_lib.infra.container import HOME, KIND, NAME, Spec, api_body, labels, named
+from aima_lib.infra.daemon_errors import AWAY, Away, away, message_of, refused, translated, unpulled
 
 if TYPE_CHECKING:
     from docker import APIClient
 
-USUAL, KNOCK_SECONDS = "/var/run/docker.sock", 5.0
-AWAY = "start it (systemctl start docker, or systemctl --user start podman.socket), or say where it is: [docker] socket, or DOCKER_HOST=unix://…"
+USUAL = "/var/run/docker.sock"
 Answer = dict[str, Any]
 
 
@@ -97,7 +94,7 @@ class Daemon:
         with translated(self.socket):
             answer = self._api.get(url, params={"since": f"{since:.9f}", "filters": filters}, stream=True, timeout=(self.seconds, seconds))
             if answer.status_code >= 400:
-                raise refused(answer.status_code, _message(answer.text))
+                raise refused(answer.status_code, message_of(answer.text))
             return CancellableStream(json_stream(answer.iter_content(None)), answer)
 
     # Images
@@ -128,7 +125,7 @@ class Daemon:
             except requests.exceptions.ReadTimeout as error:
                 raise unpulled(f"nothing came of {name} for {seconds:g} s: timed out") from error
             if answer.status_code >= 400:
-                raise unpulled(_message(answer.text))
+                raise unpulled(message_of(answer.text))
             return CancellableStream(json_stream(answer.iter_content(None)), answer)
 
     def remove_image(self, name: str) -> None:
@@ -192,18 +189,29 @@ class Daemon:
         return None
 
     def start(self, id: str) -> None:
-        """Start a container of this home; nothing happens when it runs.
+        """Start a container of this home, or let one go on that was paused; nothing happens when it runs.
 
         Raises:
             FailedPrecondition: a port is taken, or the runtime refused.
         """
         found = self.inspect(id)
+        if self._wake(found):
+            return
         with translated(self.socket):
             self._api.start(found["Id"])
+
+    def _wake(self, found: Answer) -> bool:
+        """Let a container go on that somebody paused: so it can be neither started, ended nor removed. Whether it was."""
+        if found["State"]["Status"] != "paused":
+            return False
+        with translated(self.socket):
+            self._api.unpause(found["Id"])
+        return True
 
     def stop(self, id: str, timeout_seconds: float) -> None:
         """End a container of this home: politely, by force after the timeout. Blocks as long."""
         found = self.inspect(id)
+        self._wake(found)
         with translated(self.socket):
             self._api.stop(found["Id"], timeout=int(timeout_seconds))
 
@@ -211,6 +219,7 @@ class Daemon:
         """Remove a container of this home, ending it by force, and the nameless volumes that its image made. Nothing when it is gone."""
         try:
             found = self.inspect(id)
+            self._wake(found)
             with translated(self.socket):
                 self._api.remove_container(found["Id"], force=True, v=True)
         except NotFound:
@@ -282,14 +291,13 @@ class Daemon:
             return list(self._api.volumes(filters={"label": marks})["Volumes"] or ())
 
     def remove_volume(self, name: str) -> None:
-        """Remove a volume of this home and all that is in it. Nothing when it is gone."""
+        """Remove a volume of this home and all that is in it. Nothing when it is gone, or a stranger's."""
         wanted = named(self.home_id, name)
         try:
             with translated(self.socket):
                 found = self._api.inspect_volume(wanted)
-            self._refuse_strange(found, f"the volume {wanted}")
-            with translated(self.socket):
-                self._api.remove_volume(wanted)
+                if self._is_ours(found):
+                    self._api.remove_volume(wanted)
         except NotFound:
             pass
 
@@ -307,14 +315,13 @@ class Daemon:
         return wanted
 
     def remove_network(self, name: str) -> None:
-        """Remove a network of this home. Nothing when it is gone."""
+        """Remove a network of this home. Nothing when it is gone, or a stranger's."""
         wanted = named(self.home_id, name)
         try:
             with translated(self.socket):
                 found = self._api.inspect_network(wanted)
-            self._refuse_strange(found, f"the network {wanted}")
-            with translated(self.socket):
-                self._api.remove_network(wanted)
+                if self._is_ours(found):
+                    self._api.remove_network(wanted)
         except NotFound:
             pass
 
@@ -332,8 +339,11 @@ class Daemon:
             found = self._api.networks(filters={"label": f"{HOME}={self.home_id}"})
         return sorted({str((row.get("Labels") or {}).get(NAME)) for row in found})
 
+    def _is_ours(self, found: Mapping[str, Any]) -> bool:
+        return bool((found.get("Labels") or {}).get(HOME) == self.home_id)
+
     def _refuse_strange(self, found: Mapping[str, Any], what: str) -> None:
-        if (found.get("Labels") or {}).get(HOME) != self.home_id:
+        if not self._is_ours(found):
             raise FailedPrecondition(f"{what} is not this home's", hint="rename or remove it yourself")
 
 
@@ -358,91 +368,3 @@ def cut(stream: Any) -> None:
     for close in (stream.close, *([response.close] if response is not None else [])):
         with suppress(OSError, AttributeError):  # it has ended
             close()
-
-
-@contextmanager
-def translated(socket: str, passing: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """What the SDK raises, as our errors; those of `passing` go through as they are.
-
-    The socket is tried first: the SDK forgets to close one that nobody listens at, and does not say why.
-    """
-    import docker.errors
-    import requests
-    import urllib3
-
-    try:
-        with sockets.socket(sockets.AF_UNIX) as probe:
-            probe.settimeout(KNOCK_SECONDS)
-            probe.connect(socket)
-        yield
-    except passing:
-        raise
-    except docker.errors.APIError as error:
-        raise refused(error.status_code or 0, str(error.explanation or error)) from error
-    except (docker.errors.DockerException, requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-        raise away(socket, error) from error
-
-
-def present(socket: str) -> None:
-    """Raise Unavailable where no socket is: known without the SDK."""
-    if not os.path.exists(socket):
-        raise Away(f"there is no Docker at {socket}", hint=AWAY)
-
-
-def refused(status: int, said: str) -> AimaError:
-    """The daemon's own error, by its status and words."""
-    words = said.lower()
-    if "port is already allocated" in words or "address already in use" in words:
-        hint = "end what listens there, or ask for another port"
-        return FailedPrecondition(f"Docker cannot have the port: {said}", hint=hint, details={"reason": "port"})
-    if "no space left" in words:
-        return ResourceExhausted(f"Docker has no room: {said}", hint="docker system df says what takes it")
-    if status == 404:
-        return NotFound(f"Docker: {said}")
-    if status == 400:
-        return InvalidArgument(f"Docker: {said}")
-    return FailedPrecondition(f"Docker refused: {said}", hint="docker's own log has more")
-
-
-def is_taken_port(error: AimaError) -> bool:
-    """Whether it is that somebody else listens at a port that a container was to have."""
-    return str(error.details.get("reason")) == "port"
-
-
-def unpulled(said: str) -> AimaError:
-    """Why a pull came to nothing, by the daemon's words: its status says little, and was 200 where it failed in the middle."""
-    words = said.lower()
-    if any(each in words for each in ("manifest unknown", "not found", "does not exist", "denied", "unauthorized")):
-        return refused(404, said)
-    if any(each in words for each in ("no such host", "refused", "timeout", "timed out", "unreachable", "eof", "reset")):
-        return Unavailable(f"Docker cannot reach the registry: {said}", hint="[docker] mirrors in config.toml names others for it")
-    return refused(500, said)
-
-
-def _message(text: str) -> str:
-    try:
-        return str(json.loads(text)["message"])
-    except (ValueError, KeyError, TypeError):
-        return text[:1000]
-
-
-class Away(Unavailable):
-    """The daemon itself is not there, or does not answer."""
-
-
-class Quiet(Away):
-    """It did not answer in time; of a stream, nothing came of it."""
-
-
-def away(socket: str, error: Exception) -> Away:
-    """Why nothing answers at the socket."""
-    said = str(error)
-    if "timed out" in said.lower():
-        return Quiet(f"Docker at {socket} did not answer in time", hint="is its machine short of memory, or its disk slow?")
-    if not os.path.exists(socket):
-        return Away(f"there is no Docker at {socket}", hint=AWAY)
-    if not os.access(socket, os.R_OK | os.W_OK):
-        return Away(f"Docker's socket {socket} may not be used by this user", hint="add the user to the group docker, and log in anew")
-    if f"Errno {errno.ECONNREFUSED}" in said:
-        return Away(f"Docker at {socket} does not run: its socket is there, and nobody listens", hint=AWAY)
-    return Away(f"Docker at {socket} went away: {said[:300]}", hint=AWAY)

@@ -23,7 +23,8 @@ from anyio.abc import TaskStatus
 
 from aima_lib.errors import AimaError, DeadlineExceeded, FailedPrecondition, InvalidArgument, Unavailable
 from aima_lib.infra.container import GENERATION, HOME, KIND, NAME, Spec
-from aima_lib.infra.daemon import USUAL, Answer, Away, Daemon, Quiet, cut, present, socket_of, translated
+from aima_lib.infra.daemon import USUAL, Answer, Daemon, cut, socket_of
+from aima_lib.infra.daemon_errors import Away, Quiet, present, translated
 from aima_lib.infra.layers import Layers
 from aima_lib.infra.progress import Send, silent
 
@@ -249,14 +250,17 @@ class Docker:
 
     # Output
 
-    async def logs(self, id: str, tail: int = 100, since: float | None = None) -> list[str]:
-        """The last lines a container said, each with its time. `since` is a Unix time."""
+    async def logs(self, id: str, tail: int | None = 100, since: float | None = None) -> list[str]:
+        """The last lines a container said, each with its time; all of them with None. `since` is a Unix time."""
         said: bytes = await self.ask(Daemon.output, id, tail=tail, since=since, stamped=True)
         return said.decode("utf-8", "replace").splitlines()
 
-    def follow(self, id: str, tail: int = 0) -> Stream:
-        """What a container says from now on, until it ends: `async with` gives an iterator of pieces of bytes, each line with its time."""
-        return self._stream(partial(Daemon.output, id=id, tail=tail, follow=True, stamped=True))
+    def follow(self, id: str, since: float | None = None) -> Stream:
+        """What a container has said since then and says from now on, until it ends: `async with` gives an iterator of pieces of bytes.
+
+        Each line has its time before it.
+        """
+        return self._stream(partial(Daemon.output, id=id, since=since, follow=True, stamped=True))
 
     # Watching
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from aima_lib.infra.daemon import unpulled
+from aima_lib.infra.daemon_errors import unpulled
 
 MOST_LAYERS = 512
 WHOLE = frozenset({"Download complete", "Pull complete", "Already exists", "Verifying Checksum", "Extracting"})

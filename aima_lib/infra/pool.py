@@ -23,11 +23,12 @@ HIGH, LOW = 1 << 20, 256 << 10  # bytes that wait for their reader: where the en
 
 
 class Lost(Exception):
-    """The connection failed, or what came is no HTTP. `heard`: bytes of an answer had come."""
+    """The connection failed, or what came is no HTTP. `heard`: bytes of an answer had come. `gone`: the other side ended it, and had the
+    request."""
 
-    def __init__(self, message: str, *, heard: bool = True, reached: bool = True) -> None:
+    def __init__(self, message: str, *, heard: bool = True, reached: bool = True, gone: bool = False) -> None:
         super().__init__(message)
-        self.heard, self.reached = heard, reached
+        self.heard, self.reached, self.gone = heard, reached, gone
 
 
 class Line(asyncio.Protocol):
@@ -49,7 +50,7 @@ class Line(asyncio.Protocol):
         self._sink: Callable[[bytes], bool] | None = None
         self._fault: str | None = None
         self._kept = self._framed = False
-        self.heard = self.headed = self.done = False
+        self.heard = self.headed = self.done = self._gone = False
         self.status, self.content_type = 0, ""
         self.facts: dict[str, str] = {}  # headers of the answer that begin with x-
 
@@ -64,7 +65,7 @@ class Line(asyncio.Protocol):
         try:
             while not self.headed:
                 if self._fault is not None:
-                    raise Lost(self._fault, heard=self.heard)
+                    raise Lost(self._fault, heard=self.heard, gone=self._gone)
                 self._waiter = self._loop.create_future()
                 await self._waiter
         finally:
@@ -143,7 +144,7 @@ class Line(asyncio.Protocol):
 
     async def _more(self) -> None:
         if self._fault is not None:
-            raise Lost(self._fault, heard=self.heard)
+            raise Lost(self._fault, heard=self.heard, gone=self._gone)
         self._waiter = self._loop.create_future()
         try:
             await self._waiter
@@ -189,6 +190,7 @@ class Line(asyncio.Protocol):
         if self.headed and not self._framed and exc is None:
             self.done = True  # a body without a length ends with its connection
         if not self.done:
+            self._gone = self._fault is None
             self._fault = self._fault or (str(exc) if exc else "the connection was closed")
         self._wake()
 
@@ -255,7 +257,7 @@ class Pool:
         head = _head(method, url, path, tuple(headers.items()), kept)
         data = head + (b"\r\n" if body is None else b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
         self._open[url] += 1
-        begun = False
+        begun = gone = False
         try:
             if line is not None:
                 try:
@@ -264,8 +266,9 @@ class Pool:
                 except Lost as error:
                     if error.heard:
                         raise
+                    gone = error.gone
             if line is None or not begun:
-                line = await self._dialled(url)
+                line = await self._dialled(url, gone)
                 await line.ask(data)
                 begun = True
             line.url, line.kept = url, kept
@@ -298,7 +301,7 @@ class Pool:
             line.close()
         return None
 
-    async def _dialled(self, url: str) -> Line:
+    async def _dialled(self, url: str, gone: bool) -> Line:
         parts, loop = urlsplit(url), asyncio.get_running_loop()
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
@@ -306,7 +309,7 @@ class Pool:
         except TimeoutError as error:
             raise Lost(f"no connection within {CONNECT_SECONDS:g} s", heard=False, reached=False) from error
         except OSError as error:
-            raise Lost(error.strerror or str(error), heard=False, reached=False) from error
+            raise Lost(error.strerror or str(error), heard=False, reached=False, gone=gone) from error
         return line
 
 

@@ -30,7 +30,7 @@ GROUP = 512
 NAMED = 1000  # of so many, the newest, the nearest are named
 # The unit that lists the documents of a kind.
 LISTED_BY = {kind: f"{kind}.list" for kind in ("model", "service", "run", "key", "secret", "pipeline", "app", "benchmark")}
-LISTED_BY |= {"instance": "engine.list", "plan": "approval.list"}
+LISTED_BY |= {"instance": "engine.list", "plan": "approval.list", "slot": "resource.allocations"}
 
 
 class Store:

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from aima_lib.errors import AimaError, NotFound
-from aima_lib.infra.daemon import Away, Daemon
+from aima_lib.infra.daemon import Daemon
+from aima_lib.infra.daemon_errors import Away
 from aima_lib.infra.home import create_time, is_alive
 
 KIND = "engine"  # as in launchers/docker.py, which would import what this process has no use for

@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from aima_lib.errors import FailedPrecondition
 from aima_lib.infra.container import judged
 from aima_lib.infra.launch import FOLDER, HOST, PORT, Launch
 from aima_lib.infra.roots import Roots
@@ -27,12 +26,6 @@ OWN = Path(__file__).parents[1]  # AIMA's package: templates, and what starts a 
 LAST_WORDS = 8.0
 # Where things lie on this machine, or whom they belong to: of no meaning in a container.
 HERE = frozenset({"PATH", "HOME", "USER", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONPATH", "XDG_CACHE_HOME"})
-
-
-def refuse_announcing(name: str, launch: Launch) -> None:
-    """Raise FailedPrecondition for an engine that cannot be a container: one that listens at a loopback port of its own choice."""
-    if launch.announces:
-        raise FailedPrecondition(f"{name} is started as a process only: it chooses its own port", hint="leave launcher out")
 
 
 def contained(

@@ -4,7 +4,7 @@ It listens on loopback with the key of its start, as every engine of AIMA's does
 wanted there: so what is remote is started, watched, routed to and stopped like the rest. The way out is `egress`, which lets it go to the
 endpoint that the owner named and nowhere else that is not public. With a `child` the engine is a program started here, behind the relay.
 
-spec.json: {alias, model, base_url, tasks, port, probe, child, unload}; the file remote_key is read once and removed.
+spec.json: {alias, model, base_url, tasks, port, probe, child, unload, context_length}; the file remote_key is read once and removed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from aima_lib.infra.egress import Egress
 BODY_BYTES = 256 << 20
 STALL_SECONDS = 900
 INNER = "{inner}"
+PROMPTED = re.compile(rb'"prompt_tokens":\s*([0-9]{1,12})')
 FINISHED = re.compile(rb'"finish_reason":\s?"')
 HELD = frozenset({"content-type", "cache-control", "x-sample-rate", "x-duration-seconds", "retry-after"})  # of the headers of an answer
 
@@ -39,6 +40,9 @@ class Relay:
     def __init__(self, spec: Mapping[str, Any], key: str, remote_key: str) -> None:
         self.spec, self._key, self._remote_key = spec, key, remote_key
         self._base = str(spec["base_url"]).rstrip("/")
+        there = str(spec["model"])
+        names = {json.dumps(there, ensure_ascii=ascii)[1:-1].encode("utf-8", "replace") for ascii in (True, False)}
+        self._there = re.compile(rb'("model":\s*)"(?:' + b"|".join(map(re.escape, sorted(names))) + rb')(?:@[^"\\]*)?"')
         self._egress = Egress((), lambda: [self._base], stall_seconds=STALL_SECONDS)
 
     def app(self) -> web.Application:
@@ -98,16 +102,44 @@ class Relay:
             if answer.status_code in (401, 403):
                 return _refused(502, f"{self._base} refuses the key: put the secret {self.spec['secret']}")
             held = {name: value for name, value in answer.headers.items() if name.lower() in HELD}
+            kind = held.get("content-type", "")
+            if kind.startswith("application/json"):
+                return self._told(answer.status_code, held, await answer.aread())
             reply = web.StreamResponse(status=answer.status_code, headers=held)
             await reply.prepare(request)
-            end = End()
-            async for chunk in answer.aiter_bytes():
-                end.hear(chunk)
-                await reply.write(chunk)
-            if held.get("content-type", "").startswith("text/event-stream") and end.is_unsaid:
-                await reply.write(b"data: [DONE]\n\n")
+            await self._told_as_it_comes(answer.aiter_bytes(), kind.startswith("text/event-stream"), reply)
             await reply.write_eof()
             return reply
+
+    def _told(self, status: int, headers: Mapping[str, str], said: bytes) -> web.Response:
+        if refusal := self._beyond(said):
+            return web.json_response(refusal, status=400)
+        return web.Response(body=self._ours(said), status=status, headers=headers)
+
+    async def _told_as_it_comes(self, pieces: AsyncIterator[bytes], by_lines: bool, reply: web.StreamResponse) -> None:
+        end, rest = End(), b""
+        async for piece in pieces:
+            end.hear(piece)
+            lines, found, rest = (rest + piece).rpartition(b"\n") if by_lines else (piece, b"", b"")
+            if by_lines and (refusal := self._beyond(lines)):
+                await reply.write(b"data: " + json.dumps(refusal).encode() + b"\n\n")
+                return
+            if whole := lines + found:  # a name may be cut anywhere else
+                await reply.write(self._ours(whole) if by_lines else whole)
+        await reply.write(rest)
+        if by_lines and end.is_unsaid:
+            await reply.write(b"data: [DONE]\n\n")
+
+    def _beyond(self, said: bytes) -> dict[str, Any] | None:
+        """A refusal in llama.cpp's words, where the engine counted more in a prompt than its model was trained to read: transformers
+        reads on, and answers with noise."""
+        longest = int(self.spec.get("context_length") or 0)
+        counts = [int(count) for count in PROMPTED.findall(said)] if longest else []
+        if not counts or max(counts) <= longest:
+            return None
+        figures = {"n_prompt_tokens": max(counts), "n_ctx": longest}
+        message = f"the prompt has {max(counts)} tokens, and the model reads {longest}"
+        return {"error": {"message": message, "type": "exceed_context_size_error", "code": 400, **figures}}
 
     def _headers(self, kind: str) -> dict[str, str]:
         key = {"Authorization": f"Bearer {self._remote_key}"} if self._remote_key else {}
@@ -124,6 +156,10 @@ class Relay:
             if found and b'name="model"' in head and value.removesuffix(b"\r\n") == str(self.spec["alias"]).encode():
                 parts[place] = head + found + str(self.spec["model"]).encode() + b"\r\n"
         return boundary.join(parts)
+
+    def _ours(self, said: bytes) -> bytes:
+        """What it said, with the name that the model has here: elsewhere it may be a path."""
+        return self._there.sub(lambda found: found[1] + json.dumps(self.spec["alias"]).encode(), said)
 
     async def unload(self) -> None:
         """Ask the endpoint to let go of the model, where it knows how (Ollama)."""

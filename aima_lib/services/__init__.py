@@ -15,6 +15,7 @@ from aima_lib.services.allowance import Allowance
 from aima_lib.services.app import AppService
 from aima_lib.services.approvals import Approvals
 from aima_lib.services.audit import Audit
+from aima_lib.services.books import Books
 from aima_lib.services.device import DeviceService
 from aima_lib.services.engine import EngineService
 from aima_lib.services.freeze import Freeze
@@ -25,6 +26,8 @@ from aima_lib.services.media import Media
 from aima_lib.services.modalities import Modalities
 from aima_lib.services.model import ModelService
 from aima_lib.services.oauth import OAuth
+from aima_lib.services.occupancy import Occupancy
+from aima_lib.services.reservations import Reservations
 from aima_lib.services.secrets import SecretService
 from aima_lib.services.serving import ServingService
 from aima_lib.services.vectors import VectorService
@@ -57,3 +60,6 @@ class Services:
     tracer: Tracer | None
     docker: Docker
     apps: AppService
+    books: Books
+    reservations: Reservations
+    occupancy: Occupancy

@@ -5,15 +5,14 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import anyio
-from anyio import to_thread
 
 from aima_lib.door import Caller
 from aima_lib.errors import AimaError, DeadlineExceeded, FailedPrecondition, Unavailable
-from aima_lib.infra.clock import now, parse
-from aima_lib.infra.daemon import is_taken_port
+from aima_lib.infra.clock import parse
 from aima_lib.infra.docker import Docker
 from aima_lib.infra.events import Events
 from aima_lib.infra.home import Home
@@ -22,7 +21,8 @@ from aima_lib.infra.store import Document, Store
 from aima_lib.services.app_gpus import Gpus
 from aima_lib.services.app_keeping import Keeping
 from aima_lib.services.app_link import Links
-from aima_lib.services.app_ports import allotted, next_free
+from aima_lib.services.app_log import AppLog, cursor_of, told
+from aima_lib.services.app_making import Making
 from aima_lib.services.app_refusals import call, other, undone, wait
 from aima_lib.services.app_stack import Seen, Stack, host_ports
 from aima_lib.services.app_template import Template, builtins, changed, volumes_of
@@ -32,7 +32,7 @@ from aima_lib.services.keys import KeyService
 from aima_lib.services.secrets import SecretService
 
 log = logging.getLogger(__name__)
-LINK_PORT, TRIES = 18400, 3
+Notes = list[str]
 SNAPSHOT = ("base", "template", "template_name", "config", "generation", "images", "ports", "link_port")
 
 
@@ -52,11 +52,13 @@ class AppService:
         stack: Stack,
     ) -> None:
         self._store, self._events, self._docker = store, events, docker
-        self._gpus = Gpus(config, devices, docker)
+        self._gpus, self._log = Gpus(config, devices, docker), AppLog(docker)
         self.stack, self.links = stack, Links(lambda: getattr(home.host(), "url", None))
         self.keeping = Keeping(home, store, keys, secrets)
+        self.making = Making(store, docker, stack, self.links, self.keeping, self._gpus)
         self.locks: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
         self.usage: dict[str, Mapping[str, Any]] = {}  # by container: what was measured last
+        self.health: Mapping[str, tuple[str, str | None]] = {}  # by container: how it is, and why it is not well
         self.deaths: Callable[[str], int] = lambda _: 0
         self.forgive: Callable[[str], None] = lambda _: None
 
@@ -75,10 +77,22 @@ class AppService:
         chosen = [row for row in rows if status in (None, row["status"]) and category in (None, row["category"])]
         return chosen[offset : offset + limit], len(chosen)
 
-    async def logs(self, app_id: str, tail: int, since: str | None) -> Sequence[str]:
-        """The last lines its containers wrote, each with its time."""
+    async def logs(
+        self, app_id: str, tail: int, since: str | None = None, cursor: str | None = None, seconds: float = 0.0
+    ) -> tuple[Sequence[str], str]:
+        """The last lines its containers wrote, each with its time, or those after a cursor; and the cursor behind them.
+
+        seconds: how long to wait for a line where there is none yet.
+        """
         record = self._store.get("app", app_id)
-        return await self.stack.logs(record, tail, parse(since).timestamp() if since else None)
+        ids = partial(self.stack.ids, record)
+        if cursor is not None:
+            lines, places = await self._log.after(record, ids, cursor_of(cursor), tail, seconds)
+            return lines, told(places)
+        lines, places = await self._log.last(record, ids, tail, parse(since).timestamp() if since else None)
+        if not lines and seconds:
+            lines, places = await self._log.after(record, ids, places, tail, seconds)
+        return lines, told(places)
 
     async def _look(self) -> tuple[Mapping[str, Seen] | None, str | None]:
         try:
@@ -87,7 +101,7 @@ class AppService:
             return None, str(error)
 
     def _view(self, record: Document, seen: Mapping[str, Seen] | None, why: str | None) -> Document:
-        return shown(record, seen, why, self.usage, self.keeping.logins(record), self.deaths(record["id"]))
+        return shown(record, seen, why, self.usage, self.health, self.keeping.logins(record), self.deaths(record["id"]))
 
     # Installing
 
@@ -127,7 +141,7 @@ class AppService:
             if old and old["phase"] in ("installed", "updating"):
                 if not _is_same(old, chosen, config):
                     raise other(old)
-                return await self._start(self._installed(app_id), send)
+                return (await self._start(self._installed(app_id), caller, send))[0]
             if old and old["phase"] == "installing" and old["run_id"] != run_id:
                 raise FailedPrecondition(f"{app_id} is being installed by the run {old['run_id']}", next=[wait(old["run_id"])])
             if old and old["phase"] == "uninstalling":
@@ -135,111 +149,19 @@ class AppService:
             self._gpus.needed(chosen)
             await self.stack.seen()  # where Docker is away nothing is begun
             known = old and old["phase"] == "installing"
-            record = old if old and known else await self._begin(old, template, chosen, app_id, config, run_id)
+            record = old if old and known else await self.making.begin(old, template, chosen, app_id, config, run_id)
             try:
-                record = await self._settle(record, caller, send)
+                record = await self.making.settle(record, caller, send)
             except AimaError as error:
                 with anyio.CancelScope(shield=True):
                     await self._undo_held(record)
                 raise undone(error, app_id, bool(record["kept"])) from error
-            record = await self._change(app_id, phase="installed", kept=False, run_id=None)
+            record = await self.making.change(app_id, phase="installed", kept=False, run_id=None)
         self._events.publish(
             "app.installed", {"app_id": app_id, "template": record["template_name"], "ports": record["ports"]}, subject=app_id
         )
         self._events.publish("app.started", {"app_id": app_id}, subject=app_id)
         return await self.get(app_id)
-
-    async def _begin(
-        self, old: Document | None, base: Template, template: Template, app_id: str, config: Mapping[str, Any], run_id: str
-    ) -> Document:
-        """The record, before anything else is made: so that whatever is made has an owner."""
-        had = old or {}
-        images = {name: image for name, image in had.get("images", {}).items() if name in template["containers"]}
-        ports, link_port = await self._allot(template, app_id, config, had)
-        record: Document = {
-            "id": app_id,
-            "name": app_id,
-            "template_name": base["name"],
-            "custom": builtins().get(base["name"]) != base,
-            "base": dict(base),
-            "template": dict(template),
-            "config": dict(config),
-            "generation": int(had.get("generations", 0)) + 1,  # what its containers are marked with
-            "generations": int(had.get("generations", 0)) + 1,  # how many there were
-            "images": images,  # with the data of before
-            "given": self.keeping.given(app_id),
-            "ports": ports,
-            "link_port": link_port,
-            "key_id": None,
-            "desired": True,
-            "phase": "installing",
-            "kept": had.get("phase") == "uninstalled",
-            "remove_data": False,
-            "run_id": run_id,
-            "previous": None,
-            "error": None,
-            "created_at": had.get("created_at") or now(),
-            "updated_at": now(),
-        }
-        await self._store.put("app", record)
-        return record
-
-    async def _allot(
-        self, template: Template, app_id: str, config: Mapping[str, Any], had: Mapping[str, Any], own: Sequence[int] = ()
-    ) -> tuple[dict[str, int], int | None]:
-        others = {port: record["id"] for record in self._store.find("app") if record["id"] != app_id for port in host_ports(record)}
-        ports = await to_thread.run_sync(allotted, template, config.get("ports", {}), had.get("ports", {}), others, own)
-        if "link" not in template or not config.get("link", True):
-            return ports, None
-        taken = {*others, *ports.values()}
-        return ports, had.get("link_port") or await to_thread.run_sync(next_free, LINK_PORT, taken)
-
-    async def _settle(self, record: Document, caller: Caller, send: Send) -> Document:
-        """Make it and bring it up; where somebody took a port between our look and Docker's, again with others."""
-        for left in reversed(range(TRIES)):
-            record = await self._prepare(record, caller, send)
-            try:
-                await self._raise(record, send)
-                break
-            except FailedPrecondition as error:
-                if not left or not is_taken_port(error):
-                    raise
-                log.info("%s tries other ports: %s", record["id"], error)
-                await self.stack.clear(record["id"])
-                ports, _ = await self._allot(record["template"], record["id"], record["config"], {"link_port": record["link_port"]})
-                record = await self._change(record["id"], ports=ports)
-        return record
-
-    async def _prepare(self, record: Document, caller: Caller | None, send: Send) -> Document:
-        """Secrets, images, network, volumes, key and link. caller: who gives the app its key; None gives none."""
-        await self.keeping.secrets(record)
-        images = dict(record["images"])
-        for name, container in record["template"]["containers"].items():
-            known = images.get(name)
-            if known is None or known["image"] != container["image"] or await self._docker.image(known["image_id"]) is None:
-                images[name] = await self._image(container["image"], known, send)
-                record = await self._change(record["id"], images=images)
-        bridge = await self.stack.ground(record)
-        if bridge is not None:
-            await self.links.keep(record["id"], record["template"]["link"], bridge, record["link_port"])
-            if caller is not None:
-                key_id = await self.keeping.key(record, caller)
-                record = await self._change(record["id"], key_id=key_id)
-        return record
-
-    async def _image(self, reference: str, known: Document | None, send: Send) -> Document:
-        await send({"phase": "pulling", "message": reference, "completed": None, "total": None})
-        if known and known["image"] == reference and known["digest"] and "@" not in reference:  # it was removed by hand: the same one again
-            again = await self.stack.image(f"{reference.rpartition(':')[0]}@{known['digest']}", send)
-            return again | {"image": reference}
-        return await self.stack.image(reference, send)
-
-    async def _raise(self, record: Document, send: Send) -> None:
-        bridge = await self.stack.ground(record)
-        if bridge is not None:
-            await self.links.keep(record["id"], record["template"]["link"], bridge, record["link_port"])
-        values = self.keeping.values(record, bridge)
-        await self.stack.bring_up(record, values, await self._gpus.request(record["template"]), send)
 
     async def undo(self, app_id: str, run_id: str) -> None:
         """Take back what an install that was cancelled has made."""
@@ -249,7 +171,7 @@ class AppService:
                 await self._undo_held(record)
 
     async def _undo_held(self, record: Document) -> None:
-        record = await self._change(record["id"], phase="uninstalling", remove_data=not record["kept"], desired=False, undoes=True)
+        record = await self.making.change(record["id"], phase="uninstalling", remove_data=not record["kept"], desired=False, undoes=True)
         try:
             await self._remove(record)
         except AimaError as error:  # Docker went away: the reconciler goes on with it
@@ -257,37 +179,57 @@ class AppService:
 
     # Running
 
-    async def start(self, app_id: str, send: Send = silent) -> Document:
-        """Want it to run, and return when it does. Clears a failure. Raises as `install`; the app stays, as failed."""
+    async def start(self, app_id: str, caller: Caller, send: Send = silent) -> tuple[Document, Notes]:
+        """Want it to run, and return when it does, with what had to be done besides. Clears a failure.
+
+        Raises as `install`; the app stays, as failed. PermissionDenied: its key was revoked, and the caller may not give it another.
+        """
         self._store.get("app", app_id)
         async with self.locks[app_id]:
-            return await self._start(self._installed(app_id), send)
+            return await self._start(self._installed(app_id), caller, send)
 
-    async def _start(self, record: Document, send: Send) -> Document:
-        app_id = record["id"]
+    def has_lost_key(self, app_id: str) -> bool:
+        """Whether a start would give it another key."""
+        return self.keeping.has_lost_key(self._store.get("app", app_id))
+
+    async def _start(self, record: Document, caller: Caller, send: Send) -> tuple[Document, Notes]:
+        app_id, notes = record["id"], Notes()
         before = await self.get(app_id)
         self.forgive(app_id)
-        record = await self._change(app_id, desired=True, error=None)
+        record = await self.making.change(app_id, desired=True, error=None)
         try:
-            record = await self._prepare(record, None, send)
-            await self._raise(record, send)
+            if self.keeping.has_lost_key(record):
+                record = await self._renew_key(record, caller, send, notes)
+            record = await self.making.prepare(record, None, send)
+            await self.making.bring_up(record, send)
         except AimaError as error:
+            if isinstance(error, Unavailable | DeadlineExceeded) and self._docker.is_away:
+                hint = f"{error.hint}; {app_id} is started when Docker is back"
+                raise type(error)(f"app {app_id}: {error}", hint=hint, next=[call("app.get", app_id)]) from error
             await self.fail(app_id, str(error))
             calls = [*error.next, call("app.logs", app_id), call("app.start", app_id)]
             raise type(error)(f"app {app_id}: {error}", hint=error.hint, next=calls, details=error.details) from error
         except anyio.get_cancelled_exc_class():
             with anyio.CancelScope(shield=True):  # nobody wants it any more, so nobody shall start it behind their back
-                await self._change(app_id, desired=False)
+                await self.making.change(app_id, desired=False)
             raise
-        if before["status"] != "running":
+        if before["status"] != "running" or notes:
             self._events.publish("app.started", {"app_id": app_id}, subject=app_id)
-        return await self.get(app_id)
+        return await self.get(app_id), notes
+
+    async def _renew_key(self, record: Document, caller: Caller, send: Send, notes: Notes) -> Document:
+        """Another key for one whose key lets nobody in; its containers are made anew, for they know the old one."""
+        old, number = record["key_id"], record["generations"] + 1
+        key_id = await self.keeping.key(record, caller)
+        notes.append(f"its key {old} had been revoked: it has another, {key_id}, and its containers were made anew with that")
+        await send({"phase": "starting", "message": notes[-1], "completed": None, "total": None})
+        return await self.making.change(record["id"], key_id=key_id, generation=number, generations=number)
 
     async def stop(self, app_id: str, timeout_seconds: float | None = None) -> Document:
         """Want it not to run, and return when it does not."""
         self._refuse_busy(app_id)
         async with self.locks[app_id]:
-            record = await self._change(self._installed(app_id)["id"], desired=False, error=None)
+            record = await self.making.change(self._installed(app_id)["id"], desired=False, error=None)
             ended = await self.stack.put_down(record, timeout_seconds)
             await self.links.close(app_id)
             if ended:
@@ -298,15 +240,15 @@ class AppService:
         """An app does not run, though it is wanted, and nobody tries any more."""
         record = self._store.peek("app", app_id)
         if record and record["desired"]:
-            await self._change(app_id, error=why)
+            await self.making.change(app_id, error=why)
             self._events.publish("app.failed", {"app_id": app_id, "cause": why}, subject=app_id)
 
     async def repair(self, app_id: str) -> None:
         """Bring up what is missing of an app that is wanted. For who holds its lock. Raises what hinders."""
         record = self._store.peek("app", app_id)
         if record and record["phase"] == "installed" and record["desired"] and not record["error"]:
-            record = await self._prepare(record, None, silent)
-            await self._raise(record, silent)
+            record = await self.making.prepare(record, None, silent)
+            await self.making.bring_up(record, silent)
 
     # Another version
 
@@ -328,15 +270,15 @@ class AppService:
                     return await self.get(app_id)
                 record = await self._turn(record, base, chosen, given, run_id)
             try:
-                record = await self._prepare(record, caller, send)
-                await (self._raise(record, send) if record["desired"] else self.stack.clear(app_id))
+                record = await self.making.prepare(record, caller, send)
+                await (self.making.bring_up(record, send) if record["desired"] else self.stack.clear(app_id))
             except AimaError as error:
                 with anyio.CancelScope(shield=True):
                     await self.roll_back(app_id, str(error))
                 hint = f"{error.hint or 'mend the cause'}; {app_id} runs as before"
                 raise type(error)(f"app {app_id}: {error}", hint=hint, next=error.next, details=error.details) from error
             outdated = _only(record["previous"]["images"], record["images"])
-            record = await self._change(app_id, phase="installed", previous=None, error=None, run_id=None)
+            record = await self.making.change(app_id, phase="installed", previous=None, error=None, run_id=None)
             await self.stack.drop_images(outdated)
         images = {name: each["digest"] or each["image_id"] for name, each in record["images"].items()}
         self._events.publish("app.updated", {"app_id": app_id, "images": images}, subject=app_id)
@@ -357,7 +299,7 @@ class AppService:
 
     async def _turn(self, record: Document, base: Template, template: Template, config: Mapping[str, Any], run_id: str) -> Document:
         """What is wanted from now on, with what was."""
-        ports, link_port = await self._allot(template, record["id"], config, record, host_ports(record))
+        ports, link_port = await self.making.allot(template, record["id"], config, record, host_ports(record))
         previous = {key: record[key] for key in SNAPSHOT}
         changes: Document = {
             "base": dict(base),
@@ -368,18 +310,18 @@ class AppService:
             "previous": previous,
         }
         number = record["generations"] + 1
-        return await self._change(record["id"], phase="updating", run_id=run_id, generation=number, generations=number, **changes)
+        return await self.making.change(record["id"], phase="updating", run_id=run_id, generation=number, generations=number, **changes)
 
     async def roll_back(self, app_id: str, why: str) -> None:
         """Run an app as it was before its update; containers that were not replaced yet go on. For who holds its lock."""
         record = self._store.get("app", app_id)
         before, fetched = dict(record["previous"]), record["images"]
-        record = await self._change(app_id, **before, phase="installed", previous=None, run_id=None)
+        record = await self.making.change(app_id, **before, phase="installed", previous=None, run_id=None)
         self._events.publish("app.rolled_back", {"app_id": app_id, "cause": why}, subject=app_id)
         try:
             if record["desired"]:
-                record = await self._prepare(record, None, silent)
-                await self._raise(record, silent)
+                record = await self.making.prepare(record, None, silent)
+                await self.making.bring_up(record, silent)
             await self.stack.drop_images(_only(fetched, record["images"]))
         except (Unavailable, DeadlineExceeded) as error:  # the reconciler goes on with it
             log.warning("%s is as before, and is brought up by the reconciler: %s", app_id, error)
@@ -395,7 +337,8 @@ class AppService:
         """
         self._refuse_busy(app_id)
         async with self.locks[app_id]:
-            record = await self._change(app_id, phase="uninstalling", desired=False, remove_data=remove_data, error=None, undoes=False)
+            wish: Document = {"phase": "uninstalling", "desired": False, "remove_data": remove_data, "error": None, "undoes": False}
+            record = await self.making.change(app_id, **wish)
             with anyio.CancelScope(shield=True):
                 await self._remove(record)
         kept = [] if remove_data else volumes_of(record["template"])
@@ -417,7 +360,7 @@ class AppService:
             await self.keeping.forget(record, but=record["given"] if record.get("undoes") else ())
             await self._store.delete("app", app_id)
         else:
-            await self._change(app_id, phase="uninstalled", key_id=None, kept=True, run_id=None, previous=None)
+            await self.making.change(app_id, phase="uninstalled", key_id=None, kept=True, run_id=None, previous=None)
         self._events.publish("app.uninstalled", {"app_id": app_id, "data_removed": bool(record["remove_data"] or not data)}, subject=app_id)
 
     async def go_on(self, app_id: str) -> None:
@@ -445,9 +388,6 @@ class AppService:
                 hint="cancel that, or wait for it",
                 next=[cancel, wait(run["id"])],
             )
-
-    async def _change(self, app_id: str, **changes: Any) -> Document:
-        return await self._store.update("app", app_id, updated_at=now(), **changes)
 
     def _installed(self, app_id: str, run_id: str | None = None) -> Document:
         record = self._store.get("app", app_id)

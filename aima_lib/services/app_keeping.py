@@ -68,6 +68,11 @@ class Keeping:
         await self._secrets.put(kept, text)
         return str(made["id"])
 
+    def has_lost_key(self, record: Document) -> bool:
+        """Whether it is to have a key, and that one lets nobody in any more: it was revoked by hand, or forgotten."""
+        kept = secret_of(record["id"], LINK_SECRET)
+        return record["link_port"] is not None and not (self._known(record["key_id"]) and self._secrets.read(kept) is not None)
+
     def _known(self, key_id: str | None) -> bool:
         try:
             return key_id is not None and self._keys.find(key_id)["status"] == "active"

@@ -11,6 +11,8 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import socket
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -20,6 +22,7 @@ from aima_lib.errors import FailedPrecondition
 HEAD_BYTES, HEAD_SECONDS, PIECE, MOST = 64 << 10, 10.0, 64 << 10, 128
 PATHS = {"inference": ("/v1/",), "metrics": ("/metrics",)}
 SCOPES = {"inference": ("inference",), "metrics": ("read",)}
+FREEBIND = 15  # IP_FREEBIND of Linux: an address may be listened at before it is there
 OURS = (b"host", b"connection", b"proxy-connection", b"keep-alive")  # headers that are between two neighbours
 log = logging.getLogger(__name__)
 
@@ -40,10 +43,10 @@ class Links:
         self._open: dict[str, tuple[Bridge, int, str, asyncio.Server]] = {}
 
     async def keep(self, app_id: str, kind: str, bridge: Bridge, port: int) -> None:
-        """Listen for an app; again, nothing happens.
+        """Listen for an app; again, nothing happens. Podman makes a bridge with the first container, so its address may be still to come.
 
         Raises:
-            FailedPrecondition: its network's side of the bridge is no address of this machine, or somebody has the port.
+            FailedPrecondition: somebody has the port, or this machine cannot listen where it has no address yet.
         """
         known = self._open.get(app_id)
         if known and known[:3] == (bridge, port, kind) and known[3].is_serving():
@@ -51,15 +54,20 @@ class Links:
         await self.close(app_id)
         relay = _Relay(self._url, PATHS[kind], bridge)
         try:
-            server = await asyncio.start_server(relay.answer, bridge.gateway, port, limit=HEAD_BYTES)
+            server = await asyncio.start_server(relay.answer, sock=_bound(bridge.gateway, port), limit=HEAD_BYTES)
         except OSError as error:
-            raise FailedPrecondition(
-                f"nobody can listen on {bridge.gateway} port {port}, where the containers of {app_id} would reach AIMA: {error.strerror}",
-                hint="Docker Desktop and rootless Docker keep their networks in a machine of their own: there an app has no link yet; "
-                "config {link: false} installs it without",
-                details={"address": bridge.gateway, "port": port},
-            ) from error
+            raise _unreachable(app_id, bridge, port, error) from error
         self._open[app_id] = (bridge, port, kind, server)
+
+    def prove(self, app_id: str) -> None:
+        """Raise FailedPrecondition where a container of the app runs and its network's side of the bridge is no address of this machine."""
+        if (known := self._open.get(app_id)) is None:
+            return
+        with socket.socket() as probe:
+            try:
+                probe.bind((known[0].gateway, 0))
+            except OSError as error:
+                raise _unreachable(app_id, known[0], known[1], error) from error
 
     def is_kept(self, app_id: str) -> bool:
         """Whether it listens for an app."""
@@ -76,6 +84,28 @@ class Links:
         """Stop listening."""
         for app_id in [*self._open]:
             await self.close(app_id)
+
+
+def _bound(address: str, port: int) -> socket.socket:
+    bound = socket.socket()
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sys.platform == "linux":
+            bound.setsockopt(socket.IPPROTO_IP, FREEBIND, 1)
+        bound.bind((address, port))
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+def _unreachable(app_id: str, bridge: Bridge, port: int, error: OSError) -> FailedPrecondition:
+    return FailedPrecondition(
+        f"nobody can listen on {bridge.gateway} port {port}, where the containers of {app_id} would reach AIMA: {error.strerror}",
+        hint="Docker Desktop and rootless Docker keep their networks in a machine of their own: there an app has no link yet; "
+        "config {link: false} installs it without",
+        details={"address": bridge.gateway, "port": port},
+    )
 
 
 class _Relay:

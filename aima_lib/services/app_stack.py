@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from aima_lib.services.app_template import container_of, files_of, network_of, s
 
 KIND = "app"
 START_SECONDS, STOP_SECONDS, PROBE_SECONDS, BETWEEN, STILL = 120, 10, 3.0, 0.2, 3
-LINES = 5
+LINES, AILMENT = 5, 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,17 @@ class Seen:
     started_at: str | None
     generation: str
     image_id: str
+    health: str | None = None  # by a check of Docker's own: healthy, unhealthy or starting; None where it has none
+    ailment: str | None = None  # what that check said last, where it failed
+
+    @property
+    def container(self) -> str:
+        """Its name in the template."""
+        return self.name.rpartition("--")[2]
+
+    @property
+    def is_paused(self) -> bool:
+        return self.status == "paused"
 
     @property
     def runs(self) -> bool:
@@ -55,9 +66,19 @@ def look(daemon: Daemon) -> dict[str, Seen]:
         started = str(state.get("StartedAt") or "")
         found[labels[NAME]] = Seen(
             body["Id"], labels[NAME], state["Status"], state.get("ExitCode"), bool(state.get("OOMKilled")),
-            None if started.startswith("0001") else started, labels.get("aima.generation", ""), body["Image"],
+            None if started.startswith("0001") else started, labels.get("aima.generation", ""), body["Image"], *_health(state),
         )  # fmt: skip
     return found
+
+
+def _health(state: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """What Docker's own check says of a container, and what it said last where it failed."""
+    health = state.get("Health") or {}
+    if health.get("Status") in (None, "", "none"):
+        return None, None
+    failed = [str(row.get("Output", "")).strip() for row in health.get("Log") or () if row.get("ExitCode")]
+    said = f": {' '.join(failed[-1].split())[-AILMENT:]}" if failed and failed[-1] else ""
+    return str(health["Status"]), f"its check failed {health.get('FailingStreak', 0)} times{said}" if failed else None
 
 
 class Stack:
@@ -98,8 +119,10 @@ class Stack:
             await self._docker.ask(Daemon.keep_volume, volume_of(app_id, name), app_id)
         return bridge_of(await self._docker.ask(Daemon.network, network_of(app_id))) if record["link_port"] else None
 
-    async def bring_up(self, record: Document, values: Mapping[str, str], gpus: Mapping[str, Any] | None, send: Send) -> None:
-        """Every container of its record's generation, running and well, one after another.
+    async def bring_up(
+        self, record: Document, values: Mapping[str, str], gpus: Mapping[str, Any] | None, send: Send, begun: Callable[[], None]
+    ) -> None:
+        """Every container of its record's generation, running and well, one after another. begun: called when one runs.
 
         Raises:
             FailedPrecondition: one cannot be started, or ended; what it said last is in the message.
@@ -108,6 +131,7 @@ class Stack:
         for name in record["template"]["containers"]:
             await send({"phase": "starting", "message": f"{name} of {record['id']}", "completed": None, "total": None})
             await self._start(record, name, values, gpus)
+            begun()
             await self._well(record, name, send)
 
     async def _start(self, record: Document, name: str, values: Mapping[str, str], gpus: Mapping[str, Any] | None) -> None:
@@ -133,14 +157,14 @@ class Stack:
         calm = 0
         while True:
             seen = (await self.seen()).get(full)
-            if seen is None or not seen.runs:
+            if seen is None or not (seen.runs or seen.is_paused):
                 raise await self._ended(record["id"], name, seen)
             calm += 1
-            if calm >= STILL if health is None else await self.is_well(record, name):
+            ailment = await self._ailment(record, name, seen, calm)
+            if ailment is None:
                 return
             if time.monotonic() > end:
-                path = f"http://127.0.0.1:{record['ports'][health['port']]}{health['path']}" if health else "it"
-                why = f"{name} of {record['id']} runs, and {path} does not answer within {limit} s{await self._words(seen.id)}"
+                why = f"{name} of {record['id']} runs, and is not well within {limit} s: {ailment}{await self.words(seen.id)}"
                 raise DeadlineExceeded(why, hint="its log may say why", next=[_logs(record["id"])])
             if time.monotonic() - told > 2:
                 told = time.monotonic()
@@ -149,16 +173,25 @@ class Stack:
                 )
             await anyio.sleep(BETWEEN)
 
+    async def _ailment(self, record: Document, name: str, seen: Seen, calm: int) -> str | None:
+        """What is wrong with one that starts: by its template's probe, else by Docker's own check, else by how long it has run."""
+        if "health" in record["template"]["containers"][name]:
+            return await self.ails(record, name)
+        if seen.health is not None:
+            return None if seen.health == "healthy" else seen.ailment or f"Docker's check of it says {seen.health}"
+        return None if calm >= STILL else "it has just begun"
+
     async def _ended(self, app_id: str, name: str, seen: Seen | None) -> AimaError:
         if seen is None:
             return FailedPrecondition(f"{name} of {app_id} was removed while it started", hint="somebody removed the container by hand")
         memory = ": it wanted more memory than it may have" if seen.out_of_memory else ""
-        words = await self._words(seen.id)
+        words = await self.words(seen.id)
         message = f"{name} of {app_id} ended with {seen.exit_code}{memory}{words}"
         hint = "give it more: config {memory_bytes: …}" if seen.out_of_memory else "its log may say why"
         return FailedPrecondition(message, hint=hint, next=[_logs(app_id)])
 
-    async def _words(self, id: str) -> str:
+    async def words(self, id: str) -> str:
+        """The last that a container said, to be put behind what became of it."""
         try:
             lines = await self._docker.logs(id, LINES)
         except AimaError:
@@ -166,18 +199,21 @@ class Stack:
         said = " | ".join(line.partition(" ")[2].strip() for line in lines if line.strip())
         return f"; it said last: {said[-600:]}" if said else "; it said nothing"
 
-    async def is_well(self, record: Document, name: str) -> bool:
-        """Whether a container answers as its template says; one that says nothing of health is well while it runs."""
+    async def ails(self, record: Document, name: str) -> str | None:
+        """Why a container does not answer as its template says, None where it does, or where its template says nothing."""
         health = record["template"]["containers"][name].get("health")
         if health is None:
-            return True
+            return None
         base = f"http://127.0.0.1:{record['ports'][health['port']]}"
+        place = f"{base}{health['path']}"
         try:
             with anyio.fail_after(PROBE_SECONDS):
                 async with self._pool.ask("GET", base, health["path"], {"Connection": "close"}, None, 1) as answer:
-                    return 200 <= answer.status < 400
-        except (Lost, OSError, TimeoutError):
-            return False
+                    return None if 200 <= answer.status < 400 else f"{place} answers {answer.status}"
+        except TimeoutError:
+            return f"{place} does not answer within {PROBE_SECONDS:g} s"
+        except (Lost, OSError):
+            return f"{place} does not answer"
 
     # Ending
 
@@ -186,13 +222,17 @@ class Stack:
         seen, ended = await self.seen(), []
         for name in reversed([*record["template"]["containers"]]):
             known = seen.get(container_of(record["id"], name))
-            if known is None or not known.runs:
+            if known is None or not (known.runs or known.is_paused):
                 continue
-            wanted = record["template"]["containers"][name].get("stop_seconds", STOP_SECONDS)
-            seconds = wanted if timeout_seconds is None else timeout_seconds
-            await self._docker.ask(Daemon.stop, known.id, seconds, seconds=seconds + 30)
+            await self.end(record, known, timeout_seconds)
             ended.append(name)
         return ended
+
+    async def end(self, record: Document, each: Seen, timeout_seconds: float | None = None) -> None:
+        """End one of its containers, and keep it."""
+        wanted = record["template"]["containers"][each.container].get("stop_seconds", STOP_SECONDS)
+        seconds = wanted if timeout_seconds is None else timeout_seconds
+        await self._docker.ask(Daemon.stop, each.id, seconds, seconds=seconds + 30)
 
     async def clear(self, app_id: str) -> None:
         """Remove its containers and its network: all that is no data."""
@@ -227,15 +267,11 @@ class Stack:
 
     # Looking
 
-    async def logs(self, record: Document, tail: int, since: float | None) -> list[str]:
-        """The last lines its containers wrote, by time; where there are several, each names its container."""
-        seen, lines = await self.seen(), list[str]()
-        names = [*record["template"]["containers"]]
-        for name in names:
-            if known := seen.get(container_of(record["id"], name)):
-                said = await self._docker.logs(known.id, tail, since)
-                lines += said if len(names) == 1 else [_with(name, line) for line in said]
-        return sorted(lines, key=lambda line: line.partition(" ")[0])[-tail:]
+    async def ids(self, record: Document) -> dict[str, str]:
+        """Docker's ids of an app's containers that there are, by their names in the template."""
+        seen = await self.seen()
+        named = {name: seen.get(container_of(record["id"], name)) for name in record["template"]["containers"]}
+        return {name: each.id for name, each in named.items() if each is not None}
 
     async def usage(self, id: str) -> tuple[float, int, int | None]:
         """CPU seconds a container has taken, and the memory that it takes and may take, now."""
@@ -257,11 +293,6 @@ def owner_of(full: str) -> str:
 def host_ports(record: Document) -> list[int]:
     """Every port of this machine that an app has, its link's among them."""
     return [*record["ports"].values(), *([record["link_port"]] if record["link_port"] else [])]
-
-
-def _with(name: str, line: str) -> str:
-    moment, _, text = line.partition(" ")
-    return f"{moment} {name}: {text}"
 
 
 def _logs(app_id: str) -> dict[str, Any]:

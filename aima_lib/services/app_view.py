@@ -15,12 +15,14 @@ def shown(
     seen: Mapping[str, Seen] | None,
     why: str | None,
     usage: Mapping[str, Mapping[str, Any]],
+    health: Mapping[str, tuple[str, str | None]],
     logins: Sequence[Mapping[str, str]],
     deaths: int,
 ) -> Document:
-    """types/app.json. seen: None where Docker is away, and `why`. usage: what was measured of containers, by their ids."""
-    containers = [_container(record, name, seen) for name in record["template"]["containers"]]
+    """types/app.json. seen: None where Docker is away, and `why`. usage and health: what is known of containers, by their ids."""
+    containers = [_container(record, name, seen, health) for name in record["template"]["containers"]]
     status = _status(record, seen, containers)
+    ailing = [f"{row['name']}: {health[row['container_id']][1]}" for row in containers if row["health"] == "unhealthy"]
     return {
         "id": record["id"],
         "name": record["name"],
@@ -28,7 +30,8 @@ def shown(
         "title": record["template"]["title"],
         "category": record["template"]["category"],
         "status": status,
-        "reason": record["error"] or why if status in ("failed", "unknown") else None,
+        "health": _health([row["health"] for row in containers]),
+        "reason": record["error"] or why if status in ("failed", "unknown") else "; ".join(ailing) or None,
         "url": _page(record) if record["phase"] in ("installed", "updating") else None,
         "ports": [_port(record, name, port) for name, port in ports_of(record["template"])],
         "volumes": [{"name": name, "volume": volume_of(record["id"], name)} for name in volumes_of(record["template"])],
@@ -57,13 +60,19 @@ def _status(record: Document, seen: Mapping[str, Seen] | None, containers: Seque
     return "stopping" if any(running) else "stopped"
 
 
-def _container(record: Document, name: str, seen: Mapping[str, Seen] | None) -> Document:
+def _health(known: Sequence[str]) -> str:
+    """Of all its containers together."""
+    return next((each for each in ("unhealthy", "unknown") if each in known), "healthy")
+
+
+def _container(record: Document, name: str, seen: Mapping[str, Seen] | None, health: Mapping[str, tuple[str, str | None]]) -> Document:
     found = (seen or {}).get(container_of(record["id"], name))
     image = record["images"].get(name, {})
     return {
         "name": name,
         "container_id": found.id if found else None,
         "status": "unknown" if seen is None else found.status if found else "absent",
+        "health": health.get(found.id, ("unknown", None))[0] if found and found.runs else "unknown",
         "exit_code": found.exit_code if found and not found.runs and found.started_at else None,
         "out_of_memory": found.out_of_memory if found else False,
         "started_at": found.started_at if found and found.runs else None,

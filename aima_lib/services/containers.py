@@ -109,7 +109,6 @@ class Containers:
     async def wrap(self, instance: Document, launch: Launch, model: Mapping[str, Any], device: Mapping[str, Any], port: int) -> Launch:
         """The launch as a container. Raises as launcher.contained, and as Docker does."""
         name = instance["engine"]
-        launcher.refuse_announcing(name, launch)
         info = await self._docker.ask(Daemon.info)
         image = await self._docker.image(self._named(name))
         if image is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -38,6 +38,7 @@ class DeviceService:
         self._raised: dict[str, dict[str, str]] = {}
         self._status: dict[str, str] = {}
         self._detecting = anyio.Lock()
+        self.listeners: list[Callable[[str, Reading], None]] = []  # hear of every sample of the loop
 
     async def detect(self) -> list[Device]:
         """Look at the hardware anew, remember it, publish device.detected."""
@@ -80,6 +81,11 @@ class DeviceService:
             raise NotFound(f"no device called {id!r}", hint=hint, next=calls, details={"nearest": nearest(id, known)})
         return known[id]
 
+    async def meant(self, id: str | None) -> str:
+        """The id of a device; without one, of that which engines are started on: the first GPU, else the processor. Raises NotFound."""
+        await self.known()
+        return str((self._main() if id is None else self.device(id))["id"])
+
     def sources(self) -> list[dict[str, Any]]:
         """How each kind of hardware was looked for: {source, found, reason}, the reason where nothing was found."""
         return [{"source": name, "found": len(found.devices), "reason": found.absent} for name, found in self._found.items()]
@@ -104,6 +110,15 @@ class DeviceService:
     async def held(self, device_id: str, pids: Collection[int]) -> int | None:
         """Bytes of a GPU's memory that these processes hold; None when its driver does not tell."""
         return await anyio.to_thread.run_sync(self._hardware.held, self.device(device_id), pids, abandon_on_cancel=True)
+
+    async def memory(self, device_id: str, fresh_seconds: float = FRESH_SECONDS) -> tuple[int | None, int | None]:
+        """Bytes of a device's memory, and how many of them are taken, by a reading not older than that. Raises NotFound."""
+        reading = await self._read(self.device(device_id), fresh_seconds)
+        return reading.memory_total_bytes, reading.memory_used_bytes
+
+    def stale(self, device_id: str) -> None:
+        """What was read of a device is known to be past."""
+        self._readings.pop(device_id, None)
 
     async def used(self, device_id: str) -> int | None:
         """Bytes of a device's memory that are taken at this very moment; None when it does not tell, or is gone."""
@@ -151,6 +166,8 @@ class DeviceService:
         new = [level for level in high if level.metric not in raised]
         self._raised[id] = {level.metric: level.severity for level in high}
         self._remember(id, reading)
+        for listener in self.listeners:
+            listener(id, reading)
         alert = None
         for level in new:
             payload = {"device_id": id, "metric": level.metric, "value": level.value, "threshold": level.threshold}

@@ -28,7 +28,7 @@ from aima_lib.launchers import process
 from aima_lib.names import did_you_mean, instance_id, replica_id, slug
 from aima_lib.services import placement
 from aima_lib.services.admission import Admission
-from aima_lib.services.ceiling import Ceiling
+from aima_lib.services.books import USUAL_PRIORITY, Books
 from aima_lib.services.containers import Containers
 from aima_lib.services.device import DeviceService
 from aima_lib.services.engine_calls import logs_call, port_of, start_call
@@ -63,14 +63,15 @@ class EngineService:
         devices: DeviceService,
         secrets: SecretService,
         docker: Docker,
+        books: Books,
     ) -> None:
         self._settings, self._home, self._store = config["engines"], home, store
         self._models, self._devices, self._secrets = models, devices, secrets
         self._news = EngineNews(events)
-        self._ceiling = Ceiling(self._settings["memory_limit_gib"])
-        self._measurements = Measurements(store)
+        self.books, self._measurements = books, Measurements(store)
+        books.reckon = self._reckoned
         self._measuring = Measuring(store, devices, self._measurements, lambda id: process.pids(home, id))
-        self._admission = Admission(devices, self._measurements, float(self._settings["memory_reserve_fraction"]))
+        self._admission = Admission(books, devices, self._measurements)
         self._locks: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
         self._probes = Probes(float(self._settings["probe_seconds"]))
         self.wire, self.containers = Wire(), Containers(config, home, store, docker, models)
@@ -168,19 +169,19 @@ class EngineService:
         """The model, if the engine can serve it so. Raises as `start`, for what is known before."""
         adapter, model = self.catalog.adapter(engine), self._model(model_id)
         refuse_unknown(adapter, options)
-        self._launching.refuse(adapter, options)
+        self._launching.refuse(adapter, options, model_id)
         if why := misfit(adapter, model):
             raise InvalidArgument(why, next=[{"unit": "engine.list", "arguments": {}}])
         return model
 
-    def refuse_launcher(self, name: str, options: Mapping[str, Any]) -> None:
+    def refuse_launcher(self, name: str, options: Mapping[str, Any], model_id: str | None = None) -> None:
         """Raise InvalidArgument or FailedPrecondition where an engine cannot be started by the launcher that they name."""
-        self._launching.refuse(self.catalog.adapter(name), options)
+        self._launching.refuse(self.catalog.adapter(name), options, model_id)
 
     def foresee(self, name: str, model_id: str, options: Mapping[str, Any]) -> tuple[str, bool, int | None]:
         """What `start` would start: its id, whether it runs already, and the memory it would take (None: unknown)."""
         refuse_unknown(self.catalog.adapter(name), options)
-        self.refuse_launcher(name, options)
+        self.refuse_launcher(name, options, model_id)
         id, model = instance_id(name, model_id), self._model(model_id)
         found = self._store.peek("instance", id)
         device, _ = placement.choose(self._devices.devices(), options)
@@ -191,14 +192,24 @@ class EngineService:
         """The memory that an engine with this model may take, or None where nobody knows."""
         return self.foresee(name, model_id, options)[2]
 
-    async def missing_bytes(self, name: str, model_id: str, options: Mapping[str, Any]) -> int | None:
-        """How much memory one more would lack now: 0, and it would be let in; None where nobody knows."""
-        engine, needed = self.catalog.adapter(name), self.needed_bytes(name, model_id, options)
-        device, _ = placement.choose(await self._devices.known(), options, engine.devices)
-        alive = [each for each in self._store.find("instance") if each["status"] in ALIVE]
-        beyond = self._ceiling.missing_bytes(needed, device["id"], alive, self.needed_bytes)
-        usable = await self._admission.usable_bytes(device["id"])
-        return beyond or None if usable is None or needed is None else max(0, beyond, needed - usable)
+    def _reckoned(self, instance: Mapping[str, Any]) -> int | None:
+        try:
+            return self.needed_bytes(instance["engine"], instance["model_id"], instance["options"])
+        except AimaError:  # its model is gone, or another configuration has it no more
+            return instance.get("predicted_bytes")
+
+    def device_of(self, name: str, options: Mapping[str, Any]) -> str:
+        """The device that an engine with these options would be started on."""
+        return str(placement.choose(self._devices.devices(), options, self.catalog.adapter(name).devices)[0]["id"])
+
+    async def missing_bytes(self, name: str, model_id: str, options: Mapping[str, Any], priority: int = USUAL_PRIORITY) -> int | None:
+        """How much memory one more of that priority would lack now: 0, and it would be let in; None where nobody knows."""
+        needed = self.needed_bytes(name, model_id, options)
+        await self._devices.known()
+        if needed is None:
+            return None
+        room = (await self.books.asked(self.device_of(name, options), needed, priority)).room(priority)
+        return None if room is None else max(0, needed - room)
 
     async def pass_probe(self, instance_id: str, seconds: float) -> None:
         """Return when a ready instance has computed in time what it is for, and a chat's answer is one.
@@ -260,22 +271,22 @@ class EngineService:
             return await self._begin(engine, model, options, id, port, service_id, None, None, send)
         device, fallback = placement.choose(await self._devices.known(), options, engine.devices)
         retry = start_call(engine.name, model["id"], options, service_id)
-        alive = [each for each in self._store.find("instance") if each["status"] in ALIVE and each["id"] != id]
-        self._ceiling.refuse(self.needed_bytes(engine.name, model["id"], options), model["id"], device["id"], alive, self.needed_bytes)
         which = (engine.name, self.catalog.version(engine.name, options))
-        async with self._admission.admitted(id, model, which, device["id"], options, retry):
+        priority = (self._store.peek("service", service_id) or {}).get("priority", USUAL_PRIORITY) if service_id else USUAL_PRIORITY
+        async with self._admission.admitted(id, model, which, device["id"], options, retry, priority) as predicted:
             await self._measuring.expect(id, device["id"])
-            return await self._begin(engine, model, options, id, port, service_id, device["id"], fallback, send)
+            return await self._begin(engine, model, options, id, port, service_id, device["id"], fallback, send, predicted)
 
     async def _begin(
         self, engine: Engine, model: Document, options: Mapping[str, Any], id: str, port: int | None, service_id: str | None,
-        device_id: str | None, fallback: str | None, send: Send,
+        device_id: str | None, fallback: str | None, send: Send, predicted_bytes: int | None = None,
     ) -> Document:  # fmt: skip
         document: Document = {
             "id": id, "engine": engine.name, "model_id": model["id"], "status": "starting", "health": "unknown",
             "pid": None, "keeper_pid": None, "started_at": now(), "ready_at": None, "tasks": [], "tools": None, "device": device_id,
             "base_url": f"http://127.0.0.1:{port}" if port else None, "placement": {"device": device_id, "fallback": fallback},
             "options": dict(options), "service_id": service_id, "log_path": str(process.log_of(self._home, id)), "error": None,
+            "predicted_bytes": predicted_bytes,
         }  # fmt: skip
         launch = self._plan(document)
         told = {name: self._secrets.read(secret) or "" for name, secret in launch.secrets.items()}

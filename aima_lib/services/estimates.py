@@ -8,6 +8,7 @@ from typing import Any
 
 from aima_lib.infra.store import Store
 from aima_lib.services import memory
+from aima_lib.services.books import USUAL_PRIORITY, Books
 from aima_lib.services.device import DeviceService
 from aima_lib.services.measurements import Measurements, load_of
 from aima_lib.services.memory import Load
@@ -30,8 +31,8 @@ class Wish:
 class Estimates:
     """Of one home, whose measurements they have learned from."""
 
-    def __init__(self, store: Store, devices: DeviceService, reserve_fraction: float) -> None:
-        self._devices, self._reserve, self._measurements = devices, reserve_fraction, Measurements(store)
+    def __init__(self, store: Store, devices: DeviceService, books: Books) -> None:
+        self._devices, self._books, self._measurements = devices, books, Measurements(store)
 
     async def of(self, model: Mapping[str, Any], wish: Wish) -> dict[str, Any]:
         """Memory, disk, and which devices it fits on now. `model` has geometry and size_bytes, and what else of a record is known.
@@ -67,13 +68,10 @@ class Estimates:
         return at
 
     async def _free(self, device_id: str | None) -> dict[str, int | None]:
-        await self._devices.known()
-        sampled = (await self._devices.metrics(device_id, 1, None))["devices"]
-        free: dict[str, int | None] = {}
-        for sample in sampled:
-            total, used = sample["now"]["memory_total_bytes"], sample["now"]["memory_used_bytes"]
-            free[sample["device_id"]] = None if total is None or used is None else max(0, int(total * (1 - self._reserve)) - used)
-        return free
+        known = [device["id"] for device in await self._devices.known()]
+        asked = known if device_id is None else [self._devices.device(device_id)["id"]]
+        rooms = {id: (await self._books.account(id)).room(USUAL_PRIORITY) for id in asked}
+        return {id: None if room is None else max(0, room) for id, room in rooms.items()}
 
 
 def _load(model: Mapping[str, Any], wish: Wish, device: Mapping[str, Any]) -> Load:

@@ -1,4 +1,4 @@
-"""Why something is as it is: one timeline from events, runs, the audit log, engines' logs and devices' samples, oldest cause first.
+"""Why something is as it is: one timeline from events, runs, the audit log, logs and devices' samples, oldest cause first.
 
 What is gathered is bounded at every step, and what is left out, for want of a scope or of room, is said.
 """
@@ -11,16 +11,17 @@ from datetime import timedelta
 from typing import Any
 
 from aima_lib.engines.cause import STAMP, telling
-from aima_lib.errors import NotFound
+from aima_lib.errors import AimaError, NotFound
 from aima_lib.infra.clock import moment, stamp
 from aima_lib.infra.events import Event
 from aima_lib.infra.store import Document
 from aima_lib.names import did_you_mean, nearest
 from aima_lib.services import Services
+from aima_lib.services.app_story import app_of, calls, stamped
 from aima_lib.services.verdict import Entry, has_failed, verdict
 
 ROUTINE = ("inference.request_started", "inference.request_completed", "model.pull_progress")
-KINDS = ("service", "instance", "model")
+KINDS = ("service", "instance", "model", "app")
 RUNS, AUDITED, INSTANCES, LINES, CORRELATED = 100, 30, 3, 5, 20
 AROUND = timedelta(seconds=60)
 LONGEST_TEXT = 500
@@ -59,12 +60,17 @@ class Explanation:
         """
         oldest = "" if since is None else moment(since)
         about = self._find(subject)
+        if about.kind == "app" and self._services.store.peek("app", about.id):
+            about.status = (await self._services.apps.get(about.id))["status"]
         self._gather_events(about, limit)
         self._gather_runs(about)
         self._gather_audit(about)
         failed = sorted((entry for entry in self._entries.values() if entry.failed), key=lambda entry: entry.place)
         await self._gather_logs(about, failed)
         self._gather_devices(about, failed)
+        if about.kind == "app":
+            record = self._services.store.peek("app", about.id)
+            about.next = calls(record, about.id, about.status, self._entries.values(), self._runs)
         entries = sorted((entry for entry in self._entries.values() if entry.time >= oldest), key=lambda entry: entry.place)
         cause, why = verdict(entries, frozenset([about.id, *about.ids]))
         kept = self._cut(entries, cause, limit)
@@ -87,13 +93,15 @@ class Explanation:
         for kind in KINDS:
             if (found := store.peek(kind, name)) is not None:
                 return self._thing(kind, found)
+        if any(app_of(run) == name for run in self._runs) or self._services.events.page(None, 1, ("app.*",), name):
+            return Subject("app", name, ids={name: None})
         if any(device["id"] == name for device in self._services.devices.devices()):
             calls = [{"unit": "device.health", "arguments": {"device_id": name}}]
             return Subject("device", name, ids={name: None}, next=calls)
         if (whole := self._whole(name)) is not None:
             return Subject("correlation", name, correlations={whole: None})
         known = [document["id"] for kind in KINDS for document in store.find(kind)] + [run["id"] for run in self._runs]
-        hint = did_you_mean(name, known) or "it takes the id of a run, a service, a model, an engine's instance or a device"
+        hint = did_you_mean(name, known) or "it takes the id of a run, a service, a model, an engine's instance, an app or a device"
         calls = [{"unit": "service.list", "arguments": {}}, {"unit": "run.list", "arguments": {}}]
         raise NotFound(f"nothing called {name!r} is on record", hint=hint, next=calls, details={"nearest": nearest(name, known)})
 
@@ -103,6 +111,8 @@ class Explanation:
         for key in ("service_id", "instance_id", "model_id"):
             if isinstance(named := run["input"].get(key), str):
                 about.ids[named] = None
+        if (app_id := app_of(run)) is not None:
+            about.ids[app_id] = None
         about.next = [*((run.get("error") or {}).get("next") or []), {"unit": "run.get", "arguments": {"run_id": run["id"]}}]
         return about
 
@@ -112,8 +122,8 @@ class Explanation:
         if kind == "service":
             mine, about.status = [found], self._services.serving.get(found["id"])["status"]
         else:
-            key = "instance_id" if kind == "instance" else "model_id"
-            mine = [service for service in services if service[key] == found["id"]]
+            key = {"instance": "instance_id", "model": "model_id"}.get(kind, "id")
+            mine = [] if kind == "app" else [service for service in services if service[key] == found["id"]]
         for service in mine:
             about.ids |= {service["id"]: None, service["model_id"]: None}
             about.instances[service["instance_id"]] = None
@@ -122,7 +132,7 @@ class Explanation:
         ]
         about.instances = dict.fromkeys([*about.instances, *running][:INSTANCES])
         about.ids |= about.instances
-        about.next = _calls(kind, found["id"], about)
+        about.next = [] if kind == "app" else _calls(kind, found["id"], about)
         return about
 
     def _whole(self, name: str) -> str | None:
@@ -181,6 +191,7 @@ class Explanation:
     def _gather_runs(self, about: Subject) -> None:
         for run in self._runs:
             named = {value for value in run["input"].values() if isinstance(value, str)}
+            named |= {app_of(run) or ""}
             if run["id"] != about.id and run.get("correlation_id") not in about.correlations and not named & set(about.ids):
                 continue
             self._add_run(run)
@@ -214,8 +225,9 @@ class Explanation:
 
     async def _gather_logs(self, about: Subject, failed: Sequence[Entry]) -> None:
         if not self._may("logs"):
-            self._leave_out("logs", "it takes the scope logs to read what engines wrote")
+            self._leave_out("logs", "it takes the scope logs to read what engines and apps wrote")
             return
+        await self._gather_app_logs(about, failed)
         for id in about.instances:
             ends = [entry for entry in failed if entry.kind == "engine.error" and entry.subject == id]
             try:
@@ -226,7 +238,20 @@ class Explanation:
             for end in ends[-2:]:
                 self._add_lines(id, lines, end)
 
-    def _add_lines(self, id: str, lines: Sequence[str], end: Entry) -> None:
+    async def _gather_app_logs(self, about: Subject, failed: Sequence[Entry]) -> None:
+        for id in about.ids:
+            ends = [entry for entry in failed if entry.kind.startswith("app.") and entry.subject == id]
+            if not ends or self._services.store.peek("app", id) is None:
+                continue
+            try:
+                lines = stamped((await self._services.apps.logs(id, 400))[0])
+            except AimaError as error:
+                self._leave_out("logs", f"the log of {id} is not to be had: {error}")
+                continue
+            for end in ends[-2:]:
+                self._add_lines(id, lines, end, "app.log")
+
+    def _add_lines(self, id: str, lines: Sequence[str], end: Entry, kind: str = "engine.log") -> None:
         since, until = stamp(end.moment - AROUND), stamp(end.moment + timedelta(milliseconds=1))
         near = [line for line in lines if STAMP.match(line) and since <= line[:24] <= until]
         said = telling(near, any_error=True)
@@ -234,7 +259,7 @@ class Explanation:
         for line in dict.fromkeys([*chosen, *near[-LINES:]]):
             time, _, text = line.partition(" ")
             is_telling = line in chosen
-            self._entries["log", id, line] = Entry(time, "log", "engine.log", id, text, telling=is_telling)
+            self._entries["log", id, line] = Entry(time, "log", kind, id, text, telling=is_telling)
 
     def _gather_devices(self, about: Subject, failed: Sequence[Entry]) -> None:
         ends = [entry for entry in failed if entry.kind not in ("device.metrics_alert", "device.health_changed")][-2:]

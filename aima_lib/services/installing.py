@@ -28,7 +28,7 @@ from aima_lib.infra.progress import Send
 from aima_lib.infra.store import Document
 from aima_lib.services.containers import Containers
 from aima_lib.services.engine_catalog import ALIVE, EngineCatalog
-from aima_lib.services.launching import DOCKER
+from aima_lib.services.launching import DOCKER, refuse_uncontained
 from aima_lib.services.model import ModelService
 
 PIP_SECONDS, CHECK_SECONDS, LAST_WORDS = 3600, 300, 600
@@ -68,6 +68,7 @@ class Installing:
         """
         engine, made = self._catalog.adapter(name), False
         if launcher == DOCKER:
+            refuse_uncontained(engine)
             return await self._install_image(name, version, send)
         async with self._locks[name]:
             if engine.install is not None and not await self._is_here(engine, version):
@@ -97,6 +98,7 @@ class Installing:
         """Whether something would be fetched, how much of the disk it may take, and the model that would be registered."""
         engine = self._catalog.adapter(name)
         if launcher == DOCKER:
+            refuse_uncontained(engine)
             return not await self._containers.is_here(name), 0, None
         fetches = engine.install is not None and not await self._is_here(engine, version)
         model = engine.builtin.id if engine.builtin and not self._models.has(engine.builtin.id) else None

@@ -11,7 +11,7 @@ from aima_lib.infra.launch import Launch
 from aima_lib.infra.store import Document
 from aima_lib.launchers import ray
 from aima_lib.launchers.ray import Way
-from aima_lib.services.engine_calls import port_of
+from aima_lib.services.engine_calls import port_of, start_call
 
 PROCESS, DOCKER, RAY, OPTION = "process", "docker", "ray", "launcher"
 KINDS: Mapping[str, Document] = {kind: {"id": RAY, "type": kind, "memory": {"kind": "system"}} for kind in ("gpu", "cpu")}
@@ -43,6 +43,20 @@ def chosen(options: Mapping[str, Any] | None, given: str | None = None) -> dict[
     return found
 
 
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name != OPTION}
+
+
+def refuse_uncontained(engine: Engine, instead: Document | None = None) -> None:
+    """Raise FailedPrecondition for an engine that cannot be a container. instead: the call that starts it as a process."""
+    if engine.announces:
+        raise FailedPrecondition(
+            f"{engine.name} stays a process: it chooses its own port, which no container can publish",
+            hint="leave launcher out, or take an engine that is given its port: llama-server, vllm, sglang",
+            next=[instead or {"unit": "engine.get", "arguments": {"name": engine.name}}],
+        )
+
+
 class Launching:
     """What there is to start engines with elsewhere than on this machine."""
 
@@ -53,8 +67,10 @@ class Launching:
         """How an engine can be started elsewhere."""
         return [] if self._absent(engine) else [RAY]
 
-    def refuse(self, engine: Engine, options: Mapping[str, Any]) -> None:
+    def refuse(self, engine: Engine, options: Mapping[str, Any], model_id: str | None = None) -> None:
         """Raise InvalidArgument or FailedPrecondition where an engine cannot be started by the launcher that they name."""
+        if is_contained(options):
+            refuse_uncontained(engine, None if model_id is None else start_call(engine.name, model_id, _plain(options), None))
         if not is_on_ray(options) or not (why := self._absent(engine)):
             return
         kind = InvalidArgument if "remote" in engine.formats else FailedPrecondition

@@ -93,26 +93,30 @@ class Measuring:
         return resident_peak(self._pids(instance_id))
 
     async def _look(self, instance: Mapping[str, Any]) -> Footprint | None:
-        device, id = instance["device"], instance["id"]
-        pids = await anyio.to_thread.run_sync(self._pids, id)
-        own = await anyio.to_thread.run_sync(measure, pids) if pids else None
-        if own is None or self._kind(device) != "gpu":
-            return own
-        held = await self._devices.held(device, pids)
-        if held is None and id in self._before:
-            used = await self._devices.used(device)
-            held = None if used is None else max(0, used - self._before[id])
-        if held is None:
-            return None
-        if self._devices.device(device)["memory"]["kind"] == "unified":  # what the GPU holds is memory that the processes do not count
-            return Footprint(own.bytes + held, own.peak_bytes + held, "nvml", own.rss_bytes, own.cgroup_bytes)
-        return Footprint(held, held, "nvml", own.rss_bytes, own.cgroup_bytes)
+        pids = await anyio.to_thread.run_sync(self._pids, instance["id"])
+        return await taken(self._devices, self._device(instance["device"]), pids, self._before.get(instance["id"]))
 
     def _kind(self, device_id: str) -> str:
         return str(self._device(device_id)["type"])
 
     def _device(self, device_id: str) -> Mapping[str, Any]:
         return next((device for device in self._devices.devices() if device["id"] == device_id), {"type": "cpu"})
+
+
+async def taken(devices: DeviceService, device: Mapping[str, Any], pids: Sequence[int], before: int | None = None) -> Footprint | None:
+    """What processes take of a device. None: they have ended, or its driver does not tell them apart, nor is known what it held before."""
+    own = await anyio.to_thread.run_sync(measure, pids) if pids else None
+    if own is None or device["type"] != "gpu":
+        return own
+    held = await devices.held(device["id"], pids)
+    if held is None and before is not None:
+        used = await devices.used(device["id"])
+        held = None if used is None else max(0, used - before)
+    if held is None:
+        return None
+    if device["memory"]["kind"] == "unified":  # what the GPU holds is memory that the processes do not count
+        return Footprint(own.bytes + held, own.peak_bytes + held, "nvml", own.rss_bytes, own.cgroup_bytes)
+    return Footprint(held, held, "nvml", own.rss_bytes, own.cgroup_bytes)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from aima_lib.infra.throttle import Throttle
 from aima_lib.infra.web import Web
 from aima_lib.names import slug
 from aima_lib.services.allowance import Hold, unlimited
+from aima_lib.services.books import Books
 from aima_lib.services.caches import Skipped
 from aima_lib.services.describe import digest_of
 from aima_lib.services.device import DeviceService
@@ -50,6 +51,7 @@ class ModelService:
         events: Events,
         devices: DeviceService,
         secrets: SecretService,
+        books: Books,
         *,
         web: Web | None = None,
         pace: Pace | None = None,
@@ -64,7 +66,7 @@ class ModelService:
         self._pulling = Pulling(config["sources"], secrets, store, events, shelf, self._transfers, ways, Line(downloads["at_once"]))
         self._intake = Intake(store, shelf, config["engines"]["remotes"])
         self._search = SearchService(self._pulling, self.estimate)
-        self._estimates = Estimates(store, devices, float(config["engines"]["memory_reserve_fraction"]))
+        self._estimates = Estimates(store, devices, books)
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Clear what a crash left and carry transfers until cancelled. A transfer under way then keeps its parts."""

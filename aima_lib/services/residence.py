@@ -24,7 +24,6 @@ from aima_lib.infra.events import Events
 from aima_lib.infra.progress import Send, silent
 from aima_lib.infra.store import Document, Store
 from aima_lib.services.groups import Groups
-from aima_lib.services.launching import is_on_ray
 from aima_lib.services.routes import Candidate
 
 if TYPE_CHECKING:
@@ -239,22 +238,23 @@ class Residence:
         mine = self._store.peek("service", service_id)
         if needed is None or usable is None or mine is None:
             return []
-        return self.making_way(service_id, self.settings(mine)["priority"], needed - usable)
+        return self.making_way(service_id, self.settings(mine)["priority"], needed - usable, error.details["device_id"])
 
-    def making_way(self, service_id: str, priority: int, missing: int) -> list[str]:
-        """Who would be unloaded so that a service of this priority has so many bytes more: nobody, where that would not be enough."""
+    def making_way(self, service_id: str, priority: int, missing: int, device_id: str) -> list[str]:
+        """Who would be unloaded so that a service of this priority has so many bytes more of a device: nobody, where that would not be
+        enough."""
         chosen = list[str]()
         for victim in sorted(self._others(service_id, priority), key=self._worth):
             if missing <= 0:
                 break
-            chosen.append(victim["id"])
-            missing -= self._serving.memory_bytes(victim)
+            if taken := self._serving.memory_bytes(victim, device_id):  # of others nothing would come free there
+                chosen.append(victim["id"])
+                missing -= taken
         return chosen if missing <= 0 else []
 
     def _others(self, service_id: str, priority: int) -> list[Document]:
         found = [self._serving.get(record["id"]) for record in self._store.find("service") if record["id"] != service_id]
-        mine = [each for each in found if not is_on_ray(each["options"])]  # others take no memory of this machine
-        return [each for each in mine if each["ready_replicas"] and not each["pinned"] and each["priority"] <= priority]
+        return [each for each in found if each["ready_replicas"] and not each["pinned"] and each["priority"] <= priority]
 
     def _worth(self, service: Document) -> tuple[int, bool, int, float]:
         lane = self._serving.turns.of_service(service["id"])

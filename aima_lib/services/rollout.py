@@ -48,10 +48,11 @@ class Rollout:
             raise InvalidArgument(message, hint="who asks it would be answered no more: serve that one beside it", next=[call])
         return target
 
-    async def foresee(self, target: Document) -> tuple[int | None, bool | None]:
+    async def foresee(self, target: Document, priority: int) -> tuple[int | None, bool | None]:
         """The memory that one more engine would take, and whether it fits beside those that run (None: unknown)."""
         order = (target["engine"], target["model_id"], target["options"])
-        missing = await self._engines.missing_bytes(*order) if not is_on_ray(target["options"]) else None  # elsewhere is not ours to say
+        elsewhere = is_on_ray(target["options"])  # where it is not ours to say
+        missing = None if elsewhere else await self._engines.missing_bytes(*order, priority)
         return self._engines.needed_bytes(*order), None if missing is None else not missing
 
     async def update(self, service_id: str, changes: Mapping[str, Any], probe_seconds: float, drain_seconds: float, send: Send) -> None:

@@ -133,7 +133,7 @@ class ServingService:
         model = self._model(model_id)
         chosen = engine or await self._engines.catalog.fitting(model)
         refuse_unknown(self._engines.catalog.adapter(chosen), options or {})
-        self._engines.refuse_launcher(chosen, options or {})
+        self._engines.refuse_launcher(chosen, options or {}, model_id)
         id = slug(name or model_id)
         defined = {"model_id": model_id, "engine": chosen, "options": dict(options or {})}
         kept = _given(more)
@@ -224,10 +224,12 @@ class ServingService:
         if is_on_ray(options):
             return 0, []
         chosen = engine or await self._engines.catalog.fitting(self._model(model_id))
-        missing = await self._engines.missing_bytes(chosen, model_id, options)
         if priority is None:
             priority = self.residence.settings(self._store.peek("service", service_id) or {})["priority"]
-        return missing, self.residence.making_way(service_id, int(priority), missing) if missing else []
+        missing = await self._engines.missing_bytes(chosen, model_id, options, int(priority))
+        if not missing:
+            return missing, []
+        return missing, self.residence.making_way(service_id, int(priority), missing, self._engines.device_of(chosen, options))
 
     def leaving_to_join(self, service_id: str, group: str | None) -> Sequence[str]:
         """As `leaving`, for a service that would join the group as it is: nobody, if it is not loaded."""
@@ -240,7 +242,7 @@ class ServingService:
         target = self.rollout.target(record, changes)
         if not record["desired_replicas"] or definition(record) == target:
             return None
-        return self._views.view(record), *await self.rollout.foresee(target)
+        return self._views.view(record), *await self.rollout.foresee(target, int(self.residence.settings(record)["priority"]))
 
     async def scale(self, service_id: str, replicas: int, send: Send = silent) -> Document:
         """Run a service with so many engines, and return when that is so. One that is stopped has them when it starts. It is not scaled by
@@ -353,12 +355,12 @@ class ServingService:
                 self._events.publish("service.created", {"service_id": id, **defined}, subject=id)
         return id
 
-    def memory_bytes(self, service: Mapping[str, Any]) -> int:
-        """What its engines take of this machine, as admission reckons it."""
-        if is_on_ray(service["options"]):
-            return 0
-        _, _, each = self._engines.foresee(service["engine"], service["model_id"], service["options"])
-        return (each or 0) * int(service["ready_replicas"])
+    def memory_bytes(self, service: Mapping[str, Any], device_id: str) -> int:
+        """What its engines take of a device, as admission reckons it."""
+        books = self._engines.books
+        among = books.sharing(device_id)
+        alive = [each for each in self._instances(service) if each["status"] in ALIVE and each["device"] in among]
+        return sum(books.planned_bytes(each) or 0 for each in alive)
 
     async def summon(self, model: str, task: str, candidates: Sequence[Candidate]) -> str | None:
         """Which service a request for `model` shall wait for, brought on its way if need be; None when it need not wait."""

@@ -8,17 +8,19 @@ from typing import Any
 
 import anyio
 
-from aima_lib.errors import AimaError, Unavailable
+from aima_lib.errors import AimaError, FailedPrecondition, Unavailable
 from aima_lib.infra.pool import Line, Lost
 from aima_lib.infra.store import Store
 from aima_lib.services.affinity import marks
 from aima_lib.services.answer import BYTES_A_TOKEN
+from aima_lib.services.engine_calls import logs_call
 from aima_lib.services.keys import PRIORITIES, USUAL_PRIORITY
 from aima_lib.services.lane import Lane, Limits, Seat
 from aima_lib.services.routes import Endpoint, Routes
 from aima_lib.services.wire import Wire, encoded
 
 TRIES = 3
+DEADLY = 2  # engines that went away under one request: there shall be no third
 USUAL_TOKENS = 256  # of an answer whose length nobody limited
 AGAIN = (429, 502, 503, 504)  # an engine that cannot just now; what it says otherwise is its answer
 ALONE = "instance "  # before the name of an instance that belongs to no service
@@ -65,12 +67,13 @@ class Turns:
 
         Raises:
             AimaError: as `Lane.enter`; Unavailable when engines failed.
+            FailedPrecondition: two went away while they had it, so that it seems to be the cause.
         """
         data, kind = encoded(request) if data is None else (data, None)
         longest = request.get("max_tokens")
         tokens = (len(data) // BYTES_A_TOKEN if kind is None else 0) + (longest if isinstance(longest, int) else USUAL_TOKENS)
         read = marks(request) if lane.is_wide else ()
-        tried: list[tuple[str, str]] = []
+        tried, gone = list[tuple[str, str]](), dict[tuple[str, str], None]()
         while True:
             seat = await lane.enter(caller, tokens, read, tried, again=bool(tried))
             tried.append(seat.place.start)
@@ -79,6 +82,9 @@ class Turns:
                 line = await self._first(lane, seat, path, data, kind, is_last=len(tried) == TRIES)
             except Lost as error:
                 lane.failed(seat, unreachable=not error.heard)
+                gone |= {seat.place.start: None} if error.gone else {}
+                if len(gone) == DEADLY:
+                    raise _deadly([id for id, _ in gone]) from error
                 if len(tried) == TRIES:
                     raise Unavailable(f"{seat.endpoint.instance['id']} cannot be reached: {error}") from error
             finally:
@@ -141,3 +147,11 @@ class Turns:
         else:
             endpoints = self._routes.ready(name)
         lane.update(endpoints, lambda: self._why_not(name.removeprefix(ALONE)))
+
+
+def _deadly(ids: list[str]) -> FailedPrecondition:
+    """Two starts of engines ended under one request."""
+    which = f"{ids[0]} went away twice" if ids[0] == ids[1] else f"{ids[0]} went away, and then {ids[1]},"
+    message = f"{which} with this request and no word of an answer: the request itself seems to be the cause, and is not tried again"
+    hint = "change it (a shorter prompt, fewer or smaller files, other options); engine.logs says what they died of"
+    return FailedPrecondition(message, hint=hint, next=[logs_call(id) for id in dict.fromkeys(ids)], details={"instances": ids})

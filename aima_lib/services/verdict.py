@@ -54,10 +54,12 @@ def has_failed(event: Event) -> bool:
     type, payload = event["type"], event["payload"]
     if type == "inference.request_failed":
         return bool(payload.get("code") != "cancelled")
-    if type in ("device.health_changed", "engine.health_changed"):
+    if type in ("device.health_changed", "engine.health_changed", "app.health_changed"):
         return payload.get("new_status") in ("warning", "critical", "unhealthy")
     if type == "model.verified":
         return payload.get("valid") is False
+    if type in ("app.restarted", "app.rolled_back"):  # one of its containers ended; another version did not work
+        return True
     return type.rpartition(".")[2] in ("failed", "error", "step_failed", "metrics_alert", "oom_detected")
 
 
@@ -112,6 +114,8 @@ def _within(entry: Entry, effect: Entry) -> bool:
 
 def _alarm(entries: Sequence[Entry], root: Entry) -> Entry | None:
     """Want of memory shortly before something ended in a way that want of memory makes likely."""
+    if root.facts.get("memory_limit_bytes"):
+        return None  # its own limit was reached, however much the machine had
     if not STARVED.search(str(root.facts.get("cause", root.text))):
         return None
     for entry in entries:
@@ -123,16 +127,17 @@ def _alarm(entries: Sequence[Entry], root: Entry) -> Entry | None:
 
 def _line(entries: Sequence[Entry], root: Entry) -> Entry | None:
     """The telling line of the log of the engine that failed there."""
-    instance = root.facts.get("instance_id") or root.facts.get("instance")
+    instance = root.facts.get("instance_id") or root.facts.get("instance") or root.facts.get("app_id")
     lines = [entry for entry in entries if entry.telling and entry.subject == instance and entry.moment <= root.moment]
     return max(lines, key=lambda entry: entry.place, default=None) if instance else None
 
 
 def _ended_by_somebody(entries: Sequence[Entry], own: frozenset[str]) -> tuple[Entry | None, str]:
     """Nothing failed: was it stopped?"""
+    ends = ("stopped", "deleted", "revoked", "uninstalled")
     stops = [
         entry for entry in entries
-        if entry.source == "event" and entry.subject in own and entry.kind.rpartition(".")[2] in ("stopped", "deleted", "revoked")
+        if entry.source == "event" and entry.subject in own and entry.kind.rpartition(".")[2] in ends
     ]  # fmt: skip
     last = max(stops, key=lambda entry: entry.place, default=None)
     begun = [entry for entry in entries if entry.source == "event" and entry.subject in own and entry.kind.endswith(".started")]

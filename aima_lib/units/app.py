@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from aima_lib.errors import Cancelled
+from aima_lib.errors import Cancelled, InvalidArgument
 from aima_lib.flows.source import parse, refusal
 from aima_lib.gateway import Context
 from aima_lib.infra.change import Change
@@ -38,7 +38,8 @@ async def update_app(ctx: Context, app_id: str, template: str | None = None, con
 
 @handles("app.start")
 async def start_app(ctx: Context, app_id: str) -> Result:
-    return {"app": await ctx.services.apps.start(app_id, ctx.send)}
+    app, notes = await ctx.services.apps.start(app_id, ctx.caller, ctx.send)
+    return {"app": app, "notes": notes}
 
 
 @handles("app.stop")
@@ -68,8 +69,14 @@ async def list_apps(ctx: Context, status: str | None = None, category: str | Non
 
 
 @handles("app.logs")
-async def app_logs(ctx: Context, app_id: str, tail: int = 100, since: str | None = None) -> Result:
-    return {"lines": await ctx.services.apps.logs(app_id, tail, moment(since) if since else None)}
+async def app_logs(
+    ctx: Context, app_id: str, tail: int = 100, since: str | None = None, cursor: str | None = None, wait_seconds: float = 0.0
+) -> Result:
+    since = moment(since) if since else None
+    if since and cursor:
+        raise InvalidArgument("since: a cursor says already where to go on", hint="leave one of them out", details={"field": "since"})
+    lines, place = await ctx.services.apps.logs(app_id, tail, since, cursor, wait_seconds)
+    return {"lines": lines, "cursor": place}
 
 
 @handles("app.templates")
@@ -119,7 +126,11 @@ async def plan_update(ctx: Context, given: Mapping[str, Any]) -> Change:
 @plans("app.start")
 async def plan_start(ctx: Context, given: Mapping[str, Any]) -> Change:
     app = await ctx.services.apps.get(given["app_id"])
-    return Change() if app["status"] == "running" else Change(starts=(("app", app["id"]),), memory_bytes=None)
+    starts = (("app", app["id"]),)
+    if ctx.services.apps.has_lost_key(app["id"]):
+        note = "its key was revoked: it gets another, and its containers are made anew with that"
+        return Change(creates=(("key", f"app-{app['id']}"),), starts=starts, memory_bytes=None, notes=(note,))
+    return Change() if app["status"] == "running" else Change(starts=starts, memory_bytes=None)
 
 
 @plans("app.stop")

@@ -17,6 +17,8 @@ from tests.standins import stand_in
 from tests.world import World, until
 
 LIMIT = 32 << 20
+PAGE = "/www/minio/health/live"
+CHECK = f'HEALTHCHECK --interval=200ms --timeout=2s --retries=1 CMD ["/bin/cat", "{PAGE}"]'
 BASE = {"ports": {"s3": 19555}, "memory_bytes": {"minio": LIMIT}}
 
 
@@ -77,7 +79,7 @@ def test_want_of_memory_is_seen_and_the_limit_named(world: World, api: docker.AP
 
 def test_another_image_takes_its_place_and_one_that_does_not_work_is_taken_back(world: World, api: docker.APIClient) -> None:
     until(lambda: drill(world)["status"] == "running", what="the app")
-    good = stand_in(api, "minio/newer:1", [9000, 9001], "LABEL newer=1")
+    good = stand_in(api, "minio/newer:1", [9000, 9001], CHECK)
     bad = stand_in(api, "minio/broken:1", [9000], 'ENTRYPOINT ["/bin/sh", "-c", "echo the data is too old; exit 3"]')
     updated = world.call("app.update", app_id="drill", config={**BASE, "images": {"minio": good}})["app"]
     assert (updated["status"], updated["containers"][0]["image_id"]) == ("running", good)
@@ -91,6 +93,18 @@ def test_another_image_takes_its_place_and_one_that_does_not_work_is_taken_back(
     with pytest.raises(AlreadyExists) as other:
         world.call("app.install", template="qdrant", name="drill")
     assert {"unit": "app.update", "arguments": {"app_id": "drill"}} in other.value.next
+
+
+def test_ill_health_is_told_with_what_dockers_check_said(world: World, api: docker.APIClient) -> None:
+    """Of the image that the test before this left."""
+    until(lambda: drill(world)["health"] == "healthy", what="health")
+    for script in (f"/bin/busybox mv {PAGE} /page", f"/bin/busybox mv /page {PAGE}"):
+        api.exec_start(api.exec_create(container(world), ["/bin/sh", "-c", script])["Id"])
+        until(lambda: happened(world, "app.health_changed"), what="the news")
+    turn = happened(world, "app.health_changed")[0]
+    assert (turn["container"], turn["old_status"], turn["new_status"]) == ("minio", "healthy", "unhealthy")
+    assert "No such file" in turn["reason"]
+    until(lambda: drill(world)["health"] == "healthy", what="health again")
 
 
 def test_a_port_that_somebody_took_is_said_and_what_was_stopped_stays_so(world: World, api: docker.APIClient) -> None:

@@ -128,6 +128,17 @@ def test_a_service_that_loses_one_of_two_engines_is_degraded_and_an_idle_one_is_
     assert answer["finish_reason"] == "length"
 
 
+def test_a_slot_that_is_preemptible_gives_way_to_one_that_needs_the_room(world: World) -> None:
+    """Each would fit alone, however much of this machine's memory others take meanwhile."""
+    [cpu] = [row for row in world.call("resource.status")["memory"] if row["device_id"] == "cpu"]
+    size = int(0.6 * cpu["usable_bytes"])
+    world.call("resource.allocate", name="yielding", type="container", memory_bytes=size, device_id="cpu", preemptible=True)
+    world.call("resource.allocate", name="taking", type="container", memory_bytes=size, device_id="cpu")
+    [event] = world.call("event.list", after=0, types=["resource.preemption"])["events"]
+    assert (event["subject"], event["payload"]["preempted_by"]) == ("yielding", "taking")
+    world.call("resource.release", slot_id="taking")
+
+
 def used(http: httpx.Client) -> tuple[int, int]:
     """Bytes of memory in use, and in all, as AIMA sees them."""
     [cpu] = http.get("/units/device/metrics", params={"device_id": "cpu"}).json()["devices"]
@@ -140,10 +151,12 @@ def test_memory_that_fills_up_is_told_and_seen_by_whoever_watches(
     """The threshold lies a little above what is in use; then this test takes twice that little."""
     for _ in range(3):  # somebody else's process may have taken that little first
         busy, total = used(world.http)
-        settings = config + FAULTS.format(fraction=min(0.999, busy / total + 0.02))
+        edge = busy / total + 0.02
+        kept = f"[engines]\nmemory_reserve_fraction = {min(0.9, 1 - edge)}\n"  # so that memory is short where the alert comes, or later
+        settings = config.replace("[engines]\n", kept) + FAULTS.format(fraction=min(0.999, edge))
         host = HostProcess(world.host.python, tmp_path_factory.mktemp("full") / "home", world.folder, settings).start()
         try:
-            if seen_by_watchers(host, portal, int(0.04 * total)):
+            if seen_by_watchers(host, portal, max(int(0.04 * total), int(0.12 * total) - busy)):
                 world.note(host.counted())
                 return
         finally:
@@ -171,13 +184,18 @@ def seen_by_watchers(host: HostProcess, portal: BlockingPortal, size: int) -> bo
                 listen.update()
             assert {subscriber.told(), subscriber.told()} == set(uris.values())
             [alert] = alerts(http)
+            until(lambda: told(http, "resource.pressure_warning"), 10, "the warning")
         assert alert["payload"]["metric"] == "memory_fraction"
         assert REGISTRY["device.metrics_alert"].payload.first_error(alert["payload"]) is None
     return True
 
 
 def alerts(http: httpx.Client) -> list[Event]:
-    found: list[Event] = http.get("/units/event/list", params={"types": "device.metrics_alert", "after": 0}).json()["events"]
+    return told(http, "device.metrics_alert")
+
+
+def told(http: httpx.Client, type: str) -> list[Event]:
+    found: list[Event] = http.get("/units/event/list", params={"types": type, "after": 0}).json()["events"]
     return found
 
 

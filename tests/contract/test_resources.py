@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
+from itertools import count
 from typing import Any
 
 import pytest
@@ -111,8 +112,17 @@ def toggled(world: World) -> Iterator[Callable[[], Any]]:
     world.call("service.delete", service_id="watched")
 
 
+@pytest.fixture(scope="module")
+def resized(world: World) -> Iterator[Callable[[], Any]]:
+    """Lets a slot of ours hold a little more."""
+    slot = world.call("resource.allocate", name="watched", type="desktop", memory_bytes=1 << 20, device_id="cpu")["slot"]
+    sizes = count(slot["memory_bytes"] + 1)
+    yield lambda: world.call("resource.update_slot", slot_id=slot["id"], memory_bytes=next(sizes))
+    world.call("resource.release", slot_id=slot["id"])
+
+
 @pytest.fixture
-def causes(world: World, toggled: Callable[[], Any]) -> Mapping[str, tuple[str, Callable[[], Any]]]:
+def causes(world: World, toggled: Callable[[], Any], resized: Callable[[], Any]) -> Mapping[str, tuple[str, Callable[[], Any]]]:
     """Resource → a URI of it, and a real call that changes what is there."""
     verify = partial(world.call, "model.verify", model_id="tiny")
     detect = partial(world.call, "device.detect")
@@ -144,6 +154,9 @@ def causes(world: World, toggled: Callable[[], Any]) -> Mapping[str, tuple[str, 
         "model.registry": ("aima://models/registry", verify),
         "pipeline.all": ("aima://pipelines", changed),
         "pipeline.by_id": ("aima://pipeline/watched", changed),
+        "resource.allocations_now": ("aima://resource/allocations", resized),
+        "resource.budget_now": ("aima://resource/budget", resized),
+        "resource.status_now": ("aima://resource/status", resized),
         "service.all": ("aima://services", toggled),
         "service.by_id": ("aima://service/watched", toggled),
     }

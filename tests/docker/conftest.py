@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.docker.daemon import Dockerd, libraries
+from tests.docker.podman import Podman
 
 HERE = Path(__file__).parent
 
@@ -27,10 +29,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def dockerd() -> Iterator[Dockerd]:
-    """A running daemon. A test that stops it starts it again."""
-    if why := Dockerd.lacks():
+    """A running daemon: Docker's, or with AIMA_DOCKER=podman the other. A test that stops it starts it again."""
+    kind = Podman if os.environ.get("AIMA_DOCKER") == "podman" else Dockerd
+    if why := kind.lacks():
         pytest.skip(why)
-    daemon = Dockerd()
+    daemon = kind()
     try:
         daemon.start()
     except OSError as error:

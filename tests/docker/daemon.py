@@ -147,6 +147,11 @@ class Dockerd:
         finally:
             api.close()
             packed.unlink()
+        return self.id_in(said)
+
+    @staticmethod
+    def id_in(said: str) -> str:
+        """The id of an image in what the daemon said of it."""
         found = re.search(r"sha256:[0-9a-f]{64}", said)
         assert found, said
         return found[0]

@@ -275,8 +275,15 @@ async def killed_host(home: Home, fixtures: Path) -> str:
 
 async def test_what_cannot_be_a_container_is_refused(hosted: Hosted) -> None:
     model = await hosted.tiny()
-    with pytest.raises(FailedPrecondition, match="names no image that serves llamacpp") as none:
-        await hosted.call("engine.start", name="llamacpp", model_id=model, launcher="docker")
-    assert none.value.hint and "[engines.images.llamacpp]" in none.value.hint
+    asked = {"name": "llamacpp", "model_id": model, "launcher": "docker", "options": {"context_length": 256}}
+    with pytest.raises(FailedPrecondition, match="llamacpp stays a process: it chooses its own port") as process_only:
+        await hosted.call("engine.start", **asked)
+    [call] = process_only.value.next
+    assert call == {"unit": "engine.start", "arguments": {key: value for key, value in asked.items() if key != "launcher"}}
+    with pytest.raises(FailedPrecondition, match="stays a process"):
+        await hosted.call("service.create", model_id=model, engine="llamacpp", launcher="docker")
+    with pytest.raises(FailedPrecondition, match="names no image that serves vllm") as none:
+        await hosted.call("engine.install", name="vllm", launcher="docker")
+    assert none.value.hint and "[engines.images.vllm]" in none.value.hint
     with pytest.raises(InvalidArgument, match=r"launcher is docker, and options\.launcher process"):
         await hosted.call("engine.start", name=ENGINE, model_id=model, launcher="docker", options={"launcher": "process"})

@@ -9,7 +9,6 @@ import pytest
 
 from aima_lib.errors import InvalidArgument
 from aima_lib.infra.home import Home
-from aima_lib.services.ceiling import GIB, Ceiling
 from aima_lib.services.meter import Meter
 from tests.engines.conftest import Hosted
 from tests.engines.pacing import asking, paced, serve
@@ -57,14 +56,14 @@ async def test_an_engine_that_does_not_fit_is_not_asked_for_again_at_once_and_no
     engines = hosted.gateway.services.engines
     needed = engines.needed_bytes("llama-server", "tiny", {"parallel": 1, "context_length": 256})
     assert needed
-    engines._ceiling = Ceiling(needed * 1.5 / GIB)
+    engines.books.limit_bytes = int(needed * 1.5)
     await hosted.call("service.update", service_id="tiny", autoscale={"max": 3, "ttft_ms": 1})
     async with asking(hosted, 2, wait=0.02, tokens=1) as results:
         degraded = await hosted.until(lambda: hosted.events("service.degraded"), 30)
         heard = len(results)
         await hosted.until(lambda: len(results) > heard + 20)  # as long as it took to be refused once
     cause = degraded[0]["payload"]["cause"]
-    assert "its time to first token is" in cause and "are left of the limit" in cause
+    assert "its time to first token is" in cause and "left of the owner's limit" in cause
     assert not [each.error for each in results if each.error]
     found = (await hosted.call("service.get", service_id="tiny"))["service"]
     assert (found["desired_replicas"], found["ready_replicas"], found["health"]) == (1, 1, "healthy")

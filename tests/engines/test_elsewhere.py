@@ -185,6 +185,9 @@ PACKAGES = {
 }
 
 
+READS = {"transformers": {"max_position_embeddings": 64}}
+
+
 def members(engine: str) -> dict[str, bytes]:
     package, version, program, folders = PACKAGES[engine]
     code = Path(vendor.__file__).read_text(encoding="utf-8").replace("if __name__", "main_ = main\nif __name__")
@@ -233,7 +236,7 @@ async def test_a_server_of_its_own_environment_is_started_with_a_key(
     weights.mkdir()
     header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
     (weights / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
-    (weights / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}), encoding="utf-8")
+    (weights / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], **READS.get(engine, {})}), encoding="utf-8")
     await remote.call("model.import", path=str(weights), name=f"of-{engine}")
     instance = (await remote.call("engine.start", name=engine, model_id=f"of-{engine}", options=options))["instance"]
     said = await remote.call("inference.chat", model=instance["id"], messages=HELLO)
@@ -244,6 +247,18 @@ async def test_a_server_of_its_own_environment_is_started_with_a_key(
     if engine == "transformers":
         with pytest.raises(InvalidArgument, match="Unexpected fields in the request"):
             await remote.call("inference.chat", model=instance["id"], messages=HELLO, top_k=3)
+        engines, long = remote.gateway.services.engines, [{"role": "user", "content": "word " * 65}]
+        assert (await remote.call("inference.chat", model=instance["id"], messages=[{"role": "user", "content": "word " * 64}]))["content"]
+        with pytest.raises(InvalidArgument, match=r"the prompt has 65 tokens and .* holds 64") as longer:
+            await remote.call("inference.chat", model=instance["id"], messages=long)
+        assert longer.value.details == {"prompt_tokens": 65, "context_length": 64}
+        with pytest.raises(InvalidArgument, match="the prompt has 65 tokens"):
+            await engines.wire.post(engines.address(instance), "/v1/chat/completions", {"model": f"of-{engine}", "messages": long})
+    engines = remote.gateway.services.engines
+    whole = await engines.wire.post(engines.address(instance), "/v1/chat/completions", {"model": f"of-{engine}", "messages": HELLO})
+    streamed = {"model": f"of-{engine}", "messages": HELLO, "stream": True}
+    names = {event["model"] async for event in engines.wire.stream(engines.address(instance), "/v1/chat/completions", streamed)}
+    assert {whole["model"]} == names == {f"of-{engine}"}, "no path of this machine's"
     log = "\n".join(await remote.gateway.services.engines.logs(instance["id"]))
     started = json.loads(log.partition("WORDS ")[2].partition("\n")[0])
     assert words.items() <= started.items()

@@ -17,8 +17,6 @@ import pytest
 
 from aima_lib.errors import AimaError, FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, ResourceExhausted
 from aima_lib.launchers import process
-from aima_lib.services.admission import Admission
-from aima_lib.services.measurements import Measurements
 from tests.engines.conftest import Hosted
 
 pytestmark = [pytest.mark.anyio, pytest.mark.engine]
@@ -259,16 +257,16 @@ async def test_a_start_that_was_left_behind_and_cannot_go_on_is_ended(hosted: Ho
 async def test_two_starts_at_once_are_not_promised_the_same_memory(hosted: Hosted) -> None:
     """Each would fit alone; neither has touched its memory when the other asks."""
     services = hosted.gateway.services
-    admission, engine = Admission(services.devices, Measurements(services.store), 0.1), ("llamacpp", None)
+    admission, engine = services.engines._admission, ("llamacpp", None)
     now = (await services.devices.metrics("cpu", 1))["now"]
     free = int(now["memory_total_bytes"] * 0.9) - now["memory_used_bytes"]
     model = services.models.get(await hosted.tiny())
     one = (await hosted.call("model.estimate_resources", model_id="tiny", context_length=1 << 20))["memory"]["kv_cache_bytes"]
     options = {"context_length": 1 << 20, "parallel": int(free * 0.6 / one)}
     retry = {"unit": "engine.start", "arguments": {"name": "llamacpp", "model_id": "tiny"}}
-    async with admission.admitted("first", model, engine, "cpu", options, retry):
+    async with admission.admitted("first", model, engine, "cpu", options, retry, 50):
         with pytest.raises(ResourceExhausted, match="promised"):
-            async with admission.admitted("second", model, engine, "cpu", options, retry):
+            async with admission.admitted("second", model, engine, "cpu", options, retry, 50):
                 pass
-    async with admission.admitted("second", model, engine, "cpu", options, retry):
+    async with admission.admitted("second", model, engine, "cpu", options, retry, 50):
         pass

@@ -13,7 +13,6 @@ import pytest
 from aima_lib import runtime
 from aima_lib.errors import FailedPrecondition
 from aima_lib.infra.home import Home
-from aima_lib.services.ceiling import GIB, Ceiling
 from tests.engines.conftest import Hosted
 from tests.engines.pacing import Asked, ask, paced, serve, write
 
@@ -137,7 +136,7 @@ async def test_who_made_way_for_one_that_does_not_start_is_loaded_again(hosted: 
     await services.store.update("service", "other", unloaded=True, group=None)
     needed = services.engines.needed_bytes("llama-server", "tiny", FOUR)
     assert needed
-    services.engines._ceiling = Ceiling(needed * 1.5 / GIB)
+    services.engines.books.limit_bytes = int(needed * 1.5)
     asked = await ask(hosted, model="other", tokens=1)
     assert asked.error is not None and "did not start" in str(asked.error)
     assert [event["payload"]["reason"] for event in hosted.events("service.unloaded")] == ["group", "evicted"]

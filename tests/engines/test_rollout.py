@@ -13,7 +13,6 @@ import pytest
 from aima_lib import runtime
 from aima_lib.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 from aima_lib.infra.home import Home
-from aima_lib.services.ceiling import GIB, Ceiling
 from tests.engines.conftest import Hosted
 from tests.engines.pacing import asking, paced, pids, serve, write
 
@@ -38,7 +37,7 @@ def limit(hosted: Hosted, times: float) -> None:
     engines = hosted.gateway.services.engines
     needed = engines.needed_bytes("llama-server", "tiny", FOUR)
     assert needed
-    engines._ceiling = Ceiling(needed * times / GIB)
+    engines.books.limit_bytes = int(needed * times)
 
 
 async def test_engines_are_replaced_one_by_one_and_nobody_is_refused(hosted: Hosted) -> None:

@@ -17,7 +17,6 @@ import pytest
 
 from aima_lib.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from aima_lib.infra.home import Home
-from aima_lib.services.ceiling import GIB, Ceiling
 from tests.engines.conftest import Hosted
 from tests.engines.pacing import Asked, ask, crowd, guest, paced, pids, say, serve
 
@@ -80,6 +79,28 @@ async def test_one_of_three_replicas_that_flaps_costs_nobody_who_had_heard_nothi
     assert (await hosted.call("service.scale", service_id="tiny", replicas=1))["service"]["ready_replicas"] == 1
 
 
+async def test_a_request_that_is_the_end_of_two_engines_is_not_given_to_a_third(hosted: Hosted) -> None:
+    await serve(hosted, replicas=3)
+    before = await pids(hosted)
+    asked = await ask(hosted, die=True)
+    assert isinstance(asked.error, FailedPrecondition) and "seems to be the cause" in str(asked.error) and asked.error.hint
+    died = asked.error.details["instances"]
+    assert len(died) == len(set(died)) == 2
+    assert asked.error.next == [{"unit": "engine.logs", "arguments": {"instance_id": id}} for id in died]
+    await hosted.until(lambda: len(hosted.events("engine.error")) == 2)
+    [untouched] = set(before) - set(died)
+    assert (await pids(hosted))[untouched] == before[untouched] and psutil.pid_exists(before[untouched])
+    assert (await ask(hosted, tokens=1)).error is None, "who asks for less is answered"
+
+
+async def test_an_engine_that_is_alone_is_not_ended_three_times(hosted: Hosted) -> None:
+    await serve(hosted)
+    asked = await ask(hosted, die=True)
+    assert isinstance(asked.error, FailedPrecondition) and "went away twice" in str(asked.error)
+    deaths = await hosted.until(lambda: (found := hosted.events("engine.error"))[1:] and found)
+    assert len(deaths) == 2
+
+
 async def test_who_waits_at_an_engine_that_hangs_is_answered_elsewhere(hosted: Hosted) -> None:
     await serve(hosted, replicas=2)
     [first, _] = (await pids(hosted)).values()
@@ -139,7 +160,7 @@ async def limited(hosted: Hosted, times: float) -> None:
     engines, service = hosted.gateway.services.engines, hosted.gateway.services.serving.get("tiny")
     needed = engines.needed_bytes(service["engine"], service["model_id"], service["options"])
     assert needed is not None
-    engines._ceiling = Ceiling(needed * times / GIB)
+    engines.books.limit_bytes = int(needed * times)
 
 
 async def test_two_models_that_do_not_fit_together_take_turns(hosted: Hosted) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,16 @@ async def test_a_token_expires(home: Home, tmp_path: Path) -> None:
             while (await gateway.call("approval.list", {"status": "expired"}))["total"] == 0:
                 await anyio.sleep(0.05)
         assert "expired" in await world.refused(OWNER, "model.delete", plan["token"], model_id=model)
+
+
+async def test_a_request_waits_for_its_approval_as_long_as_the_owner_says(home: Home, tmp_path: Path) -> None:
+    asks = '[policy]\ntoken_seconds = 2\nrequest_seconds = 30\nunits = {"model.verify" = "approve"}\n'
+    (home.path / "config.toml").write_text(asks + ROOTS, encoding="utf-8")
+    async with host(home) as gateway:
+        world = World(gateway, write_tiny_gguf(tmp_path / "tiny.gguf"))
+        plan = await world.plan(GUEST, "model.verify", model_id=await world.model("kept"))
+        created, expires = (datetime.fromisoformat(plan[key]) for key in ("created_at", "expires_at"))
+        assert (expires - created).total_seconds() == pytest.approx(30, abs=1)
 
 
 async def test_a_token_used_by_many_at_once_is_used_once(world: World) -> None:

@@ -25,6 +25,7 @@ from aima_lib.infra.home import Home
 from aima_lib.infra.store import Store
 from aima_lib.runtime import host
 from aima_lib.services import memory
+from aima_lib.services.books import Books
 from aima_lib.services.device import DeviceService
 from aima_lib.services.measurements import Measurements, load_of
 from tests.machines import GIB, MACHINES, Described, being
@@ -47,7 +48,8 @@ async def seen(gateway: Gateway, machine: Described, root: Path) -> Machine:
         architecture = machine.machine.replace("arm64", "aarch64")
         hardware = Hardware(root, Library(*machine.gpus) if machine.gpus else Library(), architecture)
         devices = DeviceService(services.config, services.store, services.events, hardware)
-        return replace(await here(devices, RESERVE), described=True)
+        books = Books({"memory_reserve_fraction": RESERVE, "memory_limit_gib": None}, services.store, devices, services.events)
+        return replace(await here(devices, books), described=True)
 
 
 # The best text model of each; the small container has none.

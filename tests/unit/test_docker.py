@@ -7,11 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import anyio
 import pytest
 
 from aima_lib import runtime
-from aima_lib.errors import InvalidArgument, Unavailable
-from aima_lib.infra.daemon import USUAL, socket_of
+from aima_lib.errors import AimaError, FailedPrecondition, InvalidArgument, Unavailable
+from aima_lib.infra.daemon import USUAL, Daemon, socket_of
 from aima_lib.infra.home import Home
 from tests.world import ROOTS
 
@@ -44,8 +45,21 @@ async def test_one_that_is_away_is_said_to_be(home: Home, tmp_path: Path, there:
         with pytest.raises(Unavailable, match=why) as away:
             await gateway.call("engine.install", {"name": "llama-server", "launcher": "docker"})
         assert away.value.hint and "DOCKER_HOST" in away.value.hint
+        with pytest.raises(FailedPrecondition, match="llamacpp stays a process"):
+            await gateway.call("engine.install", {"name": "llamacpp", "launcher": "docker"})
         checks = {check["name"]: check for check in (await gateway.call("system.doctor"))["checks"]}
         assert checks["docker"]["status"] == "warning" and why in checks["docker"]["message"]
+
+
+async def test_one_that_does_not_answer_is_waited_for_as_long_as_the_owner_says(home: Home, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as mute:
+        mute.bind(str(tmp_path / "docker.sock"))
+        mute.listen()
+        text = f'[docker]\nsocket = "{tmp_path}/docker.sock"\ncall_seconds = 1\n{IMAGES}{ROOTS}'
+        (home.path / "config.toml").write_text(text, encoding="utf-8")
+        async with runtime.host(home) as gateway:
+            with anyio.fail_after(15), pytest.raises(AimaError, match="did not answer"):
+                await gateway.services.docker.ask(Daemon.version)
 
 
 async def test_a_home_that_needs_none_is_well_without(home: Home, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ def test_every_option_of_the_schema_is_one_of_the_engine(engine: Engine) -> None
     with pytest.raises(InvalidArgument, match="no option 'threds'") as caught:
         refuse_unknown(engine, {"threds": 2})
     assert caught.value.hint == "did you mean threads?"
+    assert engine.announces == engine.plan(MODEL, PATH, CPU, {"threads": 2}).announces, "known before anything is planned"
 
 
 def test_llamacpp_keeps_to_the_cpu_unless_the_device_is_a_gpu() -> None:

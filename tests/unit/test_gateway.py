@@ -39,6 +39,7 @@ UNITS = [
     unit("query", "thing.refuse"),
     unit("query", "thing.slow"),
     unit("command", "thing.change", scope="write"),
+    unit("command", "thing.linger", scope="write"),
     unit("command", "thing.execute", scope="exec"),
     unit("command", "thing.work", durable=True, inputSchema=COUNT, outputSchema=COUNT),
     unit(
@@ -84,6 +85,10 @@ async def slow(ctx):
 async def change(ctx):
     return {}
 
+@handles("thing.linger")
+async def linger(ctx):
+    await anyio.sleep_forever()
+
 @handles("thing.execute")
 async def execute(ctx):
     return {}
@@ -109,7 +114,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
 @pytest.fixture
 async def gateway(home: Home, registry: Registry) -> AsyncIterator[Gateway]:
     """A host of other unit files, beside AIMA's events."""
-    (home.path / "config.toml").write_text("[calls]\nquery_timeout_seconds = 1\n", encoding="utf-8")
+    (home.path / "config.toml").write_text("[calls]\nquery_timeout_seconds = 1\ncommand_timeout_seconds = 1.5\n", encoding="utf-8")
     events = {unit.name: unit for unit in Registry.described().of("event")}
     async with host(home, registry=Registry(events | dict(registry))) as hosted:
         yield hosted
@@ -164,6 +169,11 @@ async def test_scopes_are_checked_before_anything_else(gateway: Gateway) -> None
         await gateway.call("thing.execute", caller=OWNER)
     assert await gateway.call("thing.execute", caller=Caller("root", frozenset({"admin", "exec"}))) == {}
     assert gateway.outcomes["thing.change", "permission_denied"] == 1
+
+
+async def test_a_command_has_a_deadline_of_its_own(gateway: Gateway) -> None:
+    with anyio.fail_after(20), pytest.raises(DeadlineExceeded, match=r"thing\.linger took longer than 1\.5 s"):
+        await gateway.call("thing.linger")
 
 
 async def test_a_call_has_a_deadline(gateway: Gateway) -> None:

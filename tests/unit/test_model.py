@@ -23,6 +23,7 @@ from aima_lib.infra.store import Store
 from aima_lib.infra.web import Web
 from aima_lib.registry import Registry
 from aima_lib.services import memory
+from aima_lib.services.books import Books
 from aima_lib.services.device import DeviceService
 from aima_lib.services.model import ModelService
 from aima_lib.services.pulling import way_out
@@ -63,7 +64,8 @@ class Shop:
         self.events = Events(store, types)
         self.devices = DeviceService(settings, store, self.events, hardware)
         web = Web(way_out(settings, connect_seconds=10, stall_seconds=stall_seconds))
-        self.models = ModelService(settings, home.path, store, self.events, self.devices, SecretService(home, store), web=web, pace=pace)
+        books, secrets = Books(settings["engines"], store, self.devices, self.events), SecretService(home, store)
+        self.models = ModelService(settings, home.path, store, self.events, self.devices, secrets, books, web=web, pace=pace)
 
     def on_disk(self) -> dict[str, list[str]]:
         """Names under models/: blobs, partial, and each model."""

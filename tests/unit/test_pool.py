@@ -86,6 +86,33 @@ async def test_a_post_that_meets_the_close_of_an_idle_line_is_sent_again_once() 
         asked.close()
 
 
+@pytest.mark.parametrize("answered", [0, 1])
+async def test_whoever_ends_with_a_request_is_told_from_whoever_is_not_there(answered: int) -> None:
+    """Over a fresh line, and over a kept one whose request is sent again to nobody."""
+    stopped: list[asyncio.Server] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for number in range(answered + 1):
+            head = await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(2)
+            assert head.startswith(b"POST")
+            if number < answered:
+                writer.write(WHOLE)
+        stopped[0].close()
+        writer.close()
+
+    stopped.append(listening := await asyncio.start_server(serve, "127.0.0.1", 0))
+    url, asked = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}", Pool()
+    for _ in range(answered):
+        assert (await post(asked, url))[0] == 200
+    with pytest.raises(Lost) as lost:
+        await post(asked, url)
+    assert lost.value.gone and not lost.value.heard
+    with pytest.raises(Lost) as lost:
+        await post(asked, url)
+    assert not lost.value.gone and not lost.value.reached
+
+
 async def test_nothing_is_sent_again_once_a_byte_of_an_answer_has_come() -> None:
     async def serve(reader: Recorded, writer: asyncio.StreamWriter, number: int) -> None:
         await reader.request()

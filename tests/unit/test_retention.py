@@ -8,6 +8,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from aima_lib.catalog import past
 from aima_lib.infra import store as module
 from aima_lib.infra.clock import now
 from aima_lib.infra.events import Events
@@ -92,3 +93,17 @@ async def test_runs_that_ended_are_dropped_and_those_under_way_never(store: Stor
     await dropped(store, 14, 1)
     assert [run["id"] for run in store.find("run")] == ["b", "d"]
     assert store.count("model") == 1
+
+
+async def test_of_recipes_that_were_applied_what_stands_and_what_is_new_stays(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(past, "MOST", 3)
+    made = {"result": {"service_id": "stands"}, "state": "done"}
+    rows = {"first": made | {"created_at": OLD}, "newer": made | {"created_at": OLD}}
+    rows |= {"gone": {"state": "done", "result": {"service_id": "gone"}, "created_at": OLD}, "undone": {"state": "undone"}}
+    rows |= {"going": {"state": "forward", "created_at": OLD}}
+    rows |= {f"new{number}": {"state": "undone", "created_at": now()} for number in range(5)}
+    for id, row in rows.items():
+        await store.put("applied", {"id": id, **row})
+    await store.put("service", {"id": "stands"})
+    await past.prune(store, 14)
+    assert store.ids("applied") == {"newer", "going", "new2", "new3", "new4"}

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from aima_lib import runtime
 from aima_lib.errors import AimaError
 from aima_lib.infra.home import Home
 from tests.tiny import write_tiny_gguf
@@ -204,3 +205,19 @@ async def test_a_post_goes_where_a_get_may_go_and_follows_no_redirect(collector:
         await closed.post(f"{collector.url}/v1/traces", {}, b"x")
     await egress.close()
     await closed.close()
+
+
+@pytest.mark.anyio
+async def test_the_owner_says_which_share_is_sent_and_which_variable_has_the_headers(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-tenant=usual")
+    monkeypatch.setenv("COLLECTOR_HEADERS", "x-tenant=mine")
+    taker = Collector()
+    for ratio in (0, 1):
+        settings = f'[telemetry]\nendpoint = "{taker.url}"\nsample_ratio = {ratio}\nservice_name = "share-{ratio}"\n'
+        (home.path / "config.toml").write_text(settings + 'headers_env = "COLLECTOR_HEADERS"\n' + ROOTS, encoding="utf-8")
+        async with runtime.host(home) as gateway:
+            for _ in range(5):
+                await gateway.call("device.info")
+    taker.close()
+    assert [span["service"] for span in taker.spans() if span["name"] == "device.info"] == ["share-1"] * 5
+    assert {headers["x-tenant"] for headers in taker.headers} == {"mine"} and "share-0" not in str(taker.spans())

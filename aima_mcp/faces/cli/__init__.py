@@ -140,13 +140,16 @@ class UnitCommand(click.Command):
         from aima_lib.infra.home import Home
         from aima_mcp.faces.cli.call import Consent, Manner, call_unit
 
-        given = ctx.params
-        arguments = words.gather(self.schema, given, ctx.meta[DOTTED])
+        given, home = ctx.params, Home(ctx.find_root().params.get("home"))
+        arguments, form = words.gather(self.schema, given, ctx.meta[DOTTED]), output.form_in(given)
+        if given.get("cli_follow"):
+            from aima_mcp.faces.cli.following import follow
+
+            follow(home, self.definition, arguments, form)
+            return
         consent = Consent(bool(given.get("cli_plan")), given.get("cli_token"), bool(given.get("cli_yes")))
-        manner = Manner(
-            output.form_in(given), given["cli_timeout"], given.get("cli_key"), not given.get("cli_detach"), consent, given.get("cli_out")
-        )
-        call_unit(Home(ctx.find_root().params.get("home")), Unit(self.definition), arguments, manner)
+        manner = Manner(form, given["cli_timeout"], given.get("cli_key"), not given.get("cli_detach"), consent, given.get("cli_out"))
+        call_unit(home, Unit(self.definition), arguments, manner)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         outputs = self.definition["outputSchema"]["properties"]
@@ -175,6 +178,8 @@ def _manners(found: Mapping[str, Any]) -> Iterator[click.Option]:
     yield from output.options(taken)
     if found["kind"] == "command":
         yield from _consent(taken)
+    if _can_follow(found):
+        yield click.Option(["--follow", "-f", "cli_follow"], is_flag=True, help="Go on with what comes, until Ctrl-C.")
     if "out" not in taken and files.places(found["outputSchema"]):
         yield click.Option(["--out", "cli_out"], metavar="FILE", help="Write what was made to a file; - is standard output.")
     yield click.Option(["--timeout", "cli_timeout"], type=click.FloatRange(min=0), metavar="SECONDS", help="Give up after so long.")
@@ -182,6 +187,12 @@ def _manners(found: Mapping[str, Any]) -> Iterator[click.Option]:
         yield click.Option(["--idempotency-key", "cli_key"], metavar="TEXT", help="Same key and same input: the same run, not another.")
         names = ["--detach"] if "wait" in taken else ["--no-wait", "--detach"]
         yield click.Option([*names, "cli_detach"], is_flag=True, help="Print the run and leave it to the host.")
+
+
+def _can_follow(found: Mapping[str, Any]) -> bool:
+    """Whether a query says where it ended, and can wait for what comes after that."""
+    given = found["inputSchema"]["properties"]
+    return {"cursor", "wait_seconds"} <= set(given) and "cursor" in found["outputSchema"]["properties"] and "follow" not in given
 
 
 def _consent(taken: Mapping[str, Any]) -> Iterator[click.Option]:
