@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -55,15 +56,18 @@ class Turn:
     async def __aenter__(self) -> Self:
         """Raises AimaError: as `Turns.begun`."""
         self._begin()
+        begun = False
         try:
             caller = caller_of(self._charge)
             self._seat, self.line = await self._turns.begun(self._lane, caller, self._path, self._request, self._data)
-        except BaseException as error:
-            told = self._told(error)
-            self._end(told)
-            if told is error:
-                raise
-            raise told from error
+            begun = True
+        except AimaError as error:
+            if (told := self._told(error)) is not error:
+                raise told from error
+            raise
+        finally:
+            if not begun:
+                self._end(sys.exc_info()[1])
         self.endpoint = self._seat.endpoint
         self.answer.instance_id, self.answer.sent = self.endpoint.instance["id"], self._seat.since
         return self

@@ -121,12 +121,15 @@ class Turns:
 
     async def _heard(self, seat: Seat, path: str, data: bytes, kind: str | None) -> Line:
         line = await self._wire.begin(seat.endpoint.address, path, data, kind)
-        if line.status == 200 and line.content_type == "text/event-stream":
-            try:
-                await line.first()
-            except BaseException:
+        if line.status != 200 or line.content_type != "text/event-stream":
+            return line
+        begun = False
+        try:
+            await line.first()
+            begun = True
+        finally:
+            if not begun:
                 self._wire.end(line)
-                raise
         return line
 
     def _rank(self, caller: str) -> int:
