@@ -257,6 +257,15 @@ class Gateway:
             raise
         return unit
 
+    def allow_again(self, unit: Unit, caller: Caller, arguments: Mapping[str, Any]) -> None:
+        """As `allow`, where that was let through before and nothing it went by has changed since: all but what has an end is known."""
+        try:
+            self.services.freeze.refuse(unit)
+            self.services.allowance.admit(caller, unit)
+        except AimaError as refusal:
+            self._note_refusal(unit, caller, arguments, refusal)
+            raise
+
     def _checked(self, name: str, arguments: Mapping[str, Any] | None, caller: Caller) -> tuple[Unit, Mapping[str, Any]]:
         unit = self.find(name)
         given = {} if arguments is None else arguments

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import random
 import re
 import secrets
 from collections.abc import Collection, Iterable
@@ -31,6 +32,11 @@ def fresh(stem: str, taken: Collection[str]) -> str:
     if stem not in taken:
         return stem
     return next(name for number in range(2, len(taken) + 3) if (name := f"{stem}-{number}") not in taken)
+
+
+def tag() -> str:
+    """A long random word for ids that are made by the thousand, and need not be hard to guess."""
+    return f"{random.getrandbits(64):016x}"
 
 
 def token(length: int = 6) -> str:

@@ -26,6 +26,7 @@ class Policy:
     def __init__(self, rules: Mapping[str, Any], registry: Registry) -> None:
         self._scopes: Mapping[str, str] = rules["scopes"]
         self._units: Mapping[str, str] = rules["units"]
+        self._levels: dict[tuple[str, bool], str] = {}
         names = [unit.name for unit in registry.of("command", "query")]
         for pattern in self._units:
             if not any(fnmatchcase(name, pattern) for name in names):
@@ -37,8 +38,14 @@ class Policy:
 
         Nobody stands above the owner, so what others need an approval for, the owner needs a plan for.
         """
+        place = unit.name, caller == OWNER
+        if place not in self._levels:
+            self._levels[place] = self._level(unit, is_owner=place[1])
+        return self._levels[place]
+
+    def _level(self, unit: Unit, *, is_owner: bool) -> str:
         fitting = [level for pattern, level in self._units.items() if fnmatchcase(unit.name, pattern)]
         level = max([unit.policy, self._scopes.get(unit.definition["scope"], "auto"), *fitting], key=LEVELS.index)
         if unit.kind == "query":
             return level if level == "deny" else "auto"
-        return "plan" if level == "approve" and caller == OWNER else level
+        return "plan" if level == "approve" and is_owner else level

@@ -85,6 +85,8 @@ class Judge:
     def first_error(self, value: Any) -> str | None:
         """What is wrong with `value`, with its path, or None. Numbers JSON cannot carry are wrong too."""
         try:
+            if self._validator.is_valid(value):
+                return None
             error = self._first(value)
         except (ValueError, TypeError) as unfit:
             return "not a JSON value" if self._private else f"not a JSON value: {unfit}"

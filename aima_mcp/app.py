@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -9,51 +10,23 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
-from starlette.datastructures import Headers
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from aima_lib import __version__
-from aima_lib.door import AGENT, OWNER, Caller
+from aima_lib.door import AGENT, OWNER
 from aima_lib.errors import AimaError, InvalidArgument, NotFound, Unavailable
 from aima_lib.gateway import Gateway
 from aima_lib.infra import trace
-from aima_lib.services.oauth import Bearer
 from aima_mcp.faces import http, openai, strict_json
 from aima_mcp.faces.at_mcp import AtMcp
 from aima_mcp.faces.http import metrics, negotiated, openapi, refuse_method
 from aima_mcp.faces.http.entrance import METADATA, Entrance
-from aima_mcp.faces.http.exchange import MIB, ClientLeft, Exchange, Fields
+from aima_mcp.faces.http.exchange import MIB, NOBODY, ClientLeft, Cut, Exchange
 from aima_mcp.faces.http.problem import Refused, status_of
 
 log = logging.getLogger(__name__)
 GRACE_SECONDS = 0.6
 Answer = Callable[[Exchange], Awaitable[None]]
-
-
-class _Open:
-    """A request under way: what ends it, and how far its reply is."""
-
-    def __init__(self, send: Send, extra: Mapping[str, str], is_get: bool) -> None:
-        self.scope = anyio.CancelScope()
-        self.started = self.finished = self.endless = False
-        self.caller: Caller | None = None
-        self._send, self._is_get = send, is_get
-        self._extra = _raw(extra)
-
-    def extend(self, extra: Mapping[str, str]) -> None:
-        """More headers for every reply."""
-        self._extra += _raw(extra)
-
-    async def send(self, message: Message) -> None:
-        """Pass on what the face sends, with the headers every reply has, and remember how far it is."""
-        if message["type"] == "http.response.start":
-            self.started = True
-            if self._is_get:
-                self.endless = Headers(raw=message.get("headers", [])).get("content-type", "").startswith("text/event-stream")
-            message = {**message, "headers": [*message.get("headers", []), *self._extra]}
-        elif not message.get("more_body", False):
-            self.finished = True
-        await self._send(message)
 
 
 class App:
@@ -71,7 +44,7 @@ class App:
         self._kept_seconds = config["events"]["retention_days"] * 86_400
         self._mcp = AtMcp(gateway, config["mcp"]["profiles"], self._kept_seconds, self._keys.profile, _extend if conformance else None)
         self._keyless = conformance
-        self._open: set[_Open] = set()
+        self._open: set[Exchange] = set()
         self._closing = False
         self._quiet = anyio.Event()
         units = http.build(gateway)
@@ -83,7 +56,8 @@ class App:
             "/metrics": self._measure,
             "/shutdown": self._shut_down,
         }
-        self._below: dict[str, Answer] = {"units": units.units, "v1": openai.build(gateway)}
+        self._below: dict[str, Answer] = {"units": units.units, "mcp": self._speak_mcp}
+        self._openai = openai.build(gateway)
 
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
@@ -95,75 +69,92 @@ class App:
         """End what is open: endless streams now, calls after a short grace. Runs stay as they are, for the next host."""
         self._closing = True
         self._mcp.end_streams()
-        for request in self._open:
-            if request.endless:
-                request.scope.cancel()
+        for exchange in list(self._open):
+            if exchange.endless:
+                exchange.cancel()
         if self._open:
             with anyio.move_on_after(GRACE_SECONDS):
                 await self._quiet.wait()
-        for request in self._open:
-            request.scope.cancel()
+        for exchange in list(self._open):
+            exchange.cancel()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         if scope["type"] != "http":
             raise NotImplementedError(f"no {scope['type']} here")
-        headers = Fields(scope)
-        request = _Open(send, {"x-content-type-options": "nosniff"}, scope["method"] == "GET")
-        self._open.add(request)
+        exchange = Exchange(scope, receive, send)
+        self._open.add(exchange)
         try:
-            with request.scope:
-                await self._answer(scope, headers, receive, request)
+            await self._answer(exchange)
+        except (Cut, ClientLeft):
+            pass
+        except asyncio.CancelledError:
+            if not exchange.is_cut:
+                raise
         finally:
-            self._open.discard(request)
+            self._open.discard(exchange)
             if self._closing and not self._open:
                 self._quiet.set()
-        if request.scope.cancelled_caught and not request.finished:
-            gone = _ending() if self._closing or request.caller is None else self._entrance.ended(request.caller)
-            await self._cut(scope, receive, request, gone)
+        if exchange.is_cut and not (exchange.finished or exchange.has_left):
+            await self._cut(exchange)
 
-    async def _answer(self, scope: Scope, headers: Headers, receive: Receive, request: _Open) -> None:
-        exchange = Exchange(scope, receive, request.send, headers)
+    async def _answer(self, exchange: Exchange) -> None:
         try:
             if self._closing:
                 raise Refused(503, _ending(), {"connection": "close"})
-            self._entrance.check(headers)
-            request.extend(self._entrance.cross_origin(headers))
-            if exchange.method == "OPTIONS" and "origin" in headers:
-                await exchange.start(204, self._entrance.preflight(headers))
-                await exchange.write(b"", more=False)
-            elif exchange.path == "/health":
-                refuse_method(exchange, "GET", "HEAD")
-                await exchange.reply_json({"status": "ok", "version": __version__}, headers={"cache-control": "no-store"})
-            elif self._oauth is not None and exchange.path in (METADATA, f"{METADATA}/mcp"):
-                refuse_method(exchange, "GET", "HEAD")
-                await exchange.reply_json(self._oauth.metadata(), headers={"cache-control": "max-age=300"})
-            else:
-                keyless = self._keyless and exchange.path == "/mcp"
-                bearer = Bearer(OWNER, math.inf) if keyless else await self._entrance.caller(headers)
-                at_mcp = exchange.path.split("/", 2)[1:2] == ["mcp"]
-                caller = AGENT if bearer.caller == OWNER and at_mcp else bearer.caller
-                scope.setdefault("state", {})["caller"] = request.caller = caller
-                request.scope.deadline = bearer.deadline
-                with self._keys.holding(caller, request.scope), trace.carried(trace.read(headers)):
-                    await self._route(exchange, scope, receive, request.send)
-        except ClientLeft:
-            request.finished = True
+            visit = self._entrance.known(exchange)
+            if visit is None:
+                exchange.extra = self._entrance.check(exchange.headers)
+                if await self._welcome(exchange):
+                    return
+                visit = await self._entrance.visit(exchange, keyless=self._keyless and exchange.path == "/mcp")
+            exchange.caller, exchange.extra, exchange.is_json = visit.caller, visit.extra, visit.is_json
+            trace.enter(visit.trace)
+            with self._keys.holding(visit.caller, exchange):
+                if visit.deadline == math.inf:
+                    await self._route(exchange)
+                    return
+                timer = asyncio.get_running_loop().call_at(visit.deadline, exchange.cancel)
+                try:
+                    await self._route(exchange)
+                finally:
+                    timer.cancel()
         except Refused as refused:
             await _refuse(exchange, refused.error, refused.status, refused.headers)
         except AimaError as error:
-            await _refuse(exchange, error, status_of(error), self._entrance.refusal(error, request.caller))
+            await _refuse(exchange, error, status_of(error), self._entrance.refusal(error, exchange.caller))
 
-    async def _route(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _welcome(self, exchange: Exchange) -> bool:
+        """Answer what needs no key; whether this was such."""
+        if exchange.method == "OPTIONS" and "origin" in exchange.headers:
+            await exchange.start(204, self._entrance.preflight(exchange.headers))
+            await exchange.write(b"", more=False)
+        elif exchange.path == "/health":
+            refuse_method(exchange, "GET", "HEAD")
+            await exchange.reply_json({"status": "ok", "version": __version__}, headers={"cache-control": "no-store"})
+        elif self._oauth is not None and exchange.path in (METADATA, f"{METADATA}/mcp"):
+            refuse_method(exchange, "GET", "HEAD")
+            await exchange.reply_json(self._oauth.metadata(), headers={"cache-control": "max-age=300"})
+        else:
+            return False
+        return True
+
+    async def _route(self, exchange: Exchange) -> None:
         path = exchange.path
         first = path.split("/", 2)[1] if path.startswith("/") else ""
-        if answer := self._exact.get(path) or self._below.get(first):
-            await answer(exchange)
-        elif first == "mcp":
-            await self._mcp.asgi({**scope, "headers": _as_loopback(scope["headers"])}, receive, send)
+        if first == "v1":  # shields itself where it must: what asks an engine holds no shield
+            await self._openai(exchange)
+        elif answer := self._exact.get(path) or self._below.get(first):
+            with exchange.shielding():
+                await answer(exchange)
         else:
             known = [*self._exact, "/units/{domain}/{action}", "/v1", "/mcp", "/mcp/{profile}", "/health"]
             raise NotFound(f"nothing at {path[:200]}", hint=f"there are: {', '.join(known)}")
+
+    async def _speak_mcp(self, exchange: Exchange) -> None:
+        caller = AGENT if exchange.caller == OWNER else exchange.caller
+        scope = {**exchange.scope, "headers": _as_loopback(exchange.scope["headers"]), "state": {"caller": caller}}
+        await self._mcp.asgi(scope, exchange.receive, exchange.send)
 
     async def _describe(self, exchange: Exchange) -> None:
         refuse_method(exchange, "GET", "HEAD")
@@ -200,11 +191,11 @@ class App:
         await exchange.reply_json({"status": "stopping", "stop_engines": flag}, 202, {"connection": "close"})
         self._stop(flag)
 
-    async def _cut(self, scope: Scope, receive: Receive, request: _Open, gone: AimaError) -> None:
+    async def _cut(self, exchange: Exchange) -> None:
         """The end of a request that the end of the host, or of its key, cut off: a reply when none was begun, else the end of its body."""
+        gone = _ending() if self._closing or exchange.caller is NOBODY else self._entrance.ended(exchange.caller)
         with anyio.CancelScope(shield=True), anyio.move_on_after(GRACE_SECONDS):
-            exchange = Exchange(scope, receive, request.send)
-            if not request.started:
+            if not exchange.started:
                 await _refuse(exchange, gone, gone.http_status, {"connection": "close"})
             else:
                 await exchange.write(b"", more=False)
@@ -223,10 +214,6 @@ def _ending() -> AimaError:
 def _as_loopback(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     """Host and Origin have been judged by the address we listen on; the MCP face, which knows loopback only, need not judge again."""
     return [(b"host", b"localhost"), *((name, value) for name, value in headers if name not in (b"host", b"origin"))]
-
-
-def _raw(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
-    return [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
 
 
 async def _refuse(exchange: Exchange, error: AimaError, status: int, headers: Mapping[str, str]) -> None:

@@ -17,8 +17,27 @@ if TYPE_CHECKING:
 HIGH = 64 << 10  # bytes of a body that wait for the app, where the client is told to wait too
 STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus}
 NO_NAME, NO_VALUE = re.compile(rb"[^!#$%&'*+.^_`|~0-9A-Za-z-]"), re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+# What most answers say, and needs no look.
+PLAIN = {b"content-type": (b"application/json",), b"x-content-type-options": (b"nosniff",), b"cache-control": (b"no-store",)}
 BROKEN = b"Internal Server Error"
 log = logging.getLogger(__name__)
+
+
+class Leaving:
+    """See Cycle.leaving."""
+
+    __slots__ = ("_cycle", "_leaver")
+
+    def __init__(self, cycle: Cycle, leaver: Callable[[], None]) -> None:
+        self._cycle, self._leaver = cycle, leaver
+
+    def __enter__(self) -> None:
+        self._cycle.leavers.append(self._leaver)
+        if self._cycle.has_left:
+            self._leaver()
+
+    def __exit__(self, *reason: object) -> None:
+        self._cycle.leavers.remove(self._leaver)
 
 
 class Cycle:
@@ -26,13 +45,13 @@ class Cycle:
 
     def __init__(self, protocol: GuardedProtocol, scope: dict[str, Any], keep_alive: bool, expects: bool) -> None:
         self._protocol, self.scope, self.keep_alive, self._expects = protocol, scope, keep_alive, expects
-        self._body, self._more, self._said, self._left = bytearray(), True, False, False
+        self._body, self._more, self._said, self.has_left = bytearray(), True, False, False
         self._news: asyncio.Future[None] | None = None
-        self._leavers: list[Callable[[], None]] = []
+        self.leavers: list[Callable[[], None]] = []
         self._head, self._rest = b"", 0
         self._chunked = False
         self.started = self.complete = False
-        scope["extensions"] = {"aima.left": self.when_left}
+        scope["extensions"] = {"aima.cycle": self}
 
     # From the connection
 
@@ -43,27 +62,26 @@ class Cycle:
         self._body += body
         if len(self._body) > HIGH:
             self._protocol.pause_reading()
-        self._tell()
+        if self._news is not None:
+            self._tell()
 
     def whole(self) -> None:
         """The request's body has ended."""
         self._more = False
-        self._tell()
+        if self._news is not None:
+            self._tell()
 
     def leave(self) -> None:
         """The client has gone."""
         if not self.complete:
-            self._left = True
-            for leaver in list(self._leavers):
+            self.has_left = True
+            for leaver in list(self.leavers):
                 leaver()
         self._tell()
 
-    def when_left(self, leaver: Callable[[], None]) -> Callable[[], None]:
-        """Call `leaver` when the client goes before it has the whole answer. Returns the way out."""
-        self._leavers.append(leaver)
-        if self._left:
-            leaver()
-        return lambda: self._leavers.remove(leaver)
+    def leaving(self, leaver: Callable[[], None]) -> Leaving:
+        """A block within which `leaver` is called when the client goes before it has the whole answer."""
+        return Leaving(self, leaver)
 
     def _tell(self) -> None:
         if self._news is not None and not self._news.done():
@@ -73,14 +91,16 @@ class Cycle:
 
     def begin(self, app: ASGIApp) -> asyncio.Task[None]:
         """Let the app answer."""
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(app(self.scope, self.receive, self.send))  # type: ignore[arg-type]
-        task.add_done_callback(self._over)
-        return task
+        loop = asyncio.get_running_loop()
+        self.task: asyncio.Task[None] = loop.create_task(app(self.scope, self.receive, self.send))  # type: ignore[arg-type]
+        self.task.add_done_callback(self._over)
+        return self.task
 
     def _over(self, task: asyncio.Task[None]) -> None:
+        self._protocol.over(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("%s %s failed", self.scope["method"], self.scope["path"], exc_info=error)
-            if not self.started and not self._left:
+            if not self.started and not self.has_left:
                 self.started, self.keep_alive, self._rest = True, False, len(BROKEN)
                 self._head = STATUS[500] + b"content-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\n" % len(BROKEN)
                 self._head += b"connection: close\r\n\r\n"
@@ -94,7 +114,7 @@ class Cycle:
             self._expects = False
             self._protocol.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         while True:
-            if self._left or self.complete:
+            if self.has_left or self.complete:
                 return {"type": "http.disconnect"}
             if self._body or not (self._more or self._said):
                 body, self._body, self._said = bytes(self._body), bytearray(), not self._more
@@ -105,21 +125,63 @@ class Cycle:
 
     async def send(self, message: Message) -> None:
         """ASGI."""
-        if self._protocol.is_paused and not self._left:
+        if self._protocol.is_paused and not self.has_left:
             await self._protocol.drained()
-        if self._left:
+        if self.has_left:
             return
         if message["type"] == "http.response.start":
             self._start(message["status"], message.get("headers", []))
         else:
             self._write(message.get("body", b""), message.get("more_body", False))
 
+    @property
+    def kept(self) -> dict[str, Any]:
+        """What the app remembers of the connection."""
+        return self._protocol.kept
+
+    def taken(self) -> bytes | None:
+        """The request's whole body, if it is here; `receive` has it otherwise."""
+        if self._more or self._said or self.has_left:
+            return None
+        body, self._body, self._said = bytes(self._body), bytearray(), True
+        return body
+
+    def reply(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
+        """The whole answer at once; False where the client has not read the one before, and `send` must wait."""
+        if self._protocol.is_paused:
+            return False
+        if not self.has_left:
+            self._begin(status, headers)
+            self._write(body, more=False)
+        return True
+
+    async def drained(self) -> None:
+        """Wait until the client has read what there is for it."""
+        await self._protocol.drained()
+
+    def put(self, body: bytes) -> bool:
+        """A piece of the answer's body, at once; whether the client has enough to read for now."""
+        protocol = self._protocol
+        if self._head or not self._chunked:
+            if not self.has_left:
+                self._write(body, more=True)
+        elif body and not self.has_left:
+            protocol.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+        return protocol.is_paused
+
     def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        self._begin(status, headers)
+        asyncio.get_running_loop().call_soon(self._flush)
+
+    def _begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         if self.started:
             raise RuntimeError("a response began twice")
         self.started, self._expects = True, False
         lines, length = [STATUS[status]], None
         for name, value in headers:
+            if name in PLAIN and value in PLAIN[name]:
+                lines += (name, b": ", value, b"\r\n")
+                continue
             if NO_NAME.search(name) or NO_VALUE.search(value):
                 raise RuntimeError(f"no header: {name!r}")
             lowered = name.lower()
@@ -137,11 +199,10 @@ class Cycle:
             lines.append(b"transfer-encoding: chunked\r\n" if self._chunked else b"")
         lines.append(b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n")
         self._head = b"".join(lines)
-        asyncio.get_running_loop().call_soon(self._flush)
 
     def _flush(self) -> None:
         """The head, where no body came at once."""
-        if self._head and not self._left:
+        if self._head and not self.has_left:
             head, self._head = self._head, b""
             self._protocol.write(head)
 
@@ -164,5 +225,6 @@ class Cycle:
             self._protocol.write(data)
         if not more:
             self.complete = True
-            self._tell()
+            if self._news is not None:
+                self._tell()
             self._protocol.answered(self)

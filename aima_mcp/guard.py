@@ -76,6 +76,7 @@ class GuardedProtocol(asyncio.Protocol):
         self._refusal: tuple[bytes, bytes] | None = None
         self._writable: asyncio.Future[None] | None = None
         self._is_held = self._is_over = False
+        self.kept: dict[str, Any] = {}  # what the app remembers of this connection
 
     # What asyncio says
 
@@ -228,6 +229,10 @@ class GuardedProtocol(asyncio.Protocol):
         elif self._owed == NOTHING:
             self._rest()
 
+    def over(self, task: asyncio.Task[None]) -> None:
+        """An answer needs no more work."""
+        self._state.tasks.discard(task)
+
     def shutdown(self) -> None:
         """uvicorn ends: nothing after what is being answered."""
         if self._queue:
@@ -238,9 +243,7 @@ class GuardedProtocol(asyncio.Protocol):
     # Small things
 
     def _start(self, cycle: Cycle) -> None:
-        task = cycle.begin(self._app)
-        task.add_done_callback(self._state.tasks.discard)
-        self._state.tasks.add(task)
+        self._state.tasks.add(cycle.begin(self._app))
 
     def _scope(self, version: str) -> dict[str, Any]:
         raw, _, query = self._url.partition(b"?")

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from urllib.parse import SplitResult, urlsplit
+from functools import lru_cache
+from urllib.parse import urlsplit
 
 import httptools
 
@@ -38,13 +39,15 @@ class Line(asyncio.Protocol):
     def __init__(self) -> None:
         self.is_open, self.since, self.uses = True, 0.0, 0
         self.url, self.kept = "", False
+        self._loop = asyncio.get_running_loop()
+        self._parser = httptools.HttpResponseParser(self)
         self._reset()
 
     def _reset(self) -> None:
-        self._parser = httptools.HttpResponseParser(self)
         self._pieces: deque[bytes] = deque()
         self._held, self._size, self._paused = 0, 0, False
         self._waiter: asyncio.Future[None] | None = None
+        self._sink: Callable[[bytes], bool] | None = None
         self._fault: str | None = None
         self._kept = self._framed = False
         self.heard = self.headed = self.done = self._gone = False
@@ -54,28 +57,47 @@ class Line(asyncio.Protocol):
     # The request
 
     async def ask(self, data: bytes) -> None:
-        """Send a request and wait for the head of its answer. Raises Lost."""
+        """Send a request and wait for the head of its answer; without one it is closed. Raises Lost."""
         if self.uses:
             self._reset()
         self.uses += 1
         self.transport.write(data)
-        while not self.headed:
-            await self._more()
+        try:
+            while not self.headed:
+                if self._fault is not None:
+                    raise Lost(self._fault, heard=self.heard, gone=self._gone)
+                self._waiter = self._loop.create_future()
+                await self._waiter
+        finally:
+            self._waiter = None
+            if not self.headed:
+                self.close()
 
     async def first(self) -> None:
         """Return when something of the body is here, or all of it. Raises Lost."""
         while not (self._pieces or self.done):
             await self._more()
 
+    async def pour(self, sink: Callable[[bytes], bool], drained: Callable[[], Awaitable[None]]) -> None:
+        """Hand the body to `sink` as it comes, without waking anybody for it. Where it returns that it is full, the engine is told to wait
+        until `drained` returns. Raises Lost when the body ends early."""
+        self._sink = sink
+        full = bool(self._pieces) and sink(self._all())
+        while not self.done:
+            if full or self._paused:
+                self._hold()
+                await drained()
+                self._go_on()
+            full = False
+            await self._more()
+
     async def pieces(self) -> AsyncIterator[bytes]:
         """The body, in pieces as they come. Raises Lost when it ends early."""
         while True:
             if self._pieces:
-                data = self._pieces.popleft() if len(self._pieces) == 1 else self._all()
-                self._held -= len(data)
-                if self._paused and self._held < LOW:
-                    self._paused = False
-                    self.transport.resume_reading()
+                data = self._all()
+                if self._held < LOW:
+                    self._go_on()
                 yield data
             elif self.done:
                 return
@@ -85,9 +107,7 @@ class Line(asyncio.Protocol):
     async def read(self) -> bytes:
         """The whole body. Raises Lost."""
         while not self.done:
-            if self._paused:
-                self._paused = False
-                self.transport.resume_reading()
+            self._go_on()
             await self._more()
         return self._all()
 
@@ -101,15 +121,31 @@ class Line(asyncio.Protocol):
         """Whether another request may follow on it."""
         return self.done and self._kept and self.is_open and not self._pieces
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing of the body waits for its reader."""
+        return not self._pieces
+
     def _all(self) -> bytes:
-        data = b"".join(self._pieces)
+        data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
         self._pieces.clear()
+        self._held = 0
         return data
+
+    def _hold(self) -> None:
+        if not self._paused:
+            self._paused = True
+            self.transport.pause_reading()
+
+    def _go_on(self) -> None:
+        if self._paused:
+            self._paused = False
+            self.transport.resume_reading()
 
     async def _more(self) -> None:
         if self._fault is not None:
             raise Lost(self._fault, heard=self.heard, gone=self._gone)
-        self._waiter = asyncio.get_running_loop().create_future()
+        self._waiter = self._loop.create_future()
         try:
             await self._waiter
         finally:
@@ -144,7 +180,10 @@ class Line(asyncio.Protocol):
         if not self.headed and self._size > LONGEST_HEAD:
             self._fail("the head of its answer does not end")
             self.transport.abort()
-        self._wake()
+        if self._sink is not None and self._pieces and self._sink(self._all()):
+            self._hold()
+        if self._sink is None or self.done or self._paused:
+            self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_open = False
@@ -174,9 +213,8 @@ class Line(asyncio.Protocol):
     def on_body(self, data: bytes) -> None:
         self._pieces.append(data)
         self._held += len(data)
-        if self._held > HIGH and not self._paused:
-            self._paused = True
-            self.transport.pause_reading()
+        if self._held > HIGH:
+            self._hold()
 
     def on_message_complete(self) -> None:
         if self.headed:
@@ -214,16 +252,29 @@ class Pool:
         Raises:
             Lost: no connection, or none that lasted.
         """
-        kept = self._open[url] < keep or bool(self._idle[url])
-        data = _request(method, urlsplit(url), path, headers, body, kept)
+        line = self._taken(url)
+        kept = line is not None or self._open[url] < keep
+        head = _head(method, url, path, tuple(headers.items()), kept)
+        data = head + (b"\r\n" if body is None else b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
         self._open[url] += 1
-        line: Line | None = None
+        begun = gone = False
         try:
-            line = await self._begun(url, data)
+            if line is not None:
+                try:
+                    await line.ask(data)
+                    begun = True
+                except Lost as error:
+                    if error.heard:
+                        raise
+                    gone = error.gone
+            if line is None or not begun:
+                line = await self._dialled(url, gone)
+                await line.ask(data)
+                begun = True
             line.url, line.kept = url, kept
             return line
         finally:
-            if line is None:
+            if not begun:
                 self._count_off(url)
 
     def end(self, line: Line) -> None:
@@ -239,18 +290,6 @@ class Pool:
         self._open[url] -= 1
         if not self._open[url] and not self._idle[url]:
             del self._open[url], self._idle[url]
-
-    async def _begun(self, url: str, data: bytes) -> Line:
-        """A line on which the answer to `data` has begun."""
-        line, gone = self._taken(url), False
-        if line is not None:
-            try:
-                return await _asked(line, data)
-            except Lost as error:
-                if error.heard:
-                    raise
-                gone = error.gone
-        return await _asked(await self._dialled(url, gone), data)
 
     def _taken(self, url: str) -> Line | None:
         """An idle line that has not ended. The one used last is the likeliest to live."""
@@ -274,25 +313,16 @@ class Pool:
         return line
 
 
-async def _asked(line: Line, data: bytes) -> Line:
-    begun = False
-    try:
-        await line.ask(data)
-        begun = True
-    finally:
-        if not begun:
-            line.close()
-    return line
-
-
-def _request(method: str, parts: SplitResult, path: str, headers: Mapping[str, str], body: bytes | None, kept: bool) -> bytes:
+@lru_cache(maxsize=256)
+def _head(method: str, url: str, path: str, headers: tuple[tuple[str, str], ...], kept: bool) -> bytes:
+    """A request's head, but for the length of its body and the empty line."""
+    if any("\r" in value or "\n" in value for _, value in headers):
+        raise ValueError("a header cannot hold the end of a line")
+    parts = urlsplit(url)
     lines = [f"{method} {parts.path.rstrip('/')}{path} HTTP/1.1\r\nHost: {parts.netloc}\r\n"]
-    lines += [f"{name}: {value}\r\n" for name, value in headers.items()]
+    lines += [f"{name}: {value}\r\n" for name, value in headers]
     if not kept:
         lines.append("Connection: close\r\n")
-    if body is not None:
-        kind = "" if "Content-Type" in headers else "Content-Type: application/json\r\n"
-        lines.append(f"{kind}Content-Length: {len(body)}\r\n")
-    if any("\r" in value or "\n" in value for value in headers.values()):
-        raise ValueError("a header cannot hold the end of a line")
-    return "".join(lines).encode("latin-1") + b"\r\n" + (body or b"")
+    if method == "POST" and all(name != "Content-Type" for name, _ in headers):
+        lines.append("Content-Type: application/json\r\n")
+    return "".join(lines).encode("latin-1")

@@ -70,6 +70,11 @@ def carried(context: Mapping[str, str]) -> Iterator[None]:
         _current.reset(before)
 
 
+def enter(context: Mapping[str, str]) -> None:
+    """What this task does from here on belongs to this trace."""
+    _current.set(context)
+
+
 @contextmanager
 def traced(tracer: Tracer | None) -> Iterator[None]:
     """Spans of the block are made by this one."""
@@ -84,6 +89,11 @@ def span(name: str, *, asks: bool = False, **attributes: str | int | float | Non
     """See Tracer.span; nothing where nobody makes spans."""
     tracer = _tracer.get()
     return nullcontext(SILENT) if tracer is None else tracer.span(name, asks=asks, **attributes)
+
+
+def is_made() -> bool:
+    """Whether anybody makes spans."""
+    return _tracer.get() is not None
 
 
 def headers() -> dict[str, str]:

@@ -8,6 +8,7 @@ gives nobody a fresh start, and a clock that was set back frees nobody and locks
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -63,6 +64,8 @@ class Allowance:
         self._own: dict[str, Limits] = {}
         self._held: defaultdict[tuple[str, str], float] = defaultdict(float)
         self._timer: asyncio.TimerHandle | None = None
+        self._due = math.inf  # when it writes, on our clock
+        self._bounds: dict[str, dict[str, float | None]] = {}  # by caller
         self._kinds: dict[str, tuple[Kind, ...]] = {}
         self.totals: defaultdict[tuple[str, str], float] = defaultdict(int)
 
@@ -71,6 +74,7 @@ class Allowance:
     def grant(self, name: str, limits: Limits | None) -> None:
         """Give a caller limits of its own."""
         self._own[name] = limits or {}
+        self._bounds.pop(name, None)
 
     def refuse_more(self, by: Caller, limits: Limits | None) -> None:
         """Raises PermissionDenied unless a key with these limits may use up no more than whoever makes it."""
@@ -107,9 +111,13 @@ class Allowance:
         nested, kinds = _within.get(), self._kinds.get(unit.name)
         if kinds is None:
             kinds = self._kinds[unit.name] = kinds_of(unit)
-        for kind in kinds:
-            if not (nested and kind is REQUESTS):
-                self._need(caller, kind, kind.least)
+        bounds = self._bounds.get(caller.name)
+        if bounds is None:
+            bounds = self._bounds[caller.name] = {name: most for name, most in (self.limits(caller.name) or {}).items() if most is not None}
+        if bounds:
+            for kind in kinds:
+                if not (nested and kind is REQUESTS):
+                    self._need(caller, kind, kind.least)
         if REQUESTS in kinds and not nested:
             self.charge(caller, REQUESTS, 1)
 
@@ -134,16 +142,18 @@ class Allowance:
 
     def charge(self, caller: Caller, kind: Kind, amount: float) -> None:
         """Count what was used."""
-        self.totals[caller.name, kind.limit] += amount
+        place, at = (caller.name, kind.limit), time.monotonic()
+        self.totals[place] += amount
         if caller.name == OWNER.name or amount <= 0:
             return
-        place = caller.name, kind.limit
         window = self._windows.get(place)
         if window is None:
             window = self._windows[place] = Window(kind.seconds)
-        window.add(amount, time.monotonic())
+        window.add(amount, at)
         self._ledger.changed.add(place)
-        self._write_soon(REQUESTS_SECONDS if kind is REQUESTS else WRITE_SECONDS)
+        seconds = REQUESTS_SECONDS if kind is REQUESTS else WRITE_SECONDS
+        if at + seconds < self._due:
+            self._write_in(seconds, at)
 
     @contextmanager
     def holding(self, caller: Caller, kind: Kind, amount: float) -> Iterator[Spend]:
@@ -179,16 +189,13 @@ class Allowance:
             self._timer.cancel()
         self._write()
 
-    def _write_soon(self, seconds: float) -> None:
-        loop = asyncio.get_running_loop()
-        when = loop.time() + seconds
-        if self._timer is None or when < self._timer.when():
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = loop.call_at(when, self._write)
+    def _write_in(self, seconds: float, at: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._due = asyncio.get_running_loop().call_later(seconds, self._write), at + seconds
 
     def _write(self) -> None:
-        self._timer = None
+        self._timer, self._due = None, math.inf
         self._ledger.write(self._windows)
 
     def _need(self, caller: Caller, kind: Kind, amount: float) -> None:

@@ -43,13 +43,10 @@ class Answer:
         """Prompt and answer together, as the engine counted."""
         return None if self.usage is None else int(self.usage["total_tokens"])
 
-    @property
-    def busy_seconds(self) -> float:
+    def busy_seconds(self, at: float) -> float:
         """How long the engine worked on it: by its own clock, else all the time since it was sent there."""
-        spans = [self._engine_timings.get(key) for key in ("prompt_ms", "predicted_ms")]
-        if None in spans:
-            return time.monotonic() - self.sent
-        return sum(float(span) for span in spans if span is not None) / 1000
+        read, said = self._engine_timings.get("prompt_ms"), self._engine_timings.get("predicted_ms")
+        return at - self.sent if read is None or said is None else (float(read) + float(said)) / 1000
 
     def cost(self, request: Mapping[str, Any], left: bool) -> int:
         """Tokens that it took. The engine counts them at the end; of one that was cut off (by its reader, who has `left`, or by the
@@ -63,11 +60,7 @@ class Answer:
 
     def take(self, chunk: Mapping[str, Any]) -> dict[str, Any]:
         """Add a chunk; what it adds for a reader, which may be nothing."""
-        self._engine_timings = chunk.get("timings") or self._engine_timings
-        if said := chunk.get("usage"):
-            cached = (said.get("prompt_tokens_details") or {}).get("cached_tokens")
-            counts = {key: said.get(key, 0) for key in ("prompt_tokens", "completion_tokens", "total_tokens")}
-            self.usage = counts | {"cached_tokens": cached}
+        self.counted(chunk.get("usage"), chunk.get("timings"))
         fresh: dict[str, Any] = {}
         for choice in chunk.get("choices") or ():
             self._finish = choice.get("finish_reason") or self._finish
@@ -77,6 +70,17 @@ class Answer:
             self.pieces += 1
             self.begun()
         return fresh
+
+    def counted(self, usage: Mapping[str, Any] | None, timings: Mapping[str, Any] | None) -> None:
+        """What the engine counted, by OpenAI's names, and how long each part took it; what it did not say stays as it was."""
+        self._engine_timings = timings or self._engine_timings
+        if usage:
+            self.usage = {
+                "prompt_tokens": usage.get("prompt_tokens", 0),
+                "completion_tokens": usage.get("completion_tokens", 0),
+                "total_tokens": usage.get("total_tokens", 0),
+                "cached_tokens": (usage.get("prompt_tokens_details") or {}).get("cached_tokens"),
+            }
 
     def begun(self) -> None:
         """The first token is here. `take` sees that itself; whoever passes bytes on says it."""

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import secrets
-import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from aima_lib.door import Caller
 from aima_lib.errors import AimaError, FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, Unavailable
-from aima_lib.infra import lineage, trace
 from aima_lib.infra.events import Events
-from aima_lib.infra.pool import Line
 from aima_lib.infra.progress import Send, silent
 from aima_lib.infra.store import Document, Store
 from aima_lib.names import did_you_mean, nearest
 from aima_lib.services.allowance import Charge, caller_of
-from aima_lib.services.answer import Answer
 from aima_lib.services.engine import EngineService
-from aima_lib.services.limits import DEVICE_SECONDS, TOKENS
 from aima_lib.services.routes import Candidate, Endpoint
 from aima_lib.services.serving import ServingService
+from aima_lib.services.turn import Turn
 from aima_lib.services.wire import events, whole
 
 CHAT_FIELDS = (
@@ -37,22 +31,7 @@ TEXTUAL = frozenset(
 )  # fmt: skip
 MEDIA = ("image_url", "input_image", "image", "input_audio", "audio", "input_file", "file", "document", "video_url")
 PICTURED = ("image_url", "input_image")
-OPERATIONS = {
-    "chat": "chat",
-    "complete": "text_completion",
-    "embed": "embeddings",
-}  # as OpenTelemetry names them; what it has no name for goes by ours
-USED = {"input": "prompt_tokens", "output": "completion_tokens"}
 COMPLETE_FIELDS = ("temperature", "top_p", "top_k", "max_tokens", "stop", "seed")
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """A request that is being answered: what it comes to, who answers, and the answer as it comes."""
-
-    answer: Answer
-    endpoint: Endpoint
-    line: Line
 
 
 class InferenceService:
@@ -79,12 +58,10 @@ class InferenceService:
 
     def _resolved(self, model: str, task: str) -> Endpoint:
         """As `resolve`, of a name that stands for nothing but itself."""
-        candidates = self._candidates(model)
-        for instance, service in candidates:
-            is_wanted = service is None or service["desired_replicas"]
-            if is_wanted and instance is not None and instance["status"] == "ready" and task in instance["tasks"]:
-                return self._serving.routes.endpoint(instance, service)
-        raise self._why_not(model, task, candidates)
+        endpoint = self._serving.routes.serving(model, task)
+        if endpoint is None:
+            raise self._why_not(model, task, self._candidates(model))
+        return endpoint
 
     async def find(self, model: str, task: str, charge: Charge, send: Send = silent) -> Endpoint:
         """As `resolve`, but waits for a service that is on its way, and brings up one that was unloaded, or a model that nothing serves.
@@ -273,75 +250,9 @@ class InferenceService:
             answer.usage = counts | {"completion_tokens": 0, "cached_tokens": None}
             return {"model": endpoint.model, "embeddings": vectors, "dimensions": len(vectors[0]), "usage": answer.usage}
 
-    @asynccontextmanager
-    async def turn(self, endpoint: Endpoint, task: str, path: str, request: Mapping[str, Any], charge: Charge) -> AsyncIterator[Turn]:
-        """Ask whoever serves what `endpoint` does, when the caller's turn comes; recorded as `recorded` says."""
-        turns = self._serving.turns
-        asking = turns.taken(turns.lane(endpoint), caller_of(charge), path, request)
-        async with self.recorded(endpoint, task, request, charge) as answer, asking as (seat, line):
-            answer.instance_id, answer.sent = seat.endpoint.instance["id"], seat.since
-            yield Turn(answer, seat.endpoint, line)
-
-    @asynccontextmanager
-    async def recorded(self, endpoint: Endpoint, task: str, request: Mapping[str, Any], charge: Charge) -> AsyncIterator[Answer]:
-        """Events and metrics around a request, also one that a face passes on itself; the prompt is in neither. `charge` is told what
-        it took, also when it is cut off."""
-        answer = Answer(f"{task}-{secrets.token_hex(8)}")
-        with lineage.within(lineage.ids()[1] or lineage.call_id()):  # a face that passes it on itself has called nothing
-            about = {"gen_ai__operation__name": OPERATIONS.get(task, task), "gen_ai__request__model": endpoint.model}
-            ids = {"aima__request_id": answer.id, "aima__instance_id": endpoint.instance["id"]}
-            with trace.span(f"{OPERATIONS.get(task, task)} {endpoint.model}", asks=True, **about, **ids) as span:
-                async with self._noted(answer, endpoint, task, request, charge):
-                    yield answer
-                usage = answer.usage or {}
-                counts = {f"gen_ai__usage__{way}_tokens": usage.get(key) for way, key in USED.items()}
-                span.set(**counts, aima__ttft_ms=answer.ttft_ms)
-
-    @asynccontextmanager
-    async def _noted(
-        self, answer: Answer, endpoint: Endpoint, task: str, request: Mapping[str, Any], charge: Charge
-    ) -> AsyncIterator[None]:
-        id = endpoint.instance["id"]
-        service_id = endpoint.service["id"] if endpoint.service else None
-        meter = self._serving.meters[service_id] if service_id else None
-        who = {"request_id": answer.id, "model": endpoint.model, "task": task, "service_id": service_id, "instance_id": id}
-        self._events.publish("inference.request_started", who, subject=id, gather=True)
-        code: str | None = "cancelled"
-        if meter:
-            meter.open += 1
-        try:
-            yield
-            code = None
-        except AimaError as error:
-            code = error.code
-            raise self._told(error, endpoint) from error
-        finally:
-            charge(TOKENS, answer.cost(request, code == "cancelled"))
-            charge(DEVICE_SECONDS, answer.busy_seconds)
-            who["instance_id"] = id = answer.instance_id or id
-            duration = round((time.monotonic() - answer.began) * 1000, 1)
-            if meter:
-                meter.open -= 1
-                meter.record(answer.ttft_ms, answer.speed, code not in (None, "cancelled"))
-            if code is None:
-                self._events.publish(
-                    "inference.request_completed", {**who, "duration_ms": duration, "tokens": answer.tokens}, subject=id, gather=True
-                )
-            else:
-                self._events.publish("inference.request_failed", {**who, "duration_ms": duration, "code": code}, subject=id, gather=True)
-
-    def _told(self, error: AimaError, endpoint: Endpoint) -> AimaError:
-        """The error with the calls that lead on, where it has none of its own."""
-        if error.next:
-            return error
-        service = endpoint.service
-        if isinstance(error, Unavailable):
-            look = {"unit": "service.status", "arguments": {"service_id": service["id"]}} if service else None
-            call = look or {"unit": "event.explain", "arguments": {"subject": endpoint.instance["id"]}}
-            return type(error)(
-                str(error), hint="ask again: a service whose engine died is started anew", next=[call], details=error.details
-            )
-        return error
+    def turn(self, endpoint: Endpoint, task: str, path: str, request: Mapping[str, Any], charge: Charge, data: bytes | None = None) -> Turn:
+        """Ask whoever serves what `endpoint` does, when the caller's turn comes. `data` is the request where it goes on as it came."""
+        return Turn(self._events, self._serving, endpoint, task, path, request, charge, data)
 
     # What can be asked
 

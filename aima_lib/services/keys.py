@@ -11,10 +11,9 @@ import hmac
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
 import apsw
@@ -51,6 +50,29 @@ NOTED_SECONDS, SEEN_SECONDS = 60.0, 1.0
 log = logging.getLogger(__name__)
 
 
+class Work(Protocol):
+    """What can be ended."""
+
+    def cancel(self) -> object: ...
+
+
+class Holding:
+    """A block within which work is among what is held for a key. No generator: every request passes here."""
+
+    __slots__ = ("_held", "_work")
+
+    def __init__(self, held: set[Work] | None, work: Work) -> None:
+        self._held, self._work = held, work
+
+    def __enter__(self) -> None:
+        if self._held is not None:
+            self._held.add(self._work)
+
+    def __exit__(self, *reason: object) -> None:
+        if self._held is not None:
+            self._held.discard(self._work)
+
+
 class KeyService:
     """Every key of this home, and the owner's own."""
 
@@ -65,11 +87,12 @@ class KeyService:
                 "%s is gone: the %d keys made with it open nothing; revoke them and make new ones", home.secret_path, len(self._records)
             )
         self._secret = home.secret()
-        self._held: dict[str, set[anyio.CancelScope]] = {}
+        self._held: dict[str, set[Work]] = {}
         self._noted: dict[str, float] = {}
         self._seen: dict[str, float] = {}
         self._callers: dict[str, Caller] = {}  # what a key may never changes
         self._creating = anyio.Lock()
+        self.era = 0  # of what was judged before: it ends with each key that is taken back
 
     # Who comes in
 
@@ -114,18 +137,9 @@ class KeyService:
             return math.inf
         return anyio.current_time() + (parse(record["expires_at"]) - datetime.now(UTC)).total_seconds()
 
-    @contextmanager
-    def holding(self, caller: Caller, scope: anyio.CancelScope) -> Iterator[None]:
-        """Cancel `scope` when the caller's key is revoked within the block."""
-        if caller.name not in self._records:
-            yield
-            return
-        held = self._held.setdefault(caller.name, set())
-        held.add(scope)
-        try:
-            yield
-        finally:
-            held.discard(scope)
+    def holding(self, caller: Caller, work: Work) -> Holding:
+        """Cancel `work` when the caller's key is revoked within the block."""
+        return Holding(self._held.setdefault(caller.name, set()) if caller.name in self._records else None, work)
 
     def ended(self, caller: Caller) -> Unauthenticated:
         """Why what was held for this caller has ended."""
@@ -219,6 +233,7 @@ class KeyService:
         record = self._records.get(key_id)
         if record is None:
             raise self._store.missing("key", key_id)
+        self.era += 1
         record["revoked_at"] = record["revoked_at"] or now()  # at once, even where the disk then refuses to write it down
         asyncio.get_running_loop().call_later(END_SECONDS, self._end, key_id)
         with anyio.CancelScope(shield=True):

@@ -45,19 +45,15 @@ class Place:
         return self.endpoint.instance["id"], self.endpoint.instance["started_at"]
 
 
-@dataclass(eq=False)
 class Seat:
     """A request's place, until it leaves. `scope` is set while nothing of an answer has come: whoever cancels it lets it try elsewhere."""
 
-    place: Place
-    tokens: int
-    scope: anyio.CancelScope | None = None
-    judged: bool = False
-    since: float = field(default_factory=time.monotonic)
+    __slots__ = ("endpoint", "judged", "place", "scope", "since", "tokens")
 
-    @property
-    def endpoint(self) -> Endpoint:
-        return self.place.endpoint
+    def __init__(self, place: Place, tokens: int, since: float) -> None:
+        self.place, self.endpoint, self.tokens, self.since = place, place.endpoint, tokens, since
+        self.scope: anyio.CancelScope | None = None
+        self.judged = False
 
 
 @dataclass(eq=False)
@@ -82,7 +78,7 @@ class Lane:
         self._affinity = Affinity()
         self._timer: asyncio.TimerHandle | None = None
         self._seats: set[Seat] = set()
-        self._left = anyio.Event()
+        self._left: asyncio.Future[None] | None = None  # for those who wait until somebody leaves
         self.last_used = time.monotonic()
         self.expected = 0  # requests that wait for the service itself
 
@@ -112,14 +108,19 @@ class Lane:
         """Wait until nobody is being answered; whether that came within so many seconds."""
         with anyio.move_on_after(seconds):
             while self._seats:
-                await self._left.wait()
+                await self._leaving()
         return not self._seats
 
     async def left_by(self, instance_id: str, seconds: float) -> None:
         """Send nobody to an endpoint any more, and wait until nobody is being answered there, so long at most."""
         with anyio.move_on_after(seconds):
             while any(seat.endpoint.instance["id"] == instance_id for seat in self._seats):
-                await self._left.wait()
+                await self._leaving()
+
+    async def _leaving(self) -> None:
+        if self._left is None:
+            self._left = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self._left)
 
     def give_up(self, error: AimaError) -> None:
         """Turn away everybody who waits."""
@@ -153,9 +154,9 @@ class Lane:
             Unavailable: no seat came free in time.
             AimaError: the service was given up meanwhile.
         """
-        self.last_used = time.monotonic()
-        if not self._queue and (place := self._choose(marks, but)):
-            return self._sit(place, tokens, marks)
+        at = self.last_used = time.monotonic()
+        if not self._queue and (place := self._choose(marks, but, at)):
+            return self._sit(place, tokens, marks, at)
         if not again:
             self._refuse(caller)
         ticket = _Ticket(caller, tokens, marks, but)
@@ -184,9 +185,11 @@ class Lane:
         self.last_used = time.monotonic()
         if not seat.judged:
             seat.place.breaker.spared(self.last_used)
-        left, self._left = self._left, anyio.Event()
-        left.set()
-        self._move()
+        if self._left is not None:
+            self._left.set_result(None)
+            self._left = None
+        if self._queue:
+            self._move()
 
     def answered(self, seat: Seat) -> None:
         """It answers."""
@@ -249,15 +252,16 @@ class Lane:
             if ticket.seat.done():
                 self._queue.pop()
                 continue
-            place = self._choose(ticket.marks, ticket.but)
+            at = time.monotonic()
+            place = self._choose(ticket.marks, ticket.but, at)
             if place is None:
                 self._look_again()
                 return
             self._queue.pop()
-            ticket.seat.set_result(self._sit(place, ticket.tokens, ticket.marks))
+            ticket.seat.set_result(self._sit(place, ticket.tokens, ticket.marks, at))
 
-    def _sit(self, place: Place, tokens: int, marks: Sequence[int]) -> Seat:
-        seat = Seat(place, tokens)
+    def _sit(self, place: Place, tokens: int, marks: Sequence[int], at: float) -> Seat:
+        seat = Seat(place, tokens, at)
         place.seats.add(seat)
         self._seats.add(seat)
         place.tokens += tokens
@@ -266,14 +270,14 @@ class Lane:
             self._affinity.learn(marks, place.endpoint.instance["id"])
         return seat
 
-    def _choose(self, marks: Sequence[int], but: Collection[tuple[str, str]]) -> Place | None:
+    def _choose(self, marks: Sequence[int], but: Collection[tuple[str, str]], at: float) -> Place | None:
         """The endpoint with the fewest tokens before it, but one that has read this prompt's beginning if it is not far behind."""
-        at = time.monotonic()
+        if len(self._places) == 1:
+            (place,) = self._places.values()
+            return place if len(place.seats) < place.endpoint.slots and not place.breaker.wait(at) else None
         free = [place for place in self._places.values() if len(place.seats) < place.endpoint.slots and not place.breaker.wait(at)]
         if not free:
             return None
-        if len(self._places) == 1:
-            return free[0]
         free = [place for place in free if place.endpoint.instance["health"] != "unhealthy"] or free
         free = [place for place in free if place.start not in but] or free
         least = min(free, key=lambda place: (place.tokens, len(place.seats)))

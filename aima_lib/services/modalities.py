@@ -17,9 +17,10 @@ from aima_lib.infra.store import Document
 from aima_lib.names import did_you_mean
 from aima_lib.services.allowance import Allowance
 from aima_lib.services.engine import EngineService
-from aima_lib.services.inference import InferenceService, Turn
+from aima_lib.services.inference import InferenceService
 from aima_lib.services.media import MAGIC, URI, Media
 from aima_lib.services.routes import Endpoint
+from aima_lib.services.turn import Turn
 from aima_lib.services.wire import Form, events, parsed, translated, whole
 
 Request = Mapping[str, Any]

@@ -29,7 +29,7 @@ class Endpoint:
     def address(self) -> Address:
         return Address(self.instance["id"], self.base_url, self.key, self.slots)
 
-    @property
+    @cached_property
     def model(self) -> str:
         """The name the engine knows its model by."""
         return str(self.instance["model_id"])
@@ -46,6 +46,19 @@ class Routes:
         self._of_service: defaultdict[str, list[Document]] = defaultdict(list)
         self._named: dict[str, list[Candidate]] = {}
         self._endpoints: dict[str, Endpoint] = {}
+        self._serving: dict[tuple[str, str], Endpoint] = {}
+
+    def serving(self, name: str, task: str) -> Endpoint | None:
+        """Who is ready to do a task by that name, and wanted."""
+        self._refresh()
+        found = self._serving.get((name, task))
+        if found is None:
+            for instance, service in self.candidates(name):
+                is_wanted = service is None or service["desired_replicas"]
+                if is_wanted and instance is not None and instance["status"] == "ready" and task in instance["tasks"]:
+                    found = self._serving[name, task] = self.endpoint(instance, service)
+                    break
+        return found
 
     def candidates(self, name: str) -> list[Candidate]:
         """Instances and services of what is called so. A service's own name means it and no other; a model's, whatever serves it."""
@@ -123,3 +136,4 @@ class Routes:
                 self._of_service[instance["service_id"]].append(instance)
         self._named.clear()
         self._endpoints.clear()
+        self._serving.clear()

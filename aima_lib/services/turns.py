@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, nullcontext
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import anyio
 
@@ -62,26 +61,15 @@ class Turns:
         """The service is gone."""
         self.lanes.pop(service_id, None)
 
-    @asynccontextmanager
-    async def taken(self, lane: Lane, caller: str, path: str, request: Mapping[str, Any]) -> AsyncIterator[tuple[Seat, Line]]:
-        """A seat, and the answer there, of which something has come: the first bytes of a stream, or the head. Where an engine fails before
-        that, another is asked, or the same once it is back.
+    async def begun(self, lane: Lane, caller: str, path: str, request: Mapping[str, Any], data: bytes | None = None) -> tuple[Seat, Line]:
+        """A seat, and the answer there, of which something has come: the first bytes of a stream, or the head; `ended` must follow. Where
+        an engine fails before that, another is asked, or the same once it is back. `data` is the request where it goes on as it came.
 
         Raises:
-            AimaError: as `Lane.enter`; Unavailable when engines failed, before or in the middle.
+            AimaError: as `Lane.enter`; Unavailable when engines failed.
             FailedPrecondition: two went away while they had it, so that it seems to be the cause.
         """
-        seat, line = await self._begun(lane, caller, path, request)
-        try:
-            yield seat, line
-        except Lost as error:
-            raise Unavailable(f"{seat.endpoint.instance['id']} went away in the middle of its answer: {error}") from error
-        finally:
-            self._wire.end(line)
-            lane.leave(seat)
-
-    async def _begun(self, lane: Lane, caller: str, path: str, request: Mapping[str, Any]) -> tuple[Seat, Line]:
-        data, kind = encoded(request)
+        data, kind = encoded(request) if data is None else (data, None)
         longest = request.get("max_tokens")
         tokens = (len(data) // BYTES_A_TOKEN if kind is None else 0) + (longest if isinstance(longest, int) else USUAL_TOKENS)
         read = marks(request) if lane.is_wide else ()
@@ -106,27 +94,42 @@ class Turns:
                 return seat, line
             self.retried[lane.name] += 1
 
+    def ended(self, lane: Lane, seat: Seat, line: Line) -> None:
+        """Done with the answer, whole or not: the seat is the next one's."""
+        self._wire.end(line)
+        lane.leave(seat)
+
     async def _first(self, lane: Lane, seat: Seat, path: str, data: bytes, kind: str | None, *, is_last: bool) -> Line:
         """The answer, when something of it is here. Raises Lost."""
-        line, begun = cast("Line | None", None), False
-        try:
-            with anyio.CancelScope() if lane.is_wide else nullcontext() as seat.scope:
-                line = await self._wire.begin(seat.endpoint.address, path, data, kind)
-                if line.status == 200 and line.content_type == "text/event-stream":
-                    await line.first()
-            if line is None or (seat.scope is not None and seat.scope.cancelled_caught):
-                raise Lost("it answers neither this nor its probes", heard=False)
-            if line.status in AGAIN and not is_last:
-                raise Lost(f"it answered {line.status}")
-            begun = True
-        finally:
-            if line is not None and not begun:
-                self._wire.end(line)
+        line = None
+        if not lane.is_wide:
+            line = await self._heard(seat, path, data, kind)
+        else:
+            with anyio.CancelScope() as seat.scope:
+                line = await self._heard(seat, path, data, kind)
+        if line is None:
+            raise Lost("it answers neither this nor its probes", heard=False)
+        if line.status in AGAIN and not is_last:
+            self._wire.end(line)
+            raise Lost(f"it answered {line.status}")
         if line.status < 500:
             lane.answered(seat)
         else:
             lane.failed(seat, unreachable=False)
         seat.scope = None
+        return line
+
+    async def _heard(self, seat: Seat, path: str, data: bytes, kind: str | None) -> Line:
+        line = await self._wire.begin(seat.endpoint.address, path, data, kind)
+        if line.status != 200 or line.content_type != "text/event-stream":
+            return line
+        begun = False
+        try:
+            await line.first()
+            begun = True
+        finally:
+            if not begun:
+                self._wire.end(line)
         return line
 
     def _rank(self, caller: str) -> int:

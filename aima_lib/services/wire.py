@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -78,10 +78,12 @@ class Wire:
             async for item in events(address, response, body):
                 yield item
 
-    async def begin(self, address: Address, path: str, data: bytes, kind: str | None = None) -> Line:
+    def begin(self, address: Address, path: str, data: bytes, kind: str | None = None) -> Coroutine[Any, Any, Line]:
         """The engine's answer to a POST as it comes; `end` must follow. `kind`: the body's media type where it is not JSON. Raises Lost."""
-        headers = trace.headers() | {"Authorization": f"Bearer {address.key}"} | ({"Content-Type": kind} if kind else {})
-        return await self._pool.begin("POST", address.base_url, path, headers, data, address.lines)
+        headers = trace.headers() | {"Authorization": f"Bearer {address.key}"}
+        if kind is not None:
+            headers["Content-Type"] = kind
+        return self._pool.begin("POST", address.base_url, path, headers, data, address.lines)
 
     def end(self, line: Line) -> None:
         """Done with an answer: one that is left in its middle is cut off, which frees the engine's slot."""

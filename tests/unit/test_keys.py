@@ -310,6 +310,17 @@ async def test_a_caller_sees_its_own_runs_and_an_admin_all(world: World) -> None
 # Taking back
 
 
+async def test_a_connection_that_is_known_is_judged_anew_when_its_key_is_taken_back(world: World) -> None:
+    key_id, text = await world.key("read")
+    async with world.client(text) as guest:
+        assert [(await guest.get("/caller")).status_code for _ in range(3)] == [200] * 3
+        assert (await guest.get("/caller", headers={"Authorization": "Bearer other"})).status_code == 401, "another head on the same line"
+        assert (await guest.get("/caller", headers={"Host": "elsewhere"})).status_code == 421
+        assert (await guest.get("/health")).status_code == 200
+        await agreed(world.gateway, "key.revoke", {"key_id": key_id})
+        assert (await guest.get("/caller")).status_code == 401
+
+
 async def test_what_a_key_has_open_ends_with_it(world: World) -> None:
     key_id, text = await world.key("read", "write", "inference")
     _, kept = await world.key("read")

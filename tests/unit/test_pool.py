@@ -194,3 +194,36 @@ async def test_leaving_an_answer_closes_its_line_and_nobody_there_is_said() -> N
     with pytest.raises(Lost) as lost:
         await post(asked, url)
     assert not lost.value.reached and not lost.value.heard
+
+
+async def test_what_pours_into_a_full_sink_is_held_back_at_its_source() -> None:
+    """A client that reads slowly must not make this process hold what an engine says."""
+    length, sent, took = 8 << 20, [0], bytearray()
+
+    async def serve(reader: Recorded, writer: asyncio.StreamWriter, number: int) -> None:
+        await reader.request()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n" % length)
+        while sent[0] < length:
+            writer.write(bytes(1 << 16))
+            sent[0] += 1 << 16
+            await writer.drain()
+
+    seen = list[int]()
+
+    def sink(data: bytes) -> bool:
+        took.extend(data)
+        return len(took) < length // 2
+
+    async def drained() -> None:
+        before = len(took)
+        await asyncio.sleep(0.001)
+        seen.append(len(took) - before)
+
+    async with server(serve) as (url, _):
+        asked = Pool()
+        line = await asked.begin("POST", url, "/v1/x", {}, b"{}", 1)
+        await line.pour(sink, drained)
+        assert len(took) == length and line.is_free
+        assert seen and not any(seen), "nothing comes while the sink is full"
+        asked.end(line)
+        asked.close()

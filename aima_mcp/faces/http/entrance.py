@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import socket
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,20 +15,35 @@ from starlette.datastructures import Headers
 
 from aima_lib.door import AGENT, OWNER, Caller
 from aima_lib.errors import AimaError, InvalidArgument, PermissionDenied, Unauthenticated
+from aima_lib.infra import trace
 from aima_lib.services.keys import KeyService
 from aima_lib.services.oauth import Bearer, OAuth, is_token
+from aima_mcp.faces.http.exchange import EVERY, Exchange, Raw
 from aima_mcp.faces.http.problem import Refused, retry_of
 
 HEAD_LIMIT = 32 << 10
 WILDCARDS = ("0.0.0.0", "::", "")
 CHALLENGE = 'Bearer realm="aima"'
 METADATA = "/.well-known/oauth-protected-resource"
+KNOWN_SECONDS, JSON = 1.0, "application/json"
 METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
 ASKED = (
     "authorization, content-type, accept, aima-plan, aima-token, idempotency-key, last-event-id, prefer, x-api-key, anthropic-version, "
     "traceparent, tracestate, baggage"
 )
-SHOWN = "location, www-authenticate, mcp-session-id, mcp-protocol-version, x-request-id, request-id, retry-after, preference-applied"
+SHOWN = b"location, www-authenticate, mcp-session-id, mcp-protocol-version, x-request-id, request-id, retry-after, preference-applied"
+LISTED: Raw = [(b"access-control-expose-headers", SHOWN), (b"vary", b"origin")]
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """Who came in with a head, until when (on the loop's clock), in which trace, the headers of every reply, and whether it has JSON."""
+
+    caller: Caller
+    deadline: float
+    trace: Mapping[str, str]
+    extra: Raw
+    is_json: bool
 
 
 class Entrance:
@@ -40,8 +58,32 @@ class Entrance:
         self._names = {"localhost", bound.lower(), *map(str.lower, settings["allowed_hosts"])}
         self._names |= {socket.gethostname().lower()} if self._open else set()
 
-    def check(self, headers: Headers) -> None:
-        """Raises Refused for a head that is too large or ambiguous, a Host that is not ours, an Origin that is neither ours nor listed."""
+    def known(self, exchange: Exchange) -> Visit | None:
+        """The visit of the request before on this connection, if its head was the same but for the body's length: for a second, or until
+        a key is taken back."""
+        found = exchange.cycle.kept.get("visit") if exchange.cycle is not None else None
+        if found is None:
+            return None
+        head, era, until, visit = found
+        same = era == self._keys.era and time.monotonic() < until and head == _head(exchange)
+        return visit if same else None
+
+    async def visit(self, exchange: Exchange, *, keyless: bool = False) -> Visit:
+        """Let a request in whose head `check` passed. Raises as `caller`."""
+        headers, era = exchange.headers, self._keys.era
+        found = Bearer(OWNER, math.inf) if keyless else await self.caller(headers)
+        is_json = headers.getlist("content-type") == [JSON] and "content-encoding" not in headers
+        visit = Visit(found.caller, found.deadline, trace.read(headers), exchange.extra, is_json)
+        if exchange.cycle is not None and not keyless and "transfer-encoding" not in headers:
+            exchange.cycle.kept["visit"] = _head(exchange), era, time.monotonic() + KNOWN_SECONDS, visit
+        return visit
+
+    def check(self, headers: Headers) -> Raw:
+        """The headers of every reply to it: those that a page which config.toml lists needs to read it, too.
+
+        Raises:
+            Refused: the head is too large or ambiguous, its Host not ours, its Origin neither ours nor listed.
+        """
         if sum(len(name) + len(value) for name, value in headers.raw) > HEAD_LIMIT:
             raise Refused(431, InvalidArgument(f"the head is larger than {HEAD_LIMIT >> 10} KiB"), {"connection": "close"})
         if "transfer-encoding" in headers and "content-length" in headers:
@@ -55,13 +97,10 @@ class Entrance:
             if origin not in self._origins and origin.lower() not in (f"http://{hosts[0].lower()}", f"https://{hosts[0].lower()}"):
                 hint = "[server] allowed_origins in config.toml lists those that may"
                 raise Refused(403, PermissionDenied(f"pages of {origin[:200]} may not call this host", hint=hint))
-
-    def cross_origin(self, headers: Headers) -> Mapping[str, str]:
-        """What lets a page that config.toml lists read the reply; nothing for any other."""
-        origin = headers.get("origin")
-        if origin is None or origin not in self._origins:
-            return {}
-        return {"access-control-allow-origin": origin, "access-control-expose-headers": SHOWN, "vary": "origin"}
+        listed = headers.get("origin")
+        if listed is None or listed not in self._origins:
+            return EVERY
+        return [*EVERY, (b"access-control-allow-origin", listed.encode("latin-1")), *LISTED]
 
     def preflight(self, headers: Headers) -> Mapping[str, str]:
         """The answer to a browser that asks before it calls, for such a page."""
@@ -94,11 +133,11 @@ class Entrance:
         except PermissionDenied as error:
             raise Refused(403, error, self._challenge(error="insufficient_scope", scope=" ".join(error.details["scopes"]))) from error
 
-    def refusal(self, error: AimaError, caller: Caller | None) -> Mapping[str, str]:
+    def refusal(self, error: AimaError, caller: Caller) -> Mapping[str, str]:
         """The headers of an error: to whom came with a token that lacks a scope, which one to ask the issuer for."""
         if found := retry_of(error):
             return found
-        if self._oauth is None or caller is None or not isinstance(error, PermissionDenied) or not self._oauth.owns(caller):
+        if self._oauth is None or not isinstance(error, PermissionDenied) or not self._oauth.owns(caller):
             return {}
         wanted = [name for name, scope in self._oauth.scopes.items() if scope == error.details.get("scope")]
         return self._challenge(error="insufficient_scope", scope=" ".join(wanted)) if wanted else {}
@@ -129,6 +168,10 @@ def metadata_url(resource: str) -> str:
     """Where RFC 9728 puts the metadata of a resource."""
     parts = urlsplit(resource)
     return f"{parts.scheme}://{parts.netloc}{METADATA}{parts.path.rstrip('/')}"
+
+
+def _head(exchange: Exchange) -> tuple[str, str, Raw]:
+    return exchange.method, exchange.path, [field for field in exchange.scope["headers"] if field[0] != b"content-length"]
 
 
 def _claimed(found: Caller, headers: Headers) -> Caller:

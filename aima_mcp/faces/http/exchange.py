@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import anyio
@@ -12,12 +13,16 @@ from starlette.types import Message, Receive, Scope, Send
 
 from aima_lib.door import Caller
 from aima_lib.errors import AimaError, InvalidArgument
+from aima_mcp.cycle import Cycle
 from aima_mcp.faces import strict_json
 from aima_mcp.faces.http import problem
 from aima_mcp.faces.http.problem import Refused
 
 MIB = 1 << 20
 T = TypeVar("T")
+NOBODY = Caller("nobody", frozenset())
+Raw = list[tuple[bytes, bytes]]
+EVERY: Raw = [(b"x-content-type-options", b"nosniff")]
 
 
 class Fields(Headers):
@@ -49,33 +54,80 @@ class ClientLeft(Exception):
     """Nobody waits for the reply any more."""
 
 
+class Cut(Exception):
+    """What was done within a shield was cut off."""
+
+
 class Exchange:
     """What a face sees of a request, and how it answers."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, headers: Headers | None = None) -> None:
-        self._scope, self._receive, self._send = scope, receive, send
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope, self.receive, self._send = scope, receive, send
         self.method: str = scope["method"]
         self.path: str = scope["path"]
-        self.headers = headers or Fields(scope)
-        self.started = self.finished = False
+        self.cycle: Cycle | None = (scope.get("extensions") or {}).get("aima.cycle")  # where our own server serves it
+        self.caller = NOBODY
+        self.extra = EVERY  # headers of every reply
+        self.is_json = False  # whether its body is known to say so
+        self.started = self.finished = self.endless = self.is_cut = self.has_left = False
+        self._shield: anyio.CancelScope | None = None
+        self._headers: Fields | None = None
 
     @property
-    def caller(self) -> Caller:
-        caller: Caller = self._scope["state"]["caller"]
-        return caller
+    def headers(self) -> Headers:
+        if self._headers is None:
+            self._headers = Fields(self.scope)
+        return self._headers
 
     @property
     def query(self) -> QueryParams:
-        return QueryParams(self._scope["query_string"])
+        return QueryParams(self.scope["query_string"])
+
+    # How it is cut off
+
+    def cancel(self) -> None:
+        """End the work on it, wherever that waits."""
+        work = self._shield or (self.cycle.task if self.cycle is not None else None)
+        if work is not None and not self.finished:
+            self.is_cut = True
+            work.cancel()
+
+    def leave(self) -> None:
+        """As `cancel`, since the client has gone."""
+        self.has_left = True
+        self.cancel()
+
+    def attend(self) -> None:
+        """From here on the client's leaving ends the work. The request's body must have been read."""
+        if self.cycle is not None:
+            self.cycle.leavers.append(self.leave)
+            if self.cycle.has_left:
+                self.leave()
+
+    @contextmanager
+    def shielding(self) -> Iterator[None]:
+        """For work that holds shields of anyio's: cancelling the task would go through them. Raises Cut where `cancel` ended it."""
+        with anyio.CancelScope() as scope:
+            before, self._shield = self._shield, scope
+            yield
+        self._shield = before
+        if scope.cancelled_caught:
+            raise Cut
+
+    # What was asked
 
     async def body(self, limit: int) -> bytes:
         """The whole body. Raises Refused (413) past `limit` bytes, ClientLeft when the client goes in the middle."""
-        declared = self.headers.get("content-length", "0")
+        if self.cycle is not None and (whole := self.cycle.taken()) is not None:
+            if len(whole) > limit:
+                raise _too_large(limit)
+            return whole
+        declared = next((value for name, value in self.scope["headers"] if name == b"content-length"), b"0")
         if declared.isdigit() and int(declared) > limit:
             raise _too_large(limit)
         parts, size = list[bytes](), 0
         while True:
-            message = await self._receive()
+            message = await self.receive()
             if message["type"] == "http.disconnect":
                 raise ClientLeft
             parts.append(message.get("body", b""))
@@ -92,15 +144,23 @@ class Exchange:
             Refused: 415 for another content type, 413 past `limit` bytes.
             InvalidArgument: the body is not JSON.
         """
-        _refuse_media_type(self.headers)
+        return (await self.json_and_body(limit))[0]
+
+    async def json_and_body(self, limit: int) -> tuple[Any, bytes]:
+        """As `json`, with the bytes it was read from."""
+        if not self.is_json:
+            refuse_media_type(self.headers)
         body = await self.body(limit)
         if body == b"null":
             raise InvalidArgument("the body is null, not an object")
-        return strict_json.read(body) if body else {}
+        return (strict_json.read(body) if body else {}), body
 
     async def reply(self, status: int, body: bytes, media_type: str, headers: Mapping[str, str] | None = None) -> None:
         """Answer whole."""
         fields = {"content-type": media_type, "content-length": str(len(body)), **(headers or {})}
+        if self.cycle is not None and self.cycle.reply(status, [*raw(fields), *self.extra], body):
+            self.started = self.finished = True
+            return
         await self.start(status, fields)
         await self.write(body, more=False)
 
@@ -126,22 +186,24 @@ class Exchange:
 
     async def start(self, status: int, headers: Mapping[str, str]) -> None:
         """Begin an answer whose body comes by `write`."""
-        self.started = True
-        fields = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-        message: Message = {"type": "http.response.start", "status": status, "headers": fields}
+        await self.send({"type": "http.response.start", "status": status, "headers": raw(headers)})
+
+    async def send(self, message: Message) -> None:
+        """ASGI, with the headers that every reply has."""
+        if message["type"] == "http.response.start":
+            self.started, fields = True, message.get("headers", [])
+            self.endless = self.method == "GET" and any(value.startswith(b"text/event-stream") for _, value in fields)
+            message = {**message, "headers": [*fields, *self.extra]}
+        elif not message.get("more_body", False):
+            self.finished = True
         await self._send(message)
 
     async def write(self, body: bytes, *, more: bool = True) -> None:
         """A piece of the body. A checkpoint, but for the last: send() to a client that left returns at once, and a ready source would never
         yield."""
-        await self.pass_on(body, more=more)
+        await self.send({"type": "http.response.body", "body": body, "more_body": more})
         if more:
             await anyio.lowlevel.checkpoint()
-
-    async def pass_on(self, body: bytes, *, more: bool = True) -> None:
-        """A piece of the body that came over a connection of ours, whose next piece cannot come before the loop has turned."""
-        self.finished = not more
-        await self._send({"type": "http.response.body", "body": body, "more_body": more})
 
     async def while_connected(self, work: Callable[[], Awaitable[T]], beside: Callable[[], Coroutine[Any, Any, None]] | None = None) -> T:
         """The outcome of `work`, which is cancelled as soon as the client leaves; `beside` runs as long as it does.
@@ -151,15 +213,9 @@ class Exchange:
         Raises:
             ClientLeft: it left.
         """
-        when_left = self._scope.get("extensions", {}).get("aima.left")
-        if when_left is not None and beside is None:  # our own server says so itself, which costs no task
-            with anyio.CancelScope() as scope:
-                forget = when_left(scope.cancel)
-                try:
-                    return await work()
-                finally:
-                    forget()
-            raise ClientLeft
+        if self.cycle is not None and beside is None:  # our own server says so itself, which costs no task
+            with self.cycle.leaving(self.leave):
+                return await work()
         done: list[T] = []
         failed: list[AimaError | Refused] = []
         async with anyio.create_task_group() as tasks:
@@ -178,10 +234,15 @@ class Exchange:
         return done[0]
 
     async def _until_left(self, scope: anyio.CancelScope) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
+        while (await self.receive())["type"] != "http.disconnect":
             pass
         if not self.finished:  # the end of a whole reply reads as a disconnect too
             scope.cancel()
+
+
+def raw(headers: Mapping[str, str]) -> Raw:
+    """Headers as they go over the wire."""
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
 
 
 def accepted(header: str | None, *offers: str) -> str | None:
@@ -212,7 +273,7 @@ def _range(part: str) -> tuple[str, float]:
     return name, 1.0
 
 
-def _refuse_media_type(headers: Headers) -> None:
+def refuse_media_type(headers: Headers) -> None:
     given = headers.getlist("content-type")
     length = headers.get("content-length")
     if not given and "transfer-encoding" not in headers and length in (None, "0"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from aima_lib.names import did_you_mean
@@ -27,7 +27,7 @@ def checked(route: Route, body: Any) -> dict[str, Any]:
     Raises:
         Wrong: a field is unknown, missing, or not of its type.
     """
-    if not isinstance(body, Mapping):
+    if not isinstance(body, dict):
         raise Wrong("the body is not a JSON object")
     for name in body:
         if name not in route.known:
@@ -70,16 +70,16 @@ def _renamed(request: dict[str, Any]) -> dict[str, Any]:
         longest = request.pop("max_completion_tokens")
         request.setdefault("max_tokens", longest)
     text, reasoning = request.get("text"), request.get("reasoning")
-    if isinstance(text, Mapping) and (wanted := text.get("format")) is not None:
+    if isinstance(text, dict) and (wanted := text.get("format")) is not None:
         request["response_format"] = _response_format(wanted)
-    if isinstance(reasoning, Mapping) and reasoning.get("effort") is not None:
+    if isinstance(reasoning, dict) and reasoning.get("effort") is not None:
         request["reasoning_effort"] = reasoning["effort"]
     return request
 
 
 def _response_format(wanted: Any) -> dict[str, Any]:
     """The form of an answer as chats say it: there the schema is one level deeper."""
-    if not isinstance(wanted, Mapping) or wanted.get("type") not in ("text", "json_object", "json_schema"):
+    if not isinstance(wanted, dict) or wanted.get("type") not in ("text", "json_object", "json_schema"):
         raise Wrong("text.format.type must be text, json_object or json_schema", "text")
     if wanted["type"] != "json_schema":
         return {"type": wanted["type"]}
@@ -103,4 +103,4 @@ def _is_talk(value: Any, *, text: bool) -> bool:
 
 
 def _are_objects(items: Any) -> bool:
-    return isinstance(items, list | tuple) and all(isinstance(item, Mapping) for item in items)
+    return isinstance(items, list) and all(isinstance(item, dict) for item in items)

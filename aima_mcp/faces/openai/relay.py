@@ -16,6 +16,8 @@ TYPE = re.compile(rb'"type":"response\.([a-z_.]+)"')
 ECHOED = (
     "instructions", "max_output_tokens", "metadata", "parallel_tool_calls", "temperature", "tool_choice", "tools", "top_p",
 )  # fmt: skip
+Figures = tuple[dict[str, Any], dict[str, Any]]
+READS = json.JSONDecoder()
 ENDS = {b"response.completed", b"response.incomplete", b"response.failed"}
 
 
@@ -23,11 +25,13 @@ class Passing:
     """OpenAI's chats and completions: every byte goes on as it came, and the tail says the end and the usage."""
 
     def __init__(self) -> None:
-        self._tail = b""
+        self._tail = bytearray()
 
     def take(self, chunk: bytes) -> bytes:
         """What to send for what came."""
-        self._tail = (self._tail + chunk)[-TAIL_BYTES:]
+        self._tail += chunk
+        if len(self._tail) > 4 * TAIL_BYTES:
+            del self._tail[:-TAIL_BYTES]
         return chunk
 
     @property
@@ -35,17 +39,18 @@ class Passing:
         """Whether the answer is whole."""
         return b"[DONE]" in self._lines(self._tail)
 
-    def figures(self) -> dict[str, Any]:
-        """Usage and timings, as `Answer.take` wants them."""
-        found: dict[str, Any] = {}
+    def figures(self) -> Figures:
+        """Usage and timings, as `Answer.counted` wants them."""
+        usage, timings = dict[str, Any](), dict[str, Any]()
         for line in self._lines(self._tail):
             if b'"usage"' in line or b'"timings"' in line:
-                found |= figures(parsed(line))
-        return found
+                found = figures(parsed(line))
+                usage, timings = found[0] or usage, found[1] or timings
+        return usage, timings
 
     @staticmethod
-    def _lines(part: bytes) -> list[bytes]:
-        return [line.removeprefix(b"data:").strip() for line in part.splitlines() if line.startswith(b"data:")]
+    def _lines(part: bytes | bytearray) -> list[bytes]:
+        return [bytes(line[5:]).strip() for line in part.splitlines() if line.startswith(b"data:")]
 
 
 class PassingMessages(Passing):
@@ -64,7 +69,7 @@ class PassingMessages(Passing):
     def ended(self) -> bool:
         return any(parsed(line).get("type") == "message_stop" for line in self._lines(self._tail))
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> Figures:
         usage: dict[str, Any] = {}
         for line in [*self._lines(self._head)[:1], *self._lines(self._tail)]:
             if b'"usage"' in line:
@@ -95,7 +100,7 @@ class PassingResponse(Passing):
     def ended(self) -> bool:
         return self._kind(self._last) in ENDS
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> Figures:
         event = parsed(self._last.partition(b"data: ")[2])
         return figures(event | {"usage": (event.get("response") or {}).get("usage")})
 
@@ -154,7 +159,7 @@ def whole(response: Mapping[str, Any], request: Mapping[str, Any], created_at: i
     return found
 
 
-def figures(body: Mapping[str, Any]) -> dict[str, Any]:
+def figures(body: Mapping[str, Any]) -> Figures:
     """Usage by OpenAI's names, and speed; llama.cpp says the counts in `timings` even where nobody asked for usage."""
     usage, timings = body.get("usage") or {}, body.get("timings") or {}
     if "output_tokens" in usage:
@@ -164,13 +169,13 @@ def figures(body: Mapping[str, Any]) -> dict[str, Any]:
         usage = _counts(prompt, usage["output_tokens"]) | {"prompt_tokens_details": details}
     elif not usage and "predicted_n" in timings:
         usage = _counts(timings.get("prompt_n", 0) + timings.get("cache_n", 0), timings["predicted_n"])
-    return {key: value for key, value in (("usage", usage), ("timings", timings)) if value}
+    return usage, timings
 
 
 def parsed(body: bytes) -> dict[str, Any]:
     """The JSON object in an engine's bytes, or an empty one."""
     try:
-        value = json.loads(body)
+        value = READS.decode(body.decode())
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Mapping
 from typing import Any
 
 from aima_lib.errors import AimaError, FailedPrecondition, NotFound, ResourceExhausted
+from aima_lib.names import tag
 from aima_mcp.faces import strict_json
 from aima_mcp.faces.http import problem
 from aima_mcp.faces.http.exchange import Exchange
@@ -55,7 +55,7 @@ def named(id: str) -> dict[str, str]:
 
 def new_id() -> str:
     """A request's name, for those that ask no model."""
-    return f"req-{secrets.token_hex(8)}"
+    return f"req-{tag()}"
 
 
 def status_of(error: AimaError) -> int:
