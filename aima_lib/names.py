@@ -48,7 +48,7 @@ def nearest(word: str, choices: Iterable[str], n: int = 3) -> list[str]:
     """The up to `n` choices that look most like `word`, best first."""
     choices = list(choices)
     found = difflib.get_close_matches(word, choices, n, 0.5)
-    inside = [choice for choice in choices if word and (word in choice or choice in word) and choice not in found]
+    inside = [choice for choice in choices if len(word) > 1 and (word in choice or choice in word) and choice not in found]
     return (found + inside)[:n]
 
 

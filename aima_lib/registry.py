@@ -9,7 +9,7 @@ import pkgutil
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,6 +23,7 @@ PACKAGE = Path(__file__).parent
 SCHEMAS = PACKAGE / "schemas" if (PACKAGE / "schemas").is_dir() else PACKAGE.parent / "schemas"
 
 
+LONGEST_MESSAGE = 500  # of which the value takes the beginning, and the end says what is wrong with it
 LOGIN = re.compile(r"://[^/?#\s]*@")
 UNHANDLED = ("event", "prompt")  # kinds that are no more than their file
 
@@ -112,7 +113,8 @@ class Judge:
         return None if self._validator.is_valid(value) else next(iter(self._validator.iter_errors(value)))
 
     def _message(self, error: Any) -> str:
-        return LOGIN.sub("://***@", self._told(error) if self._private else str(error.message))
+        said = LOGIN.sub("://***@", self._told(error) if self._private else str(error.message))
+        return said if len(said) <= LONGEST_MESSAGE else f"{said[: LONGEST_MESSAGE // 2]} … {said[-LONGEST_MESSAGE // 2 :]}"
 
     @staticmethod
     def _told(error: Any) -> str:
@@ -289,14 +291,20 @@ def inline(node: Any, source: Path) -> Any:
     if isinstance(node, dict):
         reference = node.get("$ref", "")
         if isinstance(reference, str) and reference.startswith("../"):
-            target = (source.parent / reference).resolve()
+            target = source.parent / reference
             try:
-                noun = json.loads(target.read_text(encoding="utf-8"))
+                noun = _inlined(target, target.stat().st_mtime_ns)
             except (OSError, ValueError) as error:
                 raise SchemaError(f"{source} refers to {reference}, which cannot be read: {error}") from error
-            return inline({**noun, **{key: value for key, value in node.items() if key != "$ref"}}, target)
+            return {**noun, **{key: inline(value, target) for key, value in node.items() if key != "$ref"}}
         return {key: inline(value, source) for key, value in node.items()}
     return [inline(item, source) for item in node] if isinstance(node, list) else node
+
+
+@lru_cache(maxsize=1024)
+def _inlined(path: Path, _changed: int) -> Any:
+    """A noun, which most units refer to: read once."""
+    return inline(json.loads(path.read_text(encoding="utf-8")), path)
 
 
 def _template(path: Path) -> str:

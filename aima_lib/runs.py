@@ -204,7 +204,7 @@ class Runs:
         if (revoked := (self._store.peek("key", run["caller"]) or {}).get("revoked_at")) is not None:
             return "interrupted", Unauthenticated(f"the key {run['caller']}, which began this, was revoked at {revoked}")
         if run.get("cancel_requested_at") and not (unit and unit.unwinds):
-            return "cancelled", Cancelled(f"run {run['id']} was cancelled")
+            return "cancelled", _cancelled(run)
         if unit is None or not unit.durable or not unit.definition["annotations"]["idempotentHint"]:
             why = f"the host ended during {run['unit']}, which may not be done twice"
             again = [{"unit": run["unit"], "arguments": run["input"]}] if unit else []
@@ -251,7 +251,7 @@ class Runs:
                 live.scope = anyio.CancelScope()  # once more, to undo what it has done: just as the next host would
         finally:
             if live.cancelled and not outcome and not unit.unwinds:
-                outcome = {"status": "cancelled", "error": Cancelled(f"run {run['id']} was cancelled").as_dict()}
+                outcome = {"status": "cancelled", "error": _cancelled(run).as_dict()}
             # Without an outcome the host itself is going down, or frozen: the record stays `running`, and the next host takes it up.
             with anyio.CancelScope(shield=True):
                 if outcome:
@@ -277,6 +277,12 @@ class Runs:
                 next=[{"unit": "run.get", "arguments": {"run_id": run["id"]}}],
             )
         return earlier
+
+
+def _cancelled(run: Document) -> Cancelled:
+    key = run.get("idempotency_key")
+    other = f" under another idempotency key ({key!r} is this run's)" if key else ""
+    return Cancelled(f"run {run['id']} was cancelled", hint=f"the same call{other} begins anew, with whatever was kept")
 
 
 def outcome_of(run: Document) -> Mapping[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import anyio
@@ -70,7 +70,7 @@ async def host(home: Home, *, passing: bool = False, registry: Registry | None =
     """
     home.make()
     settings = config.load(home.path)
-    registry = registry or Registry.load(units)
+    registry = registry or own_registry()
     home.acquire(__version__)
     try:
         store = Store(home.path / "aima.db")
@@ -84,6 +84,12 @@ async def host(home: Home, *, passing: bool = False, registry: Registry | None =
             store.close()
     finally:
         home.release()
+
+
+@cache
+def own_registry() -> Registry:
+    """AIMA's own units: the same for every home that this process hosts, one after another."""
+    return Registry.load(units)
 
 
 def _build(home: Home, settings: config.Config, registry: Registry, store: Store, telemetry: Telemetry | None) -> Gateway:

@@ -17,7 +17,8 @@ from aima_lib.door import AGENT, OWNER
 from aima_lib.errors import AimaError, InvalidArgument, NotFound, Unavailable
 from aima_lib.gateway import Gateway
 from aima_lib.infra import trace
-from aima_mcp.faces import http, mcp, openai, strict_json
+from aima_mcp.faces import http, openai, strict_json
+from aima_mcp.faces.at_mcp import AtMcp
 from aima_mcp.faces.http import metrics, negotiated, openapi, refuse_method
 from aima_mcp.faces.http.entrance import METADATA, Entrance
 from aima_mcp.faces.http.exchange import MIB, NOBODY, ClientLeft, Cut, Exchange
@@ -41,13 +42,8 @@ class App:
         self._documents: dict[frozenset[str], bytes] = {}
         config = gateway.services.config
         self._kept_seconds = config["events"]["retention_days"] * 86_400
-        self._mcp = mcp.McpPaths(gateway, config["mcp"]["profiles"], self._kept_seconds, self._keys.profile)
+        self._mcp = AtMcp(gateway, config["mcp"]["profiles"], self._kept_seconds, self._keys.profile, _extend if conformance else None)
         self._keyless = conformance
-        if conformance:
-            from aima_mcp.conformance import extend
-
-            for server in self._mcp.servers:
-                extend(server)
         self._open: set[Exchange] = set()
         self._closing = False
         self._quiet = anyio.Event()
@@ -203,6 +199,12 @@ class App:
                 await _refuse(exchange, gone, gone.http_status, {"connection": "close"})
             else:
                 await exchange.write(b"", more=False)
+
+
+def _extend(server: Any) -> None:
+    from aima_mcp.conformance import extend
+
+    extend(server)
 
 
 def _ending() -> AimaError:

@@ -15,7 +15,7 @@ from aima_lib.infra.home import Home, Host, is_alive
 if TYPE_CHECKING:
     import subprocess
 
-START_SECONDS, STOP_SECONDS, POLL_SECONDS = 15.0, 60.0, 0.05
+START_SECONDS, STOP_SECONDS, POLL_SECONDS = 60.0, 60.0, 0.05
 LOG_LINES = 15
 Found = TypeVar("Found")
 # Held to the end of this process, because they are meant to outlive it: Python warns of a child that is dropped while it runs.
@@ -47,6 +47,7 @@ def start(home: Home, address: str | None = None, port: int | None = None, behin
     Raises:
         Unavailable: it ended, or did not answer in time; the end of its log is in the message.
     """
+    import shutil
     import subprocess
 
     home.make()
@@ -54,7 +55,11 @@ def start(home: Home, address: str | None = None, port: int | None = None, behin
     options = (options or _free_port(home)) + (["--behind-proxy"] if behind_proxy else [])
     path = home.path / "logs" / "host.log"
     began = path.stat().st_size if path.exists() else 0
-    with path.open("ab") as log:
+    try:
+        log = path.open("ab")
+    except OSError as error:
+        raise home.unusable(error) from error
+    with log:
         child = subprocess.Popen(
             [sys.executable, "-m", "aima_mcp.main", "serve", *options],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=home.path, env=_environment(home), start_new_session=True,
@@ -64,7 +69,8 @@ def start(home: Home, address: str | None = None, port: int | None = None, behin
     if isinstance(found, Host):
         return found
     state = f"ended with exit code {child.returncode}" if child.poll() is not None else f"did not answer within {START_SECONDS:g} s"
-    message = f"the host (process {child.pid}) {state}\n{_tail(path, began)}".strip()
+    full = "" if shutil.disk_usage(home.path).free else f": no space is left in {home.path}"
+    message = f"the host (process {child.pid}) {state}{full}\n{_tail(path, began)}".strip()
     raise Unavailable(message, hint=f"its log is {path}", details={"pid": child.pid})
 
 

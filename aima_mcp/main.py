@@ -26,6 +26,9 @@ def run(words: Sequence[str]) -> int:
         code = build().main(list(words), prog_name="aima", standalone_mode=False)
     except AimaError as error:
         return _failed(error, form_of(words))
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return InvalidArgument.exit_code
     except click.UsageError as error:
         return _misused(error, form_of(words))
     except click.ClickException as error:
@@ -36,8 +39,11 @@ def run(words: Sequence[str]) -> int:
 
 
 def _misused(error: click.UsageError, form: Form) -> int:
-    refusal = InvalidArgument(error.format_message(), hint=f"{error.ctx.command_path} --help" if error.ctx else "aima --help")
-    return _failed(refusal, form)
+    hint = f"{error.ctx.command_path} --help" if error.ctx else "aima --help"
+    if error.ctx and "unexpected extra argument" in error.message:
+        options = [option.opts[0] for option in error.ctx.command.params if isinstance(option, click.Option) and "." not in option.opts[0]]
+        hint = f"it takes {', '.join(options[:6])}{' …' if options[6:] else ''}; {hint} says more"
+    return _failed(InvalidArgument(error.format_message(), hint=hint), form)
 
 
 def _failed(error: AimaError, form: Form) -> int:

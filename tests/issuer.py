@@ -37,7 +37,7 @@ class Issuer:
         self.place = f"{path}/.well-known/openid-configuration" if openid else f"/.well-known/oauth-authorization-server{path}"
 
     def __enter__(self) -> Issuer:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
     def __exit__(self, *reason: object) -> None:

@@ -14,11 +14,10 @@ import anyio
 import mcp_types as types
 from mcp import Client
 
-from aima_lib import units
 from aima_lib.gateway import Gateway
 from aima_lib.infra.home import Home
 from aima_lib.registry import Registry
-from aima_lib.runtime import host
+from aima_lib.runtime import host, own_registry
 from aima_mcp.faces.mcp import McpFace, build
 from aima_mcp.faces.mcp.stdio import over
 from tests.workshop import unit, write_handlers, write_schemas
@@ -116,7 +115,7 @@ async def opened(home: Home, tmp_path: Path) -> AsyncIterator[World]:
     name = f"handlers_{tmp_path.name.replace('-', '_')}"
     package = write_handlers(tmp_path, name, HANDLERS)
     own = Registry.load(package, write_schemas(tmp_path / "schemas", *WORLD))
-    registry = Registry(dict(Registry.load(units)) | dict(own))
+    registry = Registry(dict(own_registry()) | dict(own))
     async with host(home, registry=registry) as gateway:
         yield World(gateway, build(gateway, profile="full", wait_seconds=0.2), sys.modules[f"{name}.only"])
 

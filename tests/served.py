@@ -12,12 +12,11 @@ from typing import Any
 import anyio
 import httpx
 
-from aima_lib import units
 from aima_lib.door import OWNER, Caller
 from aima_lib.gateway import Gateway
 from aima_lib.infra.home import Home
 from aima_lib.registry import Registry
-from aima_lib.runtime import host
+from aima_lib.runtime import host, own_registry
 from aima_mcp import server
 from tests.workshop import agreed, imported, write_handlers, write_schemas
 
@@ -72,7 +71,7 @@ def registry(folder: Path, world: Sequence[Mapping[str, Any]], handlers: str) ->
     made = folder / name
     package = imported(folder, name) if made.exists() else write_handlers(folder, name, handlers)
     own = Registry.load(package, write_schemas(folder / "schemas", *world))
-    return Registry(dict(Registry.load(units)) | dict(own)), name
+    return Registry(dict(own_registry()) | dict(own)), name
 
 
 @asynccontextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import site
@@ -10,7 +11,7 @@ import sys
 import tempfile
 import time
 import venv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +25,8 @@ from aima_lib.infra.home import Home
 
 ROOT = Path(__file__).parent.parent
 START_SECONDS = 60.0
+# Limits are those of a machine that does nothing else (AIMA_PATIENCE=1 asserts them); the suite asserts that what they measure is not far off.
+PATIENCE = float(os.environ.get("AIMA_PATIENCE", "10"))
 # Tests keep their files in folders of the run, which no default lets a host read.
 ROOTS = f'[files]\nroots = {{tests = "{tempfile.gettempdir()}"}}\n'
 Found = TypeVar("Found")
@@ -36,6 +39,15 @@ def until(found: Callable[[], Found], seconds: float = 20.0, what: str = "it") -
         assert time.monotonic() < end, f"{what} has not happened within {seconds} s"
         time.sleep(0.01)
     return result
+
+
+@contextlib.contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """What is done inside takes no longer, on a machine that does nothing else."""
+    began = time.monotonic()
+    yield
+    took = time.monotonic() - began
+    assert took < seconds * PATIENCE, f"it took {took:.2f} s, and {seconds} s would do"
 
 
 def build_wheel(folder: Path) -> Path:

@@ -15,7 +15,6 @@ from aima_lib.infra.progress import Send
 
 EVERY_SECONDS = 0.05
 MOST_LOGGED = 1000
-UNDER_WAY = ("started", "retrying", "waiting")
 SHOWN = {"started": "running"}
 
 

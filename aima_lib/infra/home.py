@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -54,7 +55,7 @@ class Home:
             for folder in (self.path, *(self.path / name for name in ("models", "logs", "instances"))):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise self._unusable(error) from error
+            raise self.unusable(error) from error
 
     @property
     def id(self) -> str:
@@ -69,7 +70,7 @@ class Home:
         if not path.exists():
             from aima_lib.infra.keys import mint  # once in a home's life, and slow to import
 
-            write_private(path, mint())
+            self._make(path, mint())
         return path.read_text(encoding="utf-8").strip()
 
     def is_key(self, candidate: str) -> bool:
@@ -98,7 +99,7 @@ class Home:
         if not self.has_secret():
             import secrets
 
-            write_private(self.secret_path, secrets.token_hex(32))
+            self._make(self.secret_path, secrets.token_hex(32))
         try:
             return bytes.fromhex(self.secret_path.read_text(encoding="utf-8").strip())
         except (OSError, ValueError) as error:
@@ -131,7 +132,7 @@ class Home:
         try:
             lock = (self.path / "host.lock").open("a+b")
         except OSError as error:
-            raise self._unusable(error) from error
+            raise self.unusable(error) from error
         try:
             if sys.platform == "win32":
                 msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1)
@@ -147,8 +148,12 @@ class Home:
                 details={"pid": pid},
             ) from error
         self._lock = lock
-        self._sweep()
-        self.announce(None, version)
+        try:
+            self._sweep()
+            self.announce(None, version)
+        except OSError as error:
+            self.release()
+            raise self.unusable(error) from error
 
     def _sweep(self) -> None:
         """Clear the half-written files of processes that were killed in the midst of `write_private`."""
@@ -169,9 +174,17 @@ class Home:
             self._lock.close()
             self._lock = None
 
-    def _unusable(self, error: OSError) -> FailedPrecondition:
-        what = f"{error.filename}: {error.strerror}"
-        return FailedPrecondition(f"{self.path} cannot be a home: {what}", hint="mend it, or set AIMA_HOME to a folder of your own")
+    def _make(self, path: Path, text: str) -> None:
+        try:
+            write_private(path, text)
+        except OSError as error:
+            raise self.unusable(error) from error
+
+    def unusable(self, error: OSError) -> FailedPrecondition:
+        """The refusal of a home in which that happened."""
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+        mend = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend it"
+        return FailedPrecondition(f"{self.path} cannot be a home: {what}", hint=f"{mend}, or set AIMA_HOME to a folder of your own")
 
 
 def create_time(pid: int) -> float | None:

@@ -27,7 +27,6 @@ class Head:
     """The graph's weights and its ends. `external` are the files beside it that hold weights: name → bytes that must be there."""
 
     ir_version: int = 0
-    producer: str = ""
     opset: int = 0
     nodes: int = 0
     weights: int = 0
@@ -53,7 +52,7 @@ def read_head(stream: BinaryIO, size: int, name: str) -> Head:
         if number == 1 and kind == VARINT:
             head.ir_version = end
         elif number == 2 and kind == BYTES:
-            head.producer = walk.text(end, "the producer")
+            walk.text(end, "the producer")
         elif number == 7 and kind == BYTES:
             if has_graph:
                 raise walk.broken("it holds two graphs")

@@ -11,7 +11,6 @@ import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from aima_lib.errors import InvalidArgument
@@ -40,13 +39,6 @@ class Head:
     expert_bytes: int = 0
     expert_parameters: int = 0
     vision: bool = False
-
-
-def count_parameters(path: Path, name: str) -> tuple[int, str | None]:
-    """How many parameters the file holds, and its most frequent type ("BF16"). Raises as `read_head`."""
-    with path.open("rb") as stream:
-        head = read_head(stream, path.stat().st_size, name)
-    return sum(head.elements.values()), max(head.elements, key=head.elements.__getitem__, default=None)
 
 
 def read_head(stream: BinaryIO, size: int, name: str) -> Head:
@@ -121,12 +113,6 @@ def _refuse_gaps(file: str, spans: list[tuple[int, int, str]], room: int, start:
         reached = end
     if reached != room:
         raise _broken(file, start + reached, f"{room - reached} bytes follow the last tensor")
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The config.json of a transformers folder."""
-    with path.open("rb") as stream:
-        return read_json(stream, path.stat().st_size, "config.json")
 
 
 def read_json(stream: BinaryIO, size: int, name: str, largest: int = LARGEST_CONFIG) -> dict[str, Any]:

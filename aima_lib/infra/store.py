@@ -8,6 +8,7 @@ share one commit.
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import queue
@@ -34,14 +35,24 @@ LISTED_BY |= {"instance": "engine.list", "plan": "approval.list", "slot": "resou
 
 
 class Store:
-    """JSON documents by kind and id, and the writer behind them. Open it with `await Store.open(path)`."""
+    """JSON documents by kind and id, and the writer behind them. Close it when done.
+
+    Raises:
+        FailedPrecondition: the file is damaged, or of a newer AIMA.
+        ResourceExhausted: the disk is full.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._writer = _connect(path)
-        self._refuse_damage()
-        self._migrate()
-        self._reader = _connect(path)
+        try:
+            self._writer = _connect(path)
+            self._refuse_damage()
+            self._migrate()
+            self._reader = _connect(path)
+        except (apsw.Error, OSError) as error:
+            if (told := _translated(error)) is error:
+                raise
+            raise told from error
         self.changes: Counter[str] = Counter()  # by kind: moves whenever a document of it may have changed
         self._touched: set[str] = set()  # the writer's
         self._watchers: list[Callable[[set[str]], None]] = []
@@ -288,7 +299,7 @@ def _connect(path: Path) -> apsw.Connection:
 
 
 def _translated(error: Exception) -> Exception:
-    if isinstance(error, apsw.FullError | apsw.IOError):
+    if isinstance(error, apsw.FullError | apsw.IOError) or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
         return ResourceExhausted(f"the disk refused a write to the store: {error}", hint="free some space in the home, then call again")
     return error
 

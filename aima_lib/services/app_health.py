@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import anyio
+
 from aima_lib.infra.clock import parse
 from aima_lib.infra.store import Document
 from aima_lib.services.app_stack import START_SECONDS, Seen, Stack
@@ -46,10 +48,14 @@ class AppHealth:
 
     async def probe(self, records: list[Document], seen: Mapping[str, Seen]) -> None:
         """Ask those that Docker has no check for where their templates say."""
-        for record in records:
-            for name, each in _running(record, seen):
-                if each.health is None and "health" in record["template"]["containers"][name]:
-                    self._take(each, await self._stack.ails(record, name))
+        async with anyio.create_task_group() as tasks:
+            for record in records:
+                for name, each in _running(record, seen):
+                    if each.health is None and "health" in record["template"]["containers"][name]:
+                        tasks.start_soon(self._ask, record, name, each)
+
+    async def _ask(self, record: Document, name: str, each: Seen) -> None:
+        self._take(each, await self._stack.ails(record, name))
 
     def _take(self, each: Seen, why: str | None) -> None:
         case = self._case(each)

@@ -174,15 +174,9 @@ class EngineService:
             raise InvalidArgument(why, next=[{"unit": "engine.list", "arguments": {}}])
         return model
 
-    def refuse_launcher(self, name: str, options: Mapping[str, Any], model_id: str | None = None) -> None:
-        """Raise InvalidArgument or FailedPrecondition where an engine cannot be started by the launcher that they name."""
-        self._launching.refuse(self.catalog.adapter(name), options, model_id)
-
     def foresee(self, name: str, model_id: str, options: Mapping[str, Any]) -> tuple[str, bool, int | None]:
         """What `start` would start: its id, whether it runs already, and the memory it would take (None: unknown)."""
-        refuse_unknown(self.catalog.adapter(name), options)
-        self.refuse_launcher(name, options, model_id)
-        id, model = instance_id(name, model_id), self._model(model_id)
+        id, model = instance_id(name, model_id), self.refuse_unfit(name, model_id, options)
         found = self._store.peek("instance", id)
         device, _ = placement.choose(self._devices.devices(), options)
         needed = self._measurements.high_bytes(model, name, self.catalog.version(name, options), device, options)

@@ -25,6 +25,7 @@ KINDS = ("service", "instance", "model", "app")
 RUNS, AUDITED, INSTANCES, LINES, CORRELATED = 100, 30, 3, 5, 20
 AROUND = timedelta(seconds=60)
 LONGEST_TEXT = 500
+WELL = ("running", "ready", "succeeded")
 
 
 @dataclass(slots=True)
@@ -302,7 +303,8 @@ def _said(about: Subject, cause: Entry | None, place: int | None, why: str) -> s
     state = f"The {about.kind} {about.id}" + (f" is {about.status}." if about.status else ":")
     if cause is None:
         return f"{state} No cause is known: {why}."
-    return f"{state} Likely cause: entry {place}, {cause.named()} at {cause.time}, because {why}."
+    found = f"entry {place}, {cause.named()} at {cause.time}, because {why}."
+    return f"{state} {'Nothing is wrong with it now. What went wrong last' if about.status in WELL else 'Likely cause'}: {found}"
 
 
 def _shown(number: int, entry: Entry, is_cause: bool) -> Document:

@@ -156,17 +156,10 @@ class ModelService:
             raise FailedPrecondition(f"{models[0]['id']} is here, and has {models[0]['digest']}", hint="delete it if it is not wanted")
         return models[0]
 
-    async def import_model(
-        self, path: str, name: str | None = None, type: str | None = None, mode: str = "link", send: Send = silent
-    ) -> Model:
-        """Take the weights at a path into the home; of a cache, the first model. See Intake.take."""
-        models, _ = await self._intake.take(path, name, type, mode, send)
-        return models[0]
-
     async def import_all(
         self, path: str, name: str | None = None, type: str | None = None, mode: str = "link", send: Send = silent
     ) -> tuple[builtins.list[Model], builtins.list[Skipped]]:
-        """The same, and all models of a cache, and what of it could not be taken."""
+        """Take the weights at a path into the home: of a cache, all its models; and what of it could not be taken. See Intake.take."""
         return await self._intake.take(path, name, type, mode, send)
 
     async def create(self, name: str, type: str, path: str, format: str | None = None, source: str | None = None) -> Model:

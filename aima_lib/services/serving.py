@@ -10,7 +10,6 @@ from typing import Any
 
 import anyio
 
-from aima_lib.engines.base import refuse_unknown
 from aima_lib.errors import AimaError, FailedPrecondition, NotFound
 from aima_lib.infra.clock import now
 from aima_lib.infra.events import Events
@@ -125,15 +124,14 @@ class ServingService:
 
         Raises:
             NotFound: no such model or engine.
-            InvalidArgument: an option the engine does not understand.
+            InvalidArgument: an option the engine does not understand, or a model that it cannot read.
             AlreadyExists: a service of that name serves something else. One that has failed serves nothing, and is replaced.
             FailedPrecondition, ResourceExhausted, DeadlineExceeded: it did not start; it stays, as failed, and the error says how to go on.
             Of a group whose place somebody pinned has, nothing is started, and what was not there is not made.
         """
         model = self._model(model_id)
         chosen = engine or await self._engines.catalog.fitting(model)
-        refuse_unknown(self._engines.catalog.adapter(chosen), options or {})
-        self._engines.refuse_launcher(chosen, options or {}, model_id)
+        self._engines.refuse_unfit(chosen, model_id, options or {})
         id = slug(name or model_id)
         defined = {"model_id": model_id, "engine": chosen, "options": dict(options or {})}
         kept = _given(more)

@@ -11,6 +11,7 @@ from aima_lib.services.routes import Routes
 from aima_lib.services.turns import Turns
 
 ALIVE = ("starting", "ready")
+FIRST = ("id", "name", "model_id", "engine", "options")  # what a reader wants first
 INNER = ("replicas", "numbers", "rollout")  # of a record, what is shown by other names
 
 
@@ -31,9 +32,7 @@ class Views:
         lane = self._turns.lanes.get(record["id"])
         metrics = self._meters[record["id"]].read() | {"retried": self._turns.retried[record["id"]], "waiting": lane.waiting if lane else 0}
         shown = {key: value for key, value in record.items() if key not in INNER}
-        return {
-            **self._settings(record),
-            **shown,
+        now = {
             "status": status,
             "health": self._health(record, ready),
             "ready_replicas": len(ready),
@@ -41,6 +40,8 @@ class Views:
             "placement": ready[0]["placement"] if ready else None,
             "metrics": metrics,
         }
+        first = {key: shown[key] for key in FIRST}
+        return {**first, **now, **self._settings(record), **shown, **now}
 
     def _health(self, record: Document, ready: Sequence[Document]) -> str:
         """Of all its engines: as probes saw them, and degraded where one is missing, or does not answer, beside others that do."""

@@ -84,7 +84,8 @@ async def _check_devices(ctx: Context) -> dict[str, Any]:
 
 
 async def _check_engines(ctx: Context) -> dict[str, Any]:
-    ready = [engine["name"] for engine in await ctx.services.engines.list_engines() if engine["installed"]]
+    engines = await ctx.services.engines.list_engines()
+    ready = [engine["name"] for engine in engines if engine["installed"] and engine["formats"] != ["remote"]]  # of those, their start tells
     if ready:
         return {"name": "engines", "status": "ok", "message": f"installed: {', '.join(ready)}"}
     return {

@@ -34,7 +34,7 @@ def command(ctx: click.Context, profile: str | None) -> None:
     from aima_lib.attached import Attached
     from aima_mcp.faces.cli.doorway import through
     from aima_mcp.faces.mcp import build
-    from aima_mcp.faces.mcp.profiles import DEFAULT
+    from aima_mcp.faces.profiles import DEFAULT
 
     home = home_of(ctx)
     own = config.load(home.path)["mcp"]["profiles"]
@@ -104,7 +104,7 @@ def _refuse_unknown(ctx: click.Context, profile: str) -> None:
     """Refuse a profile that is none, before it stands in a file where nobody sees it fail."""
     from aima_lib import config
     from aima_lib.registry import Registry
-    from aima_mcp.faces.mcp.profiles import choose, profiles
+    from aima_mcp.faces.profiles import choose, profiles
 
     choose(profiles(Registry.described(), config.load(home_of(ctx).path)["mcp"]["profiles"]), profile)
 

@@ -390,18 +390,22 @@ containers:
         assert left(api, process.home) == []
 
 
+def _starts(app: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(row["container_id"], row["started_at"]) for row in app["containers"]]
+
+
 async def test_apps_outlive_hosts_and_a_restart_of_the_machine(home: Home, api: docker.APIClient, anyio_backend: str) -> None:
     async with host(home) as first:
         for name in ("one", "two"):
             await first.call("app.install", {"template": "qdrant", "name": name})
         await first.call("app.stop", {"app_id": "two"})
-        before = (await first.call("app.get", {"app_id": "one"}))["app"]["containers"]
+        before = _starts((await first.call("app.get", {"app_id": "one"}))["app"])
     async with host(home) as second:
         after = (await second.call("app.get", {"app_id": "one"}))["app"]
-        assert (after["status"], after["containers"]) == ("running", before)
-    api.stop(before[0]["container_id"], timeout=1)  # as a machine that goes down does
+        assert (after["status"], _starts(after)) == ("running", before)
+    api.stop(before[0][0], timeout=1)  # as a machine that goes down does
     async with host(home) as third:
-        await _until(lambda: api.containers(filters={"id": before[0]["container_id"]}))
+        await _until(lambda: api.containers(filters={"id": before[0][0]}))
         assert third.services.events.latest("app.restarted", "one") is not None
         assert (await third.call("app.get", {"app_id": "two"}))["app"]["status"] == "stopped"
         for name in ("one", "two"):

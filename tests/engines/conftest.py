@@ -55,7 +55,7 @@ class Hosted:
         await self.call("model.import", path=str(self.fixtures / "tiny.gguf"), name=name, mode="copy")
         return name
 
-    async def until(self, found: Callable[[], Found], seconds: float = 10.0) -> Found:
+    async def until(self, found: Callable[[], Found], seconds: float = 30.0) -> Found:
         """What `found` returns as soon as it is true; the loops go on meanwhile."""
         with anyio.fail_after(seconds):
             while not (result := found()):

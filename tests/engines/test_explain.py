@@ -62,7 +62,7 @@ async def test_an_engine_that_was_killed_explains_its_services_restart(hosted: H
     marked = cause_of(found)
     assert (marked["kind"], marked["id"], found["subject"]["status"]) == ("engine.error", f"event-{died['seq']}", "running")
     assert "SIGKILL" in marked["text"]
-    assert found["explanation"].startswith("The service tiny is running. Likely cause: entry")
+    assert found["explanation"].startswith("The service tiny is running. Nothing is wrong with it now. What went wrong last: entry")
     assert {"device.metrics", "service.restarted", "engine.log", "run.started", "audit.intent"} <= set(kinds(found))
     assert kinds(found).index("engine.error") < kinds(found).index("service.restarted")
     for other in (id, f"event-{restart['seq']}"):

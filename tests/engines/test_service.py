@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
-from aima_lib.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted
+from aima_lib.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from aima_lib.launchers import process
 from tests.engines.conftest import Hosted
 from tests.engines.test_engine import _spoil
@@ -62,6 +62,15 @@ async def test_a_service_that_cannot_start_stays_as_failed_and_says_how_to_go_on
     assert hosted.events("service.restarted") == []
     weights.resolve().write_bytes(whole)
     assert (await hosted.call("service.start", service_id="tiny"))["service"]["status"] == "running"
+
+
+async def test_a_model_that_the_engine_cannot_read_makes_no_service(hosted: Hosted) -> None:
+    model = await hosted.tiny()
+    for plan in (True, False):
+        with pytest.raises(InvalidArgument, match=r"ollama reads remote; tiny is gguf") as caught:
+            await (hosted.gateway.plan if plan else hosted.gateway.call)("service.create", {"model_id": model, "engine": "ollama"})
+        assert caught.value.next == [{"unit": "engine.list", "arguments": {}}]
+    assert (await hosted.call("service.list"))["services"] == []
 
 
 async def test_a_service_whose_engine_is_killed_is_restarted_and_says_so(hosted: Hosted) -> None:

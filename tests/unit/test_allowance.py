@@ -559,3 +559,11 @@ def test_engine_time_has_a_limit_and_the_openai_sdk_knows_the_refusal(engine: Ho
                 client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=400)
         assert raised.value.code == "rate_limit_exceeded" and raised.value.type == "rate_limit_error"
         assert asker.used("device_seconds_per_hour") >= 1
+
+
+async def test_what_a_unit_calls_in_turn_is_no_request_of_its_own(hosted: Gateway) -> None:
+    caller = await guest(hosted, "read", requests_per_minute=1)
+    assert (await hosted.call("unit.call", {"name": "system.info"}, caller=caller))["result"]["version"]
+    assert (await usage(hosted, caller))["requests_per_minute"] == 1
+    with pytest.raises(ResourceExhausted):
+        await hosted.call("system.info", caller=caller)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from aima_lib.door import Caller
 from aima_lib.errors import AimaError, InvalidArgument, NotFound, PermissionDenied
 from aima_lib.gateway import Gateway
 from aima_lib.services.app_template import builtins, changed, filled, findings, secret_of, spec_of
+from tests.world import within
 
 pytestmark = pytest.mark.anyio
 DIGEST = "sha256:" + "0" * 64
@@ -108,10 +108,8 @@ async def test_what_no_app_may_ask_for_is_refused_with_its_path(hosted: Gateway,
     ids=["aliases", "tags", "deep", "twice", "dashes", "many", "broken", "nul"],
 )
 async def test_a_bomb_is_refused_before_it_costs_anything(hosted: Gateway, text: str, said: str) -> None:
-    began = time.monotonic()
-    with pytest.raises(InvalidArgument, match=said):
+    with within(2), pytest.raises(InvalidArgument, match=said):
         await hosted.call("app.install", {"template": text})
-    assert time.monotonic() - began < 2
 
 
 async def test_a_giant_is_refused_by_the_schema(hosted: Gateway) -> None:

@@ -364,3 +364,11 @@ async def test_attempts_without_approval_change_nothing(patient: World) -> None:
     refusals = (await patient.gateway.call("audit.list", {"code": "approval_required", "limit": 1}))["total"]
     assert refusals >= codes["approval_required"], "each refusal is on record"
     assert (await patient.gateway.call("audit.verify"))["valid"]
+
+
+async def test_plans_that_expired_long_ago_are_forgotten_with_the_next(hosted: Gateway) -> None:
+    store = hosted.services.store
+    plan = await hosted.plan("key.create", {"name": "a", "scopes": ["read"]})
+    await store.update("plan", plan["id"], expires_at="2020-01-01T00:00:00.000Z")
+    kept = await hosted.plan("key.create", {"name": "b", "scopes": ["read"]})
+    assert [row["id"] for row in store.find("plan")] == [kept["id"]]

@@ -73,6 +73,19 @@ def stopped_after(home: Home) -> Iterator[Home]:
     assert home.host() is None
 
 
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    """A home that a host in the background has, with the model `tiny`, for tests that leave it as it is."""
+    home = Home(tmp_path_factory.mktemp("up") / "home")
+    home.make()
+    (home.path / "config.toml").write_text(f"[server]\nport = 0\n{ROOTS}", encoding="utf-8")
+    assert aima(home, "start").returncode == 0
+    weights = write_tiny_gguf(home.path / "tiny.gguf")
+    assert aima(home, "model", "import", str(weights), "--name", "tiny", "--idempotency-key", "once").returncode == 0
+    yield home
+    assert aima(home, "stop").returncode == 0
+
+
 # Reading
 
 
@@ -84,6 +97,18 @@ def test_every_example_survives_its_own_command_line(unit: dict[str, Any], given
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(given[key].encode())))
     assert words[:3] == ["aima", *unit["name"].split(".")]
     assert read(unit["name"], *words[3:]) == given
+
+
+@pytest.mark.parametrize("words", [[], ["model"]])
+def test_who_says_too_little_is_shown_what_there_is(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(words) == InvalidArgument.exit_code
+    shown = capsys.readouterr().err
+    assert shown.startswith("Usage: aima") and "hint" not in shown
+
+
+def test_a_word_too_many_is_told_which_options_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["model", "estimate-resources", "tiny"]) == InvalidArgument.exit_code
+    assert "hint: it takes --model-id, --repo" in capsys.readouterr().err
 
 
 def test_the_first_required_text_needs_no_option() -> None:
@@ -289,7 +314,8 @@ def test_keys_are_units_and_the_owners_is_shown(word: str, home: Home, capsys: p
 
 # Forms
 
-OWN = [["status"], ["doctor"], ["events", "--after", "0"], ["stop"], ["key", "show"], ["quickstart", "--list"], ["unit", "search", "model"]]
+OWN = [["status"], ["doctor"], ["events", "--after", "0"], ["key", "show"], ["quickstart", "--list"], ["unit", "search", "model"]]
+ALONE = [["status"], ["stop"], ["unit", "search", "model"]]
 
 
 @pytest.mark.parametrize("unit", CALLABLE, ids=lambda unit: unit["name"])
@@ -306,11 +332,18 @@ def test_every_unit_answers_in_every_form(unit: dict[str, Any], capsys: pytest.C
         assert output.form_in(command.make_context(command.name, list(line)).params) == form == output.form_of(line)
 
 
-@pytest.mark.parametrize("line", OWN, ids=shlex.join)
+@pytest.mark.parametrize("line", ALONE, ids=shlex.join)
 def test_json_and_yaml_say_the_same_and_nothing_else(line: list[str], home: Home) -> None:
     (home.path / "config.toml").write_text("[server]\nport = 0\n", encoding="utf-8")
-    if line[0] == "events":  # which a fresh home has none of until its devices are found, and that may take longer than the command
-        assert aima(home, "device", "detect").returncode == 0
+    said_alike(line, home)
+
+
+@pytest.mark.parametrize("line", OWN, ids=shlex.join)
+def test_json_and_yaml_say_the_same_through_a_host(line: list[str], up: Home) -> None:
+    said_alike(line, up)
+
+
+def said_alike(line: list[str], home: Home) -> None:
     as_json, as_yaml, plain = (aima(home, *line, *form) for form in (["--json"], ["-o", "yaml"], []))
     assert as_json.returncode == as_yaml.returncode == plain.returncode == 0, as_yaml.stderr
     assert "\x1b" not in plain.stdout + plain.stderr + as_yaml.stdout, "no colour in a pipe"
@@ -372,12 +405,12 @@ def drained(terminal: int) -> str:
 
 
 @pytest.mark.parametrize("line", [["run", "get", "nothing-1"], ["doctor"], ["device", "info"], ["quickstart", "--list"]], ids=shlex.join)
-def test_colour_is_for_terminals_that_want_it(line: list[str], home: Home) -> None:
-    assert "\x1b[" in on_terminal(home, *line)
+def test_colour_is_for_terminals_that_want_it(line: list[str], up: Home) -> None:
+    assert "\x1b[" in on_terminal(up, *line)
     for refused in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
-        assert "\x1b[" not in on_terminal(home, *line, **refused)
+        assert "\x1b[" not in on_terminal(up, *line, **refused)
     for form in ("json", "yaml"):
-        assert "\x1b[" not in on_terminal(home, *line, "-o", form)
+        assert "\x1b[" not in on_terminal(up, *line, "-o", form)
 
 
 def test_a_terminal_is_told_nothing_that_it_obeys(stopped_after: Home, tmp_path: Path) -> None:
@@ -414,13 +447,10 @@ def offered(home: Home, shell: str, *words: str) -> set[str]:
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_tab_offers_what_lives(shell: str, stopped_after: Home, tmp_path: Path) -> None:
-    home = stopped_after
-    assert "model" in offered(home, shell, "mo") and "verify" in offered(home, shell, "model", "ver")
-    assert offered(home, shell, "model", "get", "") == set(), "nobody hosts: nothing, and at once"
-    assert aima(home, "start").returncode == 0
-    weights = write_tiny_gguf(tmp_path / "tiny.gguf")
-    assert aima(home, "model", "import", str(weights), "--name", "tiny", "--idempotency-key", "once").returncode == 0
+def test_tab_offers_what_lives(shell: str, up: Home, tmp_path: Path) -> None:
+    nobody, home = Home(tmp_path), up
+    assert "model" in offered(nobody, shell, "mo") and "verify" in offered(nobody, shell, "model", "ver")
+    assert offered(nobody, shell, "model", "get", "") == set(), "nobody hosts: nothing, and at once"
     assert offered(home, shell, "model", "get", "") == {"tiny"} == offered(home, shell, "service", "create", "--model-id", "t")
     assert offered(home, shell, "run", "get", "model-imp") == {"model-import-once"}
     if shell != "bash":
@@ -444,11 +474,10 @@ def test_bash_itself_takes_the_script(stopped_after: Home) -> None:
     assert done.stdout == "verify\n", done
 
 
-def test_top_shows_one_look_where_nobody_watches(stopped_after: Home) -> None:
-    home = stopped_after
+def test_top_shows_one_look_where_nobody_watches(up: Home, home: Home) -> None:
     none = aima(home, "top", "--json")
     assert none.returncode == 7 and json.loads(none.stderr)["code"] == "failed_precondition", none
-    assert aima(home, "start").returncode == 0
+    home = up
     plain, once = aima(home, "top"), aima(home, "top", "--once", "-o", "yaml")
     for part in ("devices", "services", "runs", "none", "cpu"):
         assert part in plain.stdout
@@ -458,14 +487,12 @@ def test_top_shows_one_look_where_nobody_watches(stopped_after: Home) -> None:
 
 
 @pytest.mark.parametrize("way", [b"q", signal.SIGINT], ids=["q", "ctrl-c"])
-def test_top_looks_again_until_it_is_left(way: bytes | signal.Signals, stopped_after: Home) -> None:
-    home = stopped_after
-    assert aima(home, "start").returncode == 0
+def test_top_looks_again_until_it_is_left(way: bytes | signal.Signals, up: Home) -> None:
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (40, 100))
     before = termios.tcgetattr(theirs)
     command = [sys.executable, "-m", "aima_mcp.main", "top", "--interval", "0.2"]
-    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=around(home) | {"TERM": "xterm"}) as process:
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=around(up) | {"TERM": "xterm"}) as process:
         said = b""
         while said.count(b"devices") < 3:
             said += os.read(ours, 65536)
@@ -581,8 +608,8 @@ def test_a_run_can_be_left_to_the_host_and_waited_for(stopped_after: Home, tmp_p
     assert waited["status"] == "failed" and waited["error"]["code"]
 
 
-def test_events_are_followed_until_interrupted(stopped_after: Home) -> None:
-    home = stopped_after
+def test_events_are_followed_until_interrupted(up: Home) -> None:
+    home = up
     words = [sys.executable, "-m", "aima_mcp.main", "events", "--follow", "--json", "--types", "device.detected"]
     with subprocess.Popen(words, env=around(home), stdout=subprocess.PIPE, text=True) as follower:
         assert follower.stdout is not None

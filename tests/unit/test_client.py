@@ -113,7 +113,7 @@ async def test_a_reader_that_leaves_is_no_bug_of_aima(home: Home) -> None:
         stream = aiter(aima.stream("inference.chat", model="any", messages=[{"role": "user", "content": "hi"}]))
         assert await anext(stream) == {"delta": {"content": "a"}}
         await stream.aclose()  # type: ignore[attr-defined]
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             await done.wait()
             while not gateway.outcomes:
                 await anyio.sleep(0)

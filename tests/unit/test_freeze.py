@@ -9,14 +9,14 @@ from typing import Any
 import anyio
 import pytest
 
-from aima_lib import units
 from aima_lib.door import AGENT
 from aima_lib.errors import AimaError, ApprovalRequired, FailedPrecondition
 from aima_lib.gateway import Gateway
 from aima_lib.infra.home import Home
 from aima_lib.registry import Registry
-from aima_lib.runtime import host
+from aima_lib.runtime import host, own_registry
 from tests.workshop import OPEN, agreed, unit, write_handlers, write_schemas
+from tests.world import within
 
 pytestmark = pytest.mark.anyio
 SAME = {"readOnlyHint": False, "idempotentHint": True, "destructiveHint": False, "openWorldHint": False}
@@ -53,7 +53,7 @@ def known(tmp_path: Path) -> tuple[Registry, Any]:
     """AIMA's units and a few that hang, and what the handlers of those keep."""
     name = f"freezing_{tmp_path.name.replace('-', '_')}"
     own = Registry.load(write_handlers(tmp_path, name, HANDLERS), write_schemas(tmp_path / "schemas", *TOYS))
-    return Registry(dict(Registry.load(units)) | dict(own)), sys.modules[f"{name}.only"]
+    return Registry(dict(own_registry()) | dict(own)), sys.modules[f"{name}.only"]
 
 
 async def until(true: Any) -> None:
@@ -81,7 +81,7 @@ async def test_a_freeze_ends_commands_lets_runs_wait_and_is_over_with_a_thaw(hom
         for name in ("thing.work", "thing.hang"):
             callers.start_soon(call, name)
         await until(lambda: sorted(inside.begun) == ["hang", "work"])
-        with anyio.fail_after(1):
+        with within(1):
             frozen = (await gateway.call("system.freeze", {"reason": "an agent went wild"}))["frozen"]
             await until(lambda: len(codes) == 2)
         assert (frozen["by"], frozen["reason"], inside.ended) == ("owner", "an agent went wild", ["hang"])

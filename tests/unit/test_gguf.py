@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import time
 from pathlib import Path
 
 import gguf
@@ -12,10 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aima_lib.errors import InvalidArgument
+from aima_lib.infra import safetensors
 from aima_lib.infra.gguf import FILE_TYPES, TENSOR_TYPES, peek_head, read_head
-from aima_lib.infra.safetensors import count_parameters
 from aima_lib.services.describe import describe
 from tests.tiny import write_tiny_gguf
+from tests.world import within
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +70,11 @@ def test_a_description_has_what_the_file_says(tiny: Path) -> None:
 def test_an_array_of_two_to_the_forty_is_refused_at_once(tmp_path: Path) -> None:
     lie = written(tmp_path, head(pairs=1), text(b"k"), struct.pack("<IIQ", 9, 8, 1 << 40))
     assert lie.stat().st_size == 49
-    began = time.perf_counter()
-    with pytest.raises(InvalidArgument, match=r"at byte 49: the length of k is 1099511627776, more than a file of 49 bytes can hold"):
+    with (
+        within(0.05),
+        pytest.raises(InvalidArgument, match=r"at byte 49: the length of k is 1099511627776, more than a file of 49 bytes can hold"),
+    ):
         read_head(lie)
-    assert time.perf_counter() - began < 0.05
 
 
 @pytest.mark.parametrize(
@@ -125,14 +126,19 @@ def test_the_first_bytes_tell_the_geometry(tiny: Path) -> None:
     assert found.of_architecture("block_count") == 3
 
 
+def count(path: Path) -> dict[str, int]:
+    with path.open("rb") as stream:
+        return safetensors.read_head(stream, path.stat().st_size, path.name).elements
+
+
 def test_safetensors_are_counted_and_refused_when_cut(tmp_path: Path) -> None:
     body = b'{"w":{"dtype":"BF16","shape":[2,3],"data_offsets":[0,12]}}'
     path = tmp_path / "model.safetensors"
     path.write_bytes(struct.pack("<Q", len(body)) + body + bytes(12))
-    assert count_parameters(path, path.name) == (6, "BF16")
+    assert count(path) == {"BF16": 6}
     path.write_bytes(struct.pack("<Q", len(body)) + body + bytes(5))
     with pytest.raises(InvalidArgument, match="cut short"):
-        count_parameters(path, path.name)
+        count(path)
     path.write_bytes(struct.pack("<Q", 1 << 50) + body)
     with pytest.raises(InvalidArgument, match="at byte 0"):
-        count_parameters(path, path.name)
+        count(path)

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import anyio
 import psutil
 import pytest
 
-from aima_lib.errors import FailedPrecondition
+from aima_lib.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from aima_lib.gateway import Gateway
 from aima_lib.infra.home import Home, create_time, is_alive, write_private
 from aima_lib.launchers import keeper
 from aima_lib.runtime import host
+from aima_mcp import background
 
 HOLD = """
 import sys
@@ -160,3 +164,42 @@ def test_a_host_clears_what_a_killed_one_left_half_written(home: Home) -> None:
         assert busy.exists(), "its writer lives"
     finally:
         home.release()
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a disk of two megabytes."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True, check=False).returncode:
+        pytest.skip("cannot mount a small disk here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(folder: Path, but: int = 0) -> Path:
+    """What takes all the room that there is, but for so many bytes."""
+    path, left = folder / "fill", shutil.disk_usage(folder).free - but
+    path.write_bytes(bytes(left))
+    return path
+
+
+@pytest.mark.anyio
+async def test_a_full_disk_is_told_and_what_was_there_is_there_when_it_has_room_again(small: Path) -> None:
+    home = Home(small / "home")
+    home.make()
+    filling = fill(small)
+    for wanted in (lambda: home.acquire("1"), home.key, home.secret):
+        with pytest.raises(FailedPrecondition, match="No space left") as refused:
+            wanted()
+        assert refused.value.hint and refused.value.hint.startswith("free some space")
+    with pytest.raises(Unavailable, match=r"no space is left in .*/home"):
+        await anyio.to_thread.run_sync(background.start, home)
+    filling.unlink()
+    filling = fill(small, but=64 << 10)
+    with pytest.raises(ResourceExhausted, match="the disk refused a write to the store"):
+        async with host(home):
+            pass
+    filling.unlink()
+    async with host(home) as gateway:
+        assert (await gateway.call("system.info"))["pid"] == os.getpid()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import time
 from collections import Counter
 from itertools import pairwise
 from typing import Any
@@ -17,6 +18,7 @@ from aima_lib.services.affinity import Affinity, marks
 from aima_lib.services.breaker import FIRST_SECONDS, LONGEST_SECONDS, Breaker
 from aima_lib.services.fair_queue import AHEAD, FairQueue
 from aima_lib.services.lane import LEANING_TOKENS, Lane, Limits, Seat
+from aima_lib.services.restarts import LONGEST_DELAY, Restarts
 from aima_lib.services.routes import Endpoint
 
 LIMITS = Limits(queue=10, queue_of_caller=5, seconds=5)
@@ -225,3 +227,41 @@ async def test_a_place_is_another_once_its_process_is() -> None:
     old.scope = anyio.CancelScope()
     lane.update([endpoint("a", start="2", health="unhealthy"), endpoint("b")], nobody)
     assert (await lane.enter("x", 1)).endpoint.instance["id"] == "b"
+
+
+def test_a_higher_priority_may_step_ahead_anew_after_each_turn_of_a_lower() -> None:
+    queue: FairQueue[str] = FairQueue()
+    for number in range(3):
+        queue.put("low", f"low {number}")
+    for number in range(4 * AHEAD):
+        queue.put("high", f"high {number}", rank=1)
+    went = [queue.pop().partition(" ")[0] for _ in range(3 * AHEAD + 3)]
+    turns = [place for place, who in enumerate(went) if who == "low"]
+    assert [after - before - 1 for before, after in pairwise(turns)] == [AHEAD, AHEAD], went
+
+
+def test_a_caller_who_leaves_the_queue_leaves_it_whole() -> None:
+    queue: FairQueue[str] = FairQueue()
+    queue.put("a", "of a")
+    queue.put("b", "of b")
+    assert queue.remove("a", "of a") and not queue.remove("a", "of a")
+    assert (queue.head(), len(queue), queue.callers) == ("of b", 1, 1)
+
+
+def test_a_service_may_die_again_once_its_deaths_are_long_ago(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    restarts = Restarts(limit=3, window_seconds=60)
+    for number in range(3):
+        assert not restarts.is_spent("s")
+        restarts.note("s", f"start {number}")
+        restarts.note("s", f"start {number}")
+    assert restarts.is_spent("s") and restarts.attempt("s") == {"attempt": 3, "delay_seconds": 4.0}
+    now[0] += 61
+    assert (restarts.deaths("s"), restarts.is_spent("s")) == (0, False)
+    many = Restarts(limit=100, window_seconds=600)
+    for number in range(9):
+        many.note("s", f"start {number}")
+    assert many.attempt("s")["delay_seconds"] == LONGEST_DELAY and not many.is_due("s")
+    now[0] += LONGEST_DELAY
+    assert many.is_due("s")

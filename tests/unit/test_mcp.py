@@ -72,6 +72,35 @@ async def test_the_main_field_comes_first_and_the_whole_is_structured(world: Wor
     assert json.loads(text_of(result))[0]["name"] == "run.wait"
 
 
+@pytest.mark.parametrize(
+    ("tool", "arguments", "wanted"),
+    [
+        ("run_list", {"limit": "2"}, {"runs": [], "total": 0}),
+        (
+            "unit_call",
+            {"name": "run.list", "arguments": '{"limit": "2", "offset": "0"}'},
+            {"name": "run.list", "result": {"runs": [], "total": 0}},
+        ),
+        ("unit_call", {"name": "run.list", "plan": "false"}, {"name": "run.list", "result": {"runs": [], "total": 0}}),
+        ("run_list", {"limit": "two"}, '"two" is not of type "integer"'),
+        ("run_list", {"limit": "2.5"}, '"2.5" is not of type "integer"'),
+        ("run_list", {"limit": "true"}, '"true" is not of type "integer"'),
+        ("run_list", {"limit": "0"}, "0 is less than the minimum of 1"),
+        ("unit_call", {"name": "run.list", "arguments": "[1]"}, 'is not of type "object"'),
+        ("unit_call", {"name": "run.list", "arguments": '{"limit": 1, "limit": 2}'}, 'is not of type "object"'),
+        ("run_get", {"run_id": "12"}, "no run called '12'"),
+        ("service_create", {"model_id": "a", "name": "x" * 5000}, "is longer than"),
+    ],
+)
+async def test_what_a_host_sends_as_text_by_mistake_is_what_it_means(world: World, tool: str, arguments: Any, wanted: Any) -> None:
+    async with Client(world.face.server) as client:
+        result = await client.call_tool(tool, arguments)
+    if isinstance(wanted, str):
+        assert result.is_error and wanted in text_of(result) and len(text_of(result)) < 1500
+    else:
+        assert result.structured_content == wanted
+
+
 @pytest.mark.parametrize("mode", ERAS)
 async def test_an_error_says_what_to_do(world: World, mode: str) -> None:
     async with Client(world.face.server, mode=mode) as client:

@@ -25,8 +25,8 @@ from aima_lib.runtime import host
 from aima_mcp.app import App
 from aima_mcp.faces.cli import build as build_cli
 from aima_mcp.faces.mcp import build
-from aima_mcp.faces.mcp.profiles import ALWAYS, choose, profiles
 from aima_mcp.faces.mcp.results import tool
+from aima_mcp.faces.profiles import ALWAYS, choose, profiles
 from tests.mcp_world import ERAS, text_of
 from tests.world import ROOT, HostProcess, environment
 

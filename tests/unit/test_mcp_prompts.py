@@ -19,9 +19,9 @@ from aima_lib.infra.home import Home
 from aima_lib.registry import Registry, SchemaError
 from aima_mcp.faces.mcp import build
 from aima_mcp.faces.mcp.completions import Completions, fitting
-from aima_mcp.faces.mcp.profiles import DEFAULT, profiles
 from aima_mcp.faces.mcp.prompts import LONGEST, Prompts, text_of
 from aima_mcp.faces.mcp.results import wire_name
+from aima_mcp.faces.profiles import DEFAULT, profiles
 from tests.mcp_world import ERAS
 from tests.tiny import write_tiny_gguf
 from tests.workshop import unit, write_handlers, write_schemas

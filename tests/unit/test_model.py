@@ -112,11 +112,11 @@ def tiny(tmp_path: Path) -> Path:
 
 
 async def test_an_import_is_recorded_linked_and_found_again(here: Shop, tiny: Path) -> None:
-    model = await here.models.import_model(str(tiny))
+    model = (await here.models.import_all(str(tiny)))[0][0]
     assert (model["id"], model["status"], model["digest"]) == ("tiny-f32", "ready", f"sha256:{sha256_of(tiny)}")
     assert here.models.path(model).read_bytes() == tiny.read_bytes()
     assert here.models.path(model).samefile(here.home / f"models/blobs/sha256-{sha256_of(tiny)}")
-    again = await here.models.import_model(str(tiny))
+    again = (await here.models.import_all(str(tiny)))[0][0]
     assert again["id"] == "tiny-f32" and here.models.list()[1] == 1
     assert here.on_disk()["partial"] == []
     created = await here.told("model.created")
@@ -127,44 +127,44 @@ async def test_a_broken_file_is_refused_where_it_breaks(here: Shop, tiny: Path, 
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(tiny.read_bytes()[:500_000])
     with pytest.raises(InvalidArgument, match=r"broken\.gguf .* at byte \d+: tensor"):
-        await here.models.import_model(str(broken))
+        await here.models.import_all(str(broken))
     with pytest.raises(InvalidArgument, match="is not a file"):
-        await here.models.import_model(str(tmp_path / "none.gguf"))
+        await here.models.import_all(str(tmp_path / "none.gguf"))
     other = tmp_path / "model.onnx"
     other.write_bytes(b"onnx")
     with pytest.raises(InvalidArgument, match=r"model\.onnx is not a usable ONNX model"):
-        await here.models.import_model(str(other))
+        await here.models.import_all(str(other))
     with pytest.raises(InvalidArgument, match="cannot check"):
-        await here.models.import_model(str(other.rename(tmp_path / "model.engine")))
+        await here.models.import_all(str(other.rename(tmp_path / "model.engine")))
     assert here.on_disk() == {"blobs": [], "partial": []}
 
 
 async def test_a_taken_name_is_refused_and_a_derived_one_moves_on(here: Shop, tiny: Path, tmp_path: Path) -> None:
     other = write_tiny_gguf(tmp_path / "other/Tiny-F32.gguf".replace("other/", "b-"), seed=1)
-    await here.models.import_model(str(tiny), name="one")
+    await here.models.import_all(str(tiny), name="one")
     with pytest.raises(AlreadyExists, match="one belongs to a model with other weights"):
-        await here.models.import_model(str(other), name="one")
-    await here.models.import_model(str(tiny), name="two")  # the same weights may have two names
+        await here.models.import_all(str(other), name="one")
+    await here.models.import_all(str(tiny), name="two")  # the same weights may have two names
     assert [model["id"] for model in here.models.list()[0]] == ["two", "one"]
     assert len(here.on_disk()["blobs"]) == 1
 
 
 async def test_delete_gives_the_disk_back_once_nobody_shares(here: Shop, tiny: Path) -> None:
     for name in ("one", "two"):
-        await here.models.import_model(str(tiny), name=name, mode="copy")
+        await here.models.import_all(str(tiny), name=name, mode="copy")
     assert await here.models.delete("one") == 0
     assert here.models.path(here.models.get("two")).exists()
     blocks = here.models.path(here.models.get("two")).stat().st_blocks * 512
     assert await here.models.delete("two") == blocks > 900_000
     assert here.on_disk() == {"blobs": [], "partial": []}
-    linked = await here.models.import_model(str(tiny))
+    linked = (await here.models.import_all(str(tiny)))[0][0]
     assert await here.models.delete(linked["id"]) == 0  # the original holds the bytes
     assert tiny.exists()
     assert [event["model_id"] for event in await here.told("model.deleted")] == ["one", "two", "tiny-f32"]
 
 
 async def test_a_model_in_use_stays(here: Shop, tiny: Path) -> None:
-    await here.models.import_model(str(tiny), name="m")
+    await here.models.import_all(str(tiny), name="m")
     await here.store.put("service", {"id": "talk", "model_id": "m", "status": "stopped"})
     with pytest.raises(FailedPrecondition, match="in use by service talk") as caught:
         await here.models.delete("m")
@@ -177,7 +177,7 @@ async def test_a_model_in_use_stays(here: Shop, tiny: Path) -> None:
 
 
 async def test_verify_sees_damage_and_wrong_checksums(here: Shop, tiny: Path) -> None:
-    model = await here.models.import_model(str(tiny), name="m", mode="copy")
+    model = (await here.models.import_all(str(tiny), name="m", mode="copy"))[0][0]
     assert await here.models.verify("m", model["digest"].upper().replace("SHA256", "sha256")) == (True, [])
     assert (await here.models.verify("m", "0" * 64))[1][0]["code"] == "checksum"
     path = here.models.path(model)
@@ -189,7 +189,7 @@ async def test_verify_sees_damage_and_wrong_checksums(here: Shop, tiny: Path) ->
     path.unlink()
     assert (await here.models.verify("m"))[1][0]["code"] == "missing"
     assert [event["valid"] for event in await here.told("model.verified")] == [True, False, False, False]
-    mended = await here.models.import_model(str(tiny), name="m")
+    mended = (await here.models.import_all(str(tiny), name="m"))[0][0]
     assert mended["status"] == "ready"
 
 
@@ -219,10 +219,10 @@ async def test_a_pickle_is_never_taken_in_and_said_to_be_unsafe(here: Shop, tmp_
     (folder / "config.json").write_text("{}")
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x02}q\x00.")
     with pytest.raises(InvalidArgument, match=r"pytorch_model\.bin may be a Python pickle.* AIMA never loads one"):
-        await here.models.import_model(str(folder))
+        await here.models.import_all(str(folder))
     (folder / "weights.pt").write_bytes(b"\x80\x02}q\x00.")
     with pytest.raises(InvalidArgument):
-        await here.models.import_model(str(folder / "weights.pt"))
+        await here.models.import_all(str(folder / "weights.pt"))
     model = await here.models.create("old", "llm", str(folder / "weights.pt"))
     assert model["format"] == "pytorch" and "weights.pt is a Python pickle" in model["warnings"][0]
 
@@ -232,7 +232,7 @@ async def test_a_folder_with_a_projector_is_one_model_that_sees(here: Shop, tiny
     folder.mkdir()
     tiny.rename(folder / "a.gguf")
     (folder / "mmproj-a.gguf").write_bytes(gguf({"general.architecture": "clip", "clip.has_vision_encoder": True}, [("v.w", (8,), 0, 32)]))
-    model = await here.models.import_model(str(folder))
+    model = (await here.models.import_all(str(folder)))[0][0]
     assert [file["name"] for file in model["files"]] == ["a.gguf", "mmproj-a.gguf"]
     assert (model["type"], model["modalities"]) == ("vlm", ["text", "image"]) and "vision" in model["capabilities"]
     said = (await here.models.estimate(model["id"]))["memory"]
@@ -242,7 +242,7 @@ async def test_a_folder_with_a_projector_is_one_model_that_sees(here: Shop, tiny
 
 async def test_a_home_of_before_still_estimates(here: Shop, tiny: Path) -> None:
     """Records that were written before the groups of layers have the plain numbers only."""
-    model = await here.models.import_model(str(tiny), name="m")
+    model = (await here.models.import_all(str(tiny), name="m"))[0][0]
     new = (await here.models.estimate("m", context_length=512))["memory"]
     keys = ("block_count", "head_count", "head_count_kv", "key_length", "value_length", "embedding_length", "feed_forward_length")
     old = {key: model["geometry"][key] for key in (*keys, "vocabulary_size", "context_length", "sliding_window", "tensor_bytes")}
@@ -252,7 +252,7 @@ async def test_a_home_of_before_still_estimates(here: Shop, tiny: Path) -> None:
 
 async def test_filters_paging_and_nearest_names(here: Shop, tiny: Path) -> None:
     for name in ("one", "two", "three"):
-        await here.models.import_model(str(tiny), name=name)
+        await here.models.import_all(str(tiny), name=name)
     models, total = here.models.list(type="llm", limit=1, offset=1)
     assert ([model["id"] for model in models], total) == (["two"], 3)
     assert here.models.list(format="onnx") == ([], 0)
@@ -263,7 +263,7 @@ async def test_filters_paging_and_nearest_names(here: Shop, tiny: Path) -> None:
 
 
 async def test_the_estimate_is_the_formula_and_names_the_context_that_fits(here: Shop, tiny: Path) -> None:
-    await here.models.import_model(str(tiny), name="m")
+    await here.models.import_all(str(tiny), name="m")
     found = await here.models.estimate("m", context_length=512, parallel=2)
     assert found["memory"]["kv_cache_bytes"] == 3 * 2 * (16 + 16) * 2 * 512 * 2
     assert found["memory"]["low_bytes"] <= found["memory"]["total_bytes"] <= found["memory"]["high_bytes"]
@@ -291,16 +291,16 @@ async def test_folders_and_shards(here: Shop, tiny: Path, tmp_path: Path) -> Non
     folder = tmp_path / "some model"
     folder.mkdir()
     tiny.rename(folder / "a.gguf")
-    assert (await here.models.import_model(str(folder)))["id"] == "some-model"
+    assert (await here.models.import_all(str(folder)))[0][0]["id"] == "some-model"
     write_tiny_gguf(folder / "b.gguf", seed=1)
     with pytest.raises(InvalidArgument, match="holds 2 models"):
-        await here.models.import_model(str(folder))
+        await here.models.import_all(str(folder))
     (folder / "b.gguf").rename(tmp_path / "b-00001-of-00002.gguf")
     with pytest.raises(InvalidArgument, match="b-00002-of-00002"):
-        await here.models.import_model(str(tmp_path / "b-00001-of-00002.gguf"))
+        await here.models.import_all(str(tmp_path / "b-00001-of-00002.gguf"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(InvalidArgument, match="neither GGUF nor safetensors"):
-        await here.models.import_model(str(tmp_path / "empty"))
+        await here.models.import_all(str(tmp_path / "empty"))
 
 
 async def test_no_room_is_said_before_the_first_byte(tmp_path: Path) -> None:
@@ -313,5 +313,5 @@ async def test_a_pipe_or_a_dangling_link_is_no_model(here: Shop, tmp_path: Path)
     (tmp_path / "gone.gguf").symlink_to(tmp_path / "nothing")
     for name in ("pipe.gguf", "gone.gguf", "nul\0.gguf"):
         with pytest.raises(InvalidArgument):
-            await here.models.import_model(str(tmp_path / name))
+            await here.models.import_all(str(tmp_path / name))
     assert stat.S_ISFIFO((tmp_path / "pipe.gguf").stat().st_mode)

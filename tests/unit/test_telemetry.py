@@ -48,7 +48,7 @@ class Collector:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def spans(self, trace_id: str | None = None) -> list[dict[str, Any]]:
         """Every span that came: name, trace, id, parent, attributes, failed."""

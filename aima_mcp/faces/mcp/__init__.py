@@ -24,12 +24,12 @@ from aima_mcp.faces.mcp.completions import Completions
 from aima_mcp.faces.mcp.edge import boundary
 from aima_mcp.faces.mcp.http import McpHttp
 from aima_mcp.faces.mcp.icons import OURS, icons
-from aima_mcp.faces.mcp.profiles import DEFAULT, Own, Profile, choose, profiles
 from aima_mcp.faces.mcp.prompts import Prompts
 from aima_mcp.faces.mcp.resources import Resources
 from aima_mcp.faces.mcp.stdio import stdio
 from aima_mcp.faces.mcp.tools import WAIT_SECONDS, Tools
 from aima_mcp.faces.mcp.watch import Watch
+from aima_mcp.faces.profiles import DEFAULT, Own, Profile, choose, profiles
 
 INSTRUCTIONS = """AIMA runs AI inference on this machine: it finds the hardware, fetches models, starts engines and serves them.
 Start with system_info (what this machine is) and inference_models (what can be asked right now). The tools listed are a selection:

@@ -20,10 +20,11 @@ from aima_lib.registry import Unit
 from aima_lib.runs import outcome_of
 from aima_mcp.faces.mcp import consent
 from aima_mcp.faces.mcp.edge import Ctx, caller_of, refuse_cursor
-from aima_mcp.faces.mcp.profiles import Profile
+from aima_mcp.faces.mcp.repair import repaired
 from aima_mcp.faces.mcp.results import COMPLETE, Progress, failure, success, tool, unfinished, wire_name
 from aima_mcp.faces.mcp.tasks import Tasks, declared
 from aima_mcp.faces.mcp.watch import Watch
+from aima_mcp.faces.profiles import Profile
 
 KEY = "io.aima/idempotencyKey"
 TOKEN = "io.aima/token"
@@ -73,14 +74,14 @@ class Tools:
         unit = self._units.get(params.name)
         if unit is None:
             raise self._unknown(params.name)
-        key, token = _text(ctx, KEY), _text(ctx, TOKEN)
+        key, token, arguments = _text(ctx, KEY), _text(ctx, TOKEN), self._repaired(unit, params.arguments)
         try:
             token = consent.given(params) or token
             try:
-                return await self._done(ctx, unit, params.arguments, token, key)
+                return await self._done(ctx, unit, arguments, token, key)
             except ApprovalRequired as refusal:
                 answer = await consent.asked(ctx, refusal, self._wait_seconds)
-                return answer if isinstance(answer, dict) else await self._done(ctx, unit, params.arguments, answer, key)
+                return answer if isinstance(answer, dict) else await self._done(ctx, unit, arguments, answer, key)
         except AimaError as error:
             return failure(error, self._profile.units)
 
@@ -132,6 +133,13 @@ class Tools:
     def _success(self, unit: Unit, output: Mapping[str, Any], arguments: Mapping[str, Any] | None) -> dict[str, Any]:
         called = self._units.get(wire_name(output["name"])) if unit.name == PASSES_ON else None
         return success(unit, output, arguments, self._profile.units, called)
+
+    def _repaired(self, unit: Unit, arguments: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+        given: dict[str, Any] | None = repaired(unit.definition["inputSchema"], arguments)
+        if unit.name == PASSES_ON and given and isinstance(inner := given.get("arguments"), dict):
+            called = self._units.get(wire_name(str(given.get("name"))))
+            given["arguments"] = repaired(called.definition["inputSchema"], inner) if called else inner
+        return given
 
     def _unknown(self, name: str) -> NotFound:
         hint = did_you_mean(name, self._units) or "tools/list names them; unit_search finds one by words"
