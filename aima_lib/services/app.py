@@ -21,7 +21,7 @@ from aima_lib.infra.store import Document, Store
 from aima_lib.services.app_gpus import Gpus
 from aima_lib.services.app_keeping import Keeping
 from aima_lib.services.app_link import Links
-from aima_lib.services.app_log import AppLog, cursor_of, told
+from aima_lib.services.app_log import AppLog, begun, cursor_of, told
 from aima_lib.services.app_making import Making
 from aima_lib.services.app_refusals import call, other, undone, wait
 from aima_lib.services.app_stack import Seen, Stack, host_ports
@@ -80,16 +80,16 @@ class AppService:
     async def logs(
         self, app_id: str, tail: int, since: str | None = None, cursor: str | None = None, seconds: float = 0.0
     ) -> tuple[Sequence[str], str]:
-        """The last lines its containers wrote, each with its time, or those after a cursor; and the cursor behind them.
+        """The last lines its containers wrote, each with its time, or the next after a cursor; and the cursor behind them.
 
         seconds: how long to wait for a line where there is none yet.
         """
-        record = self._store.get("app", app_id)
+        record, at = self._store.get("app", app_id), parse(since).timestamp() if since else 0.0
         ids = partial(self.stack.ids, record)
         if cursor is not None:
-            lines, places = await self._log.after(record, ids, cursor_of(cursor), tail, seconds)
+            lines, places = await self._log.after(record, ids, begun(record, cursor_of(cursor), at), tail, seconds)
             return lines, told(places)
-        lines, places = await self._log.last(record, ids, tail, parse(since).timestamp() if since else None)
+        lines, places = await self._log.last(record, ids, tail, at or None)
         if not lines and seconds:
             lines, places = await self._log.after(record, ids, places, tail, seconds)
         return lines, told(places)

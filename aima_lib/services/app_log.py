@@ -71,6 +71,11 @@ def cursor_of(text: str) -> dict[str, Place]:
     return {name: (int(moment), int(count or 0)) for name, (moment, _, count) in split}
 
 
+def begun(record: Document, cursor: Mapping[str, Place], since: float) -> dict[str, Place]:
+    """Where each container of the app is read on: behind a cursor, and from a time on (seconds since 1970)."""
+    return {name: max(cursor.get(name, START), (int(since * SECOND), 0)) for name in record["template"]["containers"]}
+
+
 def told(cursor: Mapping[str, Place]) -> str:
     """The text of a cursor."""
     return ",".join(f"{name}={moment}.{count}" for name, (moment, count) in cursor.items())
@@ -85,7 +90,7 @@ class AppLog:
     async def last(self, record: Document, ids: Ids, most: int, since: float | None) -> tuple[Sequence[str], dict[str, Place]]:
         """The last lines of all together, and the cursor behind them."""
         lines = list[Line]()
-        cursor = dict.fromkeys(record["template"]["containers"], (int((since or 0) * SECOND), 0))
+        cursor = begun(record, {}, since or 0.0)
         for name, id in (await ids()).items():
             found = Reader(name).read(await self._docker.logs(id, most, since))
             lines += found
@@ -101,10 +106,9 @@ class AppLog:
         return _moved({name: (moment, 0)}, found)[name]
 
     async def after(
-        self, record: Document, ids: Ids, cursor: Mapping[str, Place], most: int, seconds: float
+        self, record: Document, ids: Ids, places: Mapping[str, Place], most: int, seconds: float
     ) -> tuple[Sequence[str], dict[str, Place]]:
-        """The next lines after a cursor, and the cursor behind those. Where there are none yet it waits for some, no longer than so."""
-        places = {name: cursor.get(name, START) for name in record["template"]["containers"]}
+        """The next lines after these places, and those behind them. Where there are none yet it waits for some, no longer than so."""
         lines = list[Line]()
         for name, id in (await ids()).items():
             reader = Reader(name, places[name])

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from aima_lib.errors import Cancelled, InvalidArgument
+from aima_lib.errors import Cancelled
 from aima_lib.flows.source import parse, refusal
 from aima_lib.gateway import Context
 from aima_lib.infra.change import Change
@@ -73,8 +73,6 @@ async def app_logs(
     ctx: Context, app_id: str, tail: int = 100, since: str | None = None, cursor: str | None = None, wait_seconds: float = 0.0
 ) -> Result:
     since = moment(since) if since else None
-    if since and cursor:
-        raise InvalidArgument("since: a cursor says already where to go on", hint="leave one of them out", details={"field": "since"})
     lines, place = await ctx.services.apps.logs(app_id, tail, since, cursor, wait_seconds)
     return {"lines": lines, "cursor": place}
 

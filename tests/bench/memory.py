@@ -40,7 +40,7 @@ async def measured(paths: Sequence[Path], engine: str, count: int, more: dict[st
         async with host(home) as gateway:
             rows: list[dict[str, Any]] = []
             for number, path in enumerate(paths):
-                model = await gateway.services.models.import_model(str(path), name=f"bench-{number}")
+                (model,), _ = await gateway.services.models.import_all(str(path), name=f"bench-{number}")
                 for context, parallel, batch in SETTINGS[:count]:
                     options = {"context_length": context, "parallel": parallel, "batch_size": batch, **more}
                     rows.append(await one(gateway.services, engine, model, options))

@@ -211,7 +211,7 @@ async def test_an_import_takes_the_file_it_looked_at(tmp_path: Path, mode: str) 
         other.replace(path) if other.exists() else None
 
     async with shop(tmp_path / "home") as here:
-        model = await here.models.import_model(str(path), mode=mode, send=swap)
+        (model,), _ = await here.models.import_all(str(path), mode=mode, send=swap)
         assert not other.exists() and model["digest"] == f"sha256:{digest}"
         assert sha256_of(here.models.path(model)) == digest
 
@@ -226,7 +226,7 @@ async def test_a_hub_cache_with_its_relative_links_is_imported_and_linked(tmp_pa
     (snapshot / "m-F32.gguf").symlink_to("../../blobs/f00")
     async with shop(tmp_path / "home") as here:
         for given in (snapshot / "m-F32.gguf", snapshot):
-            model = await here.models.import_model(str(given), name="m")
+            (model,), _ = await here.models.import_all(str(given), name="m")
             assert here.models.path(model).samefile(blob)
         registered = await here.models.create("there", "llm", str(snapshot))
         assert here.models.path(registered) == snapshot / "m-F32.gguf"
