@@ -37,7 +37,6 @@ class Place:
         self.endpoint, self.breaker = endpoint, Breaker()
         self.seats: set[Seat] = set()
         self.tokens = 0
-        self.is_gone = False
 
     @property
     def start(self) -> tuple[str, str]:
@@ -213,9 +212,6 @@ class Lane:
                 old = Place(endpoint)
             old.endpoint = endpoint
             fresh[id] = old
-        for id, place in self._places.items():
-            if fresh.get(id) is not place:
-                place.is_gone = True
         self._places = fresh
         self._free_hung()
         if not fresh and self._queue and (error := why_not()) is not None:

@@ -94,7 +94,7 @@ class Quickstart:
         if not found["recipes"]:
             raise _nothing(found["refused"])
         [match] = found["recipes"]
-        self._say(f"{'; '.join(match['reasons'])}: {match['recipe']['id']}")
+        self._say("\n  ".join([f"{match['recipe']['id']} fits this machine:", *match["reasons"]]))
         return str(match["recipe"]["id"])
 
     async def _apply(self, door: Door, recipe_id: str) -> Fields:
