@@ -151,8 +151,7 @@ class Books:
             yield
         finally:
             del self.promised[instance_id]
-            for id in self.sharing(device_id):
-                self._devices.stale(id)  # what was read before does not have what it took
+            self._devices.stale()  # what was read before does not have what it took
 
     def planned(self, device_id: str, but: str | None = None) -> int:
         """What engines and starts may take of a device together, as far as anybody can reckon it."""

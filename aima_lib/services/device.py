@@ -116,9 +116,9 @@ class DeviceService:
         reading = await self._read(self.device(device_id), fresh_seconds)
         return reading.memory_total_bytes, reading.memory_used_bytes
 
-    def stale(self, device_id: str) -> None:
-        """What was read of a device is known to be past."""
-        self._readings.pop(device_id, None)
+    def stale(self) -> None:
+        """What was read of the devices is known to be past."""
+        self._readings.clear()
 
     async def used(self, device_id: str) -> int | None:
         """Bytes of a device's memory that are taken at this very moment; None when it does not tell, or is gone."""

@@ -57,6 +57,12 @@ class Measuring:
         `stop` returns what the processor's memory got back.
         """
         device = instance["device"]
+        try:
+            return await self._freeing(instance, device, stop)
+        finally:
+            self._devices.stale()  # what was read before has what it held
+
+    async def _freeing(self, instance: Document, device: str, stop: Callable[[], Awaitable[int]]) -> int:
         if self._kind(device) != "gpu":
             return await stop()
         held, used = await self._held(instance), await self._devices.used(device)

@@ -55,7 +55,7 @@ async def could(hosted: Hosted, size: int, **more: Any) -> Mapping[str, Any]:
 
 
 async def test_nothing_is_started_into_a_slot_until_it_is_released(hosted: Hosted, tmp_path: Path) -> None:
-    await with_card(hosted.gateway, tmp_path)
+    card: Any = await with_card(hosted.gateway, tmp_path)
     model = await hosted.tiny()
     order = {"name": "llamacpp", "model_id": model, "options": {"context_length": 256}}
     needed = hosted.gateway.services.engines.needed_bytes(**order)  # type: ignore[arg-type]
@@ -80,6 +80,10 @@ async def test_nothing_is_started_into_a_slot_until_it_is_released(hosted: Hoste
     [row] = (await hosted.call("resource.allocations"))["allocations"]
     assert (row["kind"], row["id"], row["type"], row["held_bytes"]) == ("engine", instance["id"], "chat", 0)
     assert row["predicted_bytes"] == instance["predicted_bytes"] == needed
+    await line(hosted)
+    takes(card, 0.25)
+    await hosted.call("engine.stop", name="llamacpp", instance_id=instance["id"])
+    assert (await line(hosted))["used_bytes"] == GIB // 4, "what was read before an engine's end is not told after it"
     assert [event["type"] for event in hosted.events("resource.allocated", "resource.released")] == [
         "resource.allocated",
         "resource.released",
