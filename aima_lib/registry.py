@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 from aima_lib.redact import HIDDEN, is_secret, keeps_private, known_key
@@ -217,10 +217,10 @@ class Unit:
 
 
 class Registry(Mapping[str, Unit]):
-    """All units, by name."""
+    """All units, by name. Nobody changes one: every host of a process shares it."""
 
     def __init__(self, units: Mapping[str, Unit]) -> None:
-        self._units = dict(units)
+        self._units = MappingProxyType(dict(units))
 
     def __getitem__(self, name: str) -> Unit:
         return self._units[name]

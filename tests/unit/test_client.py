@@ -155,7 +155,7 @@ async def test_leaving_a_run_leaves_it_as_it_is(home: Home, tmp_path: Path) -> N
             return {"valid": True, "issues": []}
 
         unit = gateway.registry["model.verify"]
-        gateway._callable["model.verify"] = gateway.registry._units["model.verify"] = dataclasses.replace(unit, handler=steps)
+        gateway._callable["model.verify"] = dataclasses.replace(unit, handler=steps)
         run = await aima.start("model.verify", {"model_id": "any"})
         await told.wait()
         async for item in aima.follow(run["id"]):

@@ -174,7 +174,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True, check=False).returncode:
         pytest.skip("cannot mount a small disk here")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)  # who is about to end there may still hold it
 
 
 def fill(folder: Path, but: int = 0) -> Path:
