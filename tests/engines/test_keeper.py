@@ -47,7 +47,14 @@ def start(home: Home, launch: Launch) -> process.Kept:
 
 
 def left(home: Home, launch: Launch) -> list[int]:
-    return [one.pid for one in process.marked(home.path, launch.alias) if one.status() != psutil.STATUS_ZOMBIE]
+    return [one.pid for one in process.marked(home.path, launch.alias) if lives(one)]
+
+
+def lives(one: psutil.Process) -> bool:
+    try:
+        return bool(one.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:  # it ends as it is looked at
+        return False
 
 
 def test_nothing_is_left_soon_after_the_grace(home: Home) -> None:
